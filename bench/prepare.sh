@@ -1,0 +1,83 @@
+# shellcheck shell=bash
+# Sourced by the run scripts: finds a Python, a raw log, and preprocesses it. Sets and exports
+#   PYTHON           an interpreter that can import what is needed; made in .venv where there is none
+#   RAW_DATA         the raw log. Not set: input/kaggle/train.txt where it exists, else a synthetic log
+#   PROCESSED_DATA   the processed .npz
+#   HOT_COLD         the segregated folder
+# and reads, where set: DATA_SET (kaggle, terabyte), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS,
+# SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding row).
+
+DATA_SET="${DATA_SET:-kaggle}"
+SYNTHETIC_ROWS="${SYNTHETIC_ROWS:-1000000}"
+SYNTHETIC_DIR="${SYNTHETIC_DIR:-input/synthetic}"
+export EMB_DIM="${EMB_DIM:-16}"
+
+can_import() { # interpreter, modules
+  "$1" - "${@:2}" >/dev/null 2>&1 <<'PYTHON_END'
+import importlib.util, sys
+sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
+PYTHON_END
+}
+
+find_python() { # modules
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3 python .venv/bin/python; do
+    if can_import "$candidate" "$@"; then
+      PYTHON="$candidate"
+      return
+    fi
+  done
+  if [ -n "${PYTHON:-}" ]; then
+    echo "$0: PYTHON=$PYTHON cannot import all of: $*; install requirements.txt there" >&2
+    exit 2
+  fi
+  echo "No Python with $* here: installing requirements.txt into .venv (about 1.5 GB; minutes)"
+  python3 -m venv .venv
+  .venv/bin/python -m pip install --quiet -r requirements.txt
+  PYTHON=.venv/bin/python
+}
+
+prepare() {
+  local modules=(torch numpy sklearn tqdm) synthetic="" options=()
+  if [ -z "${RAW_DATA:-}" ]; then
+    if [ "$DATA_SET" = kaggle ] && [ -f input/kaggle/train.txt ]; then
+      RAW_DATA=input/kaggle/train.txt
+    elif [ "$DATA_SET" = kaggle ]; then
+      synthetic=yes
+      RAW_DATA="$SYNTHETIC_DIR/train.txt"
+      modules+=(polars)
+      # 256 MB would make every row of a small log hot; this leaves hot and cold inputs.
+      export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-4194304}"
+    else
+      echo "$0: set RAW_DATA to the log of DATA_SET=$DATA_SET (see README.md, Data)" >&2
+      exit 2
+    fi
+  fi
+  find_python "${modules[@]}"
+  if [ -n "$synthetic" ]; then
+    echo "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
+    "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
+  fi
+  if [ -z "${PROCESSED_DATA:-}" ]; then
+    local folder name
+    folder="$(basename "$(dirname "$RAW_DATA")")"
+    name="$(basename "$RAW_DATA" .gz)"
+    PROCESSED_DATA="input/$folder/${name%.txt}_processed.npz"
+    if [ -n "$synthetic" ]; then PROCESSED_DATA="$SYNTHETIC_DIR/train_processed.npz"; fi
+  fi
+  HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/hot_cold}"
+  mkdir -p "$(dirname "$PROCESSED_DATA")"
+  if [ -n "${MAX_IND_RANGE:-}" ]; then options+=(--max-ind-range "$MAX_IND_RANGE"); fi
+  if [ -n "${NUM_DAYS:-}" ]; then options+=(--num-days "$NUM_DAYS"); fi
+  if [ -n "${DATA_SUB_SAMPLE_RATE:-}" ]; then
+    options+=(--data-sub-sample-rate "$DATA_SUB_SAMPLE_RATE")
+  fi
+  "$PYTHON" data_utils.py --data-set "$DATA_SET" --raw-data-file "$RAW_DATA" \
+    --processed-data-file "$PROCESSED_DATA" "${options[@]}"
+}
+
+# A run script that calls another has prepared for both.
+if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
+  prepare
+  export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD SLIPSTREAM_PREPARED=yes
+fi

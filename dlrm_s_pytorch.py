@@ -1,0 +1,344 @@
+"""DLRM (arXiv 1906.00091) on one machine, and the entry point of the baseline trainer.
+
+The model is a bottom MLP over the dense features, one embedding row per sparse feature, an
+interaction (inner products of all pairs of vectors) and a top MLP to one logit. The rows live in
+`slipstream.embedding`, outside autograd; `DLRM_Net` gets them looked up. The baseline trains every
+input the same way: with a GPU the rows stay in host memory and the MLPs run on the device.
+
+    python dlrm_s_pytorch.py --processed-data-file input/kaggle/train_processed.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlrm_data_pytorch import (
+    ClickLog,
+    PreparedData,
+    baseline_data,
+    equal_days,
+    load_processed,
+    make_click_log,
+    planted_limit,
+)
+from slipstream import cli
+from slipstream.checkpoint import load_model, model_file, save_model
+from slipstream.embedding import EmbeddingTable, initial_rows
+from slipstream.runlog import Clocks, RunLog
+from slipstream.runtime import choose_device, describe_machine, git_commit, peak_rss_bytes
+from slipstream.staleness import DropRule, DropSettings
+from slipstream.synthetic import planted_clicks
+from slipstream.trainer import LearningRate, Progress, Trainer, drop_report
+
+
+def mlp(sizes: list[int], generator: torch.Generator, relu_last: bool) -> nn.Sequential:
+    """Linear layers with ReLU between; weights N(0, 2 / (in + out)), biases N(0, 1 / out) as in
+    DLRM.
+    """
+    layers: list[nn.Module] = []
+    for num_in, num_out in zip(sizes, sizes[1:], strict=False):
+        linear = nn.Linear(num_in, num_out)
+        with torch.no_grad():
+            linear.weight.normal_(0.0, (2 / (num_in + num_out)) ** 0.5, generator=generator)
+            linear.bias.normal_(0.0, (1 / num_out) ** 0.5, generator=generator)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*(layers if relu_last else layers[:-1]))
+
+
+class DLRM_Net(nn.Module):  # noqa: N801 - the name the field knows
+    """Dense features (B, num_dense) and embedding rows (B, F, dim) to logits (B,).
+
+    Args:
+        arch_mlp_bot: sizes from num_dense to dim.
+        arch_mlp_top: sizes after the interaction, ending in 1; the input size is derived.
+        num_features: F.
+        arch_interaction_op: `dot` or `cat`.
+        arch_interaction_itself: with `dot`, also each vector with itself.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        arch_mlp_bot: list[int],
+        arch_mlp_top: list[int],
+        num_features: int,
+        arch_interaction_op: str = "dot",
+        arch_interaction_itself: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        num_vectors, dim = num_features + 1, arch_mlp_bot[-1]
+        self.interaction_op = arch_interaction_op
+        row, column = torch.tril_indices(
+            num_vectors, num_vectors, 0 if arch_interaction_itself else -1
+        )
+        # Which entries of the flattened (F + 1, F + 1) products are kept.
+        self.register_buffer("pairs", row * num_vectors + column, persistent=False)
+        width = dim + len(row) if arch_interaction_op == "dot" else num_vectors * dim
+        self.bot_l = mlp(arch_mlp_bot, generator, relu_last=True)
+        self.top_l = mlp([width, *arch_mlp_top], generator, relu_last=False)
+
+    def interact_features(self, dense_vector: Tensor, rows: Tensor) -> Tensor:
+        """(B, dim) and (B, F, dim) to (B, width): the dense vector beside products or vectors."""
+        vectors = torch.cat([dense_vector.unsqueeze(1), rows], dim=1)  # (B, F + 1, dim)
+        if self.interaction_op == "cat":
+            return vectors.flatten(1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2))  # (B, F + 1, F + 1)
+        return torch.cat([dense_vector, products.flatten(1).index_select(1, self.pairs)], dim=1)
+
+    def forward(self, dense: Tensor, rows: Tensor) -> Tensor:
+        """Logits (B,) of a click."""
+        return self.top_l(self.interact_features(self.bot_l(dense), rows)).squeeze(1)
+
+
+def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
+    """The MLPs' optimizer: SGD, or Adagrad beside row-wise Adagrad; the trainer sets its rate."""
+    kind = torch.optim.SGD if name == "sgd" else torch.optim.Adagrad
+    return kind(model.parameters(), lr=0.0)
+
+
+def run_training(
+    args: argparse.Namespace,
+    method: str,
+    prepared: PreparedData,
+    schedule: str,
+    drop_settings: DropSettings | None,
+) -> dict[str, Any]:
+    """The body that the three trainers' `main` share; returns the log's summary record.
+
+    `args` holds the flags of `cli.add_trainer_flags` and goes no further; `schedule` and
+    `drop_settings` are what makes the method, with the data in `prepared`.
+    """
+    device = choose_device(args.device)
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    if args.save_model:
+        model_file(args.save_model, to_write=True)
+    model, table = _build(args, prepared, device)
+    log = RunLog(args.runs_dir, args.run_name, method)
+    clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
+    log.write(
+        "start",
+        method=method,
+        argv=sys.argv,
+        flags=vars(args),
+        commit=git_commit(),
+        seed=args.seed,
+        machine=describe_machine(device),
+        data=prepared.manifest,
+        table_sizes=prepared.table_sizes.tolist(),
+        num_hot=prepared.num_hot,
+        num_resident=table.num_resident,
+        table_device_bytes=table.device_bytes,
+        num_train=prepared.data.num_train,
+        num_hot_inputs=len(prepared.data.hot),
+    )
+    drops: list[dict[str, Any]] = []
+    rule = None
+    if drop_settings is not None:
+        rule = DropRule(drop_settings, prepared.num_hot, args.seed, drop_report(log, drops))
+    trainer = Trainer(
+        model=model,
+        table=table,
+        optimizer=make_optimizer(model, args.optimizer),
+        learning_rate=LearningRate(
+            args.learning_rate,
+            args.lr_num_warmup_steps,
+            args.lr_decay_start_step,
+            args.lr_num_decay_steps,
+        ),
+        data=prepared.data,
+        drop_rule=rule,
+        log=log,
+        clocks=clocks,
+        batch_size=args.mini_batch_size,
+        test_batch_size=args.test_mini_batch_size,
+        num_epochs=args.nepochs,
+        schedule=schedule,
+        randomize=args.data_randomize,
+        seed=args.seed,
+        test_freq=args.test_freq,
+        print_freq=args.print_freq,
+        max_steps=args.num_batches,
+    )
+    progress = trainer.run()
+    if args.save_model:
+        with clocks.count("paused"):
+            path = save_model(
+                args.save_model, model, table, prepared.table_sizes, prepared.slot_of_row
+            )
+        print(f"model: {path}")
+    summary = _summary(method, progress, drops, clocks, prepared)
+    log.write("summary", **summary)
+    log.close()
+    _print_summary(summary)
+    print(f"log: {log.path}")
+    return {**summary, "log": str(log.path)}
+
+
+def _build(
+    args: argparse.Namespace, prepared: PreparedData, device: torch.device
+) -> tuple[DLRM_Net, EmbeddingTable]:
+    """The model on its device and the table, with new or loaded weights."""
+    num_dense, num_features = prepared.data.test.dense.shape[1], len(prepared.table_sizes)
+    if args.arch_mlp_bot[0] != num_dense:
+        raise ValueError(
+            f"--arch-mlp-bot starts with {args.arch_mlp_bot[0]}; the data have {num_dense} dense "
+            "features"
+        )
+    model = DLRM_Net(
+        args.arch_mlp_bot,
+        args.arch_mlp_top,
+        num_features,
+        args.arch_interaction_op,
+        args.arch_interaction_itself,
+        args.seed,
+    )
+    sizes, dim = prepared.table_sizes, args.arch_sparse_feature_size
+    if args.load_model:
+        rows = load_model(args.load_model, model, sizes, dim, prepared.slot_of_row)
+    else:
+        slots = prepared.slot_of_row
+        slots = None if slots is None else torch.from_numpy(np.array(slots))
+        rows = initial_rows(sizes.tolist(), dim, slots, args.seed)
+    num_resident = args.num_resident
+    if num_resident == -1:
+        num_resident = len(rows) if device.type == "cpu" else prepared.num_hot
+    batch_rows = max(args.mini_batch_size, args.test_mini_batch_size) * num_features
+    table = EmbeddingTable(rows, num_resident, batch_rows, device, args.optimizer)
+    return model.to(device), table
+
+
+def _summary(
+    method: str,
+    progress: Progress,
+    drops: list[dict[str, Any]],
+    clocks: Clocks,
+    prepared: PreparedData,
+) -> dict[str, Any]:
+    final = progress.evaluations[-1]
+    seconds = clocks.seconds()
+    return {
+        "method": method,
+        **progress.shares(),
+        "loss": progress.loss,
+        "auc": final["auc"],
+        "log_loss": final["log_loss"],
+        "accuracy": final["accuracy"],
+        "val": final["val"],
+        "planted_auc": planted_limit(prepared.manifest),
+        "drops": drops,
+        **seconds,
+        "segregation_s": prepared.manifest.get("seconds") if prepared.num_hot else None,
+        "samples_per_s": progress.samples / max(seconds["training_s"], 1e-9),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "num_train": prepared.data.num_train,
+    }
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    """The final lines for people."""
+    limit = summary["planted_auc"]
+    beside = f" (the planted model's limit: {limit:.4f})" if limit is not None else ""
+    print(
+        f"{summary['method']}: test AUC {summary['auc']:.4f}{beside}, "
+        f"log loss {summary['log_loss']:.4f}, accuracy {summary['accuracy']:.4f}; "
+        f"validation AUC {summary['val']['auc']:.4f}"
+    )
+    print(
+        f"trained {summary['samples']:,} samples ({summary['hot_share']:.1%} hot), dropped "
+        f"{summary['dropped']:,} ({summary['dropped_share']:.1%} of those reached)"
+    )
+    print(
+        f"training {summary['training_s']:.1f} s ({summary['samples_per_s']:,.0f} samples/s), "
+        f"paused {summary['paused_s']:.1f} s, program {summary['program_s']:.1f} s"
+        + "".join(
+            f"; {name} {summary[f'{name}_s']:.3f} s"
+            for name in ("snapshot", "threshold", "classification")
+            if f"{name}_s" in summary
+        )
+    )
+
+
+def _generated_log(
+    kind: str, table_sizes: list[int], num_rows: int, num_dense: int, seed: int
+) -> ClickLog:
+    """A log made in memory: `random` (uniform, nothing to learn) or `synthetic` (planted model)."""
+    sizes = np.array(table_sizes, np.int64)
+    if kind == "synthetic":
+        clicks = planted_clicks(num_rows, table_sizes, seed, num_dense=num_dense)
+        dense, ids = np.ascontiguousarray(clicks.X_int), np.ascontiguousarray(clicks.X_cat)
+        labels = clicks.y
+    else:
+        rng = np.random.default_rng(seed)
+        dense = rng.integers(0, 100, (num_rows, num_dense), dtype=np.int32)
+        ids = rng.integers(0, sizes, (num_rows, len(sizes)))
+        labels = rng.integers(0, 2, num_rows, dtype=np.int8)
+    return make_click_log(dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = cli.Parser(__doc__)
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data-generation",
+        choices=("dataset", "random", "synthetic"),
+        default="dataset",
+        help="dataset: --processed-data-file; random: uniform, nothing to learn; synthetic: "
+        "power-law ids and labels of a planted model",
+    )
+    group.add_argument(
+        "--processed-data-file",
+        default=None,
+        help="a processed .npz of data_utils.py, or of the older DLRM scripts",
+    )
+    group.add_argument(
+        "--data-size",
+        type=cli.positive_int,
+        default=100_000,
+        help="inputs that random and synthetic make, held-out ones included",
+    )
+    group.add_argument(
+        "--arch-embedding-size",
+        type=cli.layer_sizes,
+        default="1000-500-100-100-50-50-20-10",
+        help="rows per table, for random and synthetic; a data set brings its own",
+    )
+    cli.add_trainer_flags(parser)
+    args = parser.parse_args(argv)
+    cli.check_model_flags(parser, args)
+    if args.data_generation == "dataset" and args.processed_data_file is None:
+        parser.error("--processed-data-file is needed with --data-generation=dataset")
+    if args.data_generation != "dataset" and args.processed_data_file is not None:
+        parser.error("--processed-data-file goes with --data-generation=dataset")
+    if args.data_size < equal_days(0).size:
+        parser.error(f"--data-size {args.data_size}: expected at least {equal_days(0).size}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train the baseline; returns the summary."""
+    args = parse_args(argv)
+    if args.data_generation == "dataset":
+        log = load_processed(args.processed_data_file)
+    else:
+        log = _generated_log(
+            args.data_generation,
+            args.arch_embedding_size,
+            args.data_size,
+            args.arch_mlp_bot[0],
+            args.seed,
+        )
+    return run_training(args, "baseline", baseline_data(log), "interleaved", None)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# FAE: hot embedding rows on the device, hot and cold mini-batches interleaved.
+# Preprocesses and segregates first; skips what is up to date. Without RAW_DATA: a synthetic log.
+#
+#   RAW_DATA=path/to/train.txt ./run_fae_baseline.sh --nepochs 2
+#
+# Synthetic log (1 M rows): @FAE@.
+set -euo pipefail
+RAW_DATA="${RAW_DATA:+$(realpath -m -- "$RAW_DATA")}"
+cd "$(dirname "$0")"
+source bench/prepare.sh
+./run_input_segregation.sh
+
+"$PYTHON" fae_train.py \
+  --processed-data-file "$PROCESSED_DATA" \
+  --segregated-data-dir "$HOT_COLD" \
+  --schedule interleaved \
+  --arch-sparse-feature-size "$EMB_DIM" \
+  --arch-mlp-bot 13-512-256-64-16 \
+  --arch-mlp-top 512-256-1 \
+  --mini-batch-size 1024 \
+  --learning-rate 0.1 \
+  --optimizer "${OPTIMIZER:-sgd}" \
+  --nepochs 1 \
+  "$@"

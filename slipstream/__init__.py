@@ -1,0 +1,1 @@
+"""The mechanisms behind the scripts: embedding table, staleness, batching, training loop."""

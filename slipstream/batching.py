@@ -1,0 +1,114 @@
+"""The order of an epoch: which inputs form each mini-batch, hot and cold batches evenly mixed.
+
+A batch is all hot or all cold. `interleaved` spreads the rarer kind evenly, so that host work for a
+cold batch can hide behind device work on the hot ones; `phased` runs all cold, then all hot, as
+FAE's published code does. A baseline epoch is one with cold inputs only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SCHEDULES = ("interleaved", "phased")
+RANDOMIZE = ("total", "day", "none")
+
+
+def epoch_order(day_offsets: np.ndarray, randomize: str, seed: int, epoch: int) -> np.ndarray:
+    """The inputs of one epoch in training order, int64 (n,); another order every epoch.
+
+    `total` shuffles all inputs, `day` the inputs within each day (days stay in order), `none` keeps
+    the log's order. `day_offsets` (days + 1,) holds each day's first row, then n.
+    """
+    order = np.arange(int(day_offsets[-1]))
+    rng = np.random.default_rng([seed, epoch])
+    if randomize == "total":
+        rng.shuffle(order)
+    elif randomize == "day":
+        for start, stop in zip(day_offsets[:-1], day_offsets[1:], strict=True):
+            rng.shuffle(order[start:stop])
+    elif randomize != "none":
+        raise ValueError(f"got {randomize!r}; expected one of {RANDOMIZE}")
+    return order
+
+
+def interleave(num_hot: int, num_cold: int, schedule: str) -> np.ndarray:
+    """Which of `num_hot + num_cold` batches are hot, as booleans in training order."""
+    is_hot = np.repeat([False, True], [num_cold, num_hot])
+    if schedule == "phased":
+        return is_hot
+    if schedule != "interleaved":
+        raise ValueError(f"got {schedule!r}; expected one of {SCHEDULES}")
+    # Batch i of n stands at (i + 1/2) / n of the epoch.
+    position = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in (num_cold, num_hot)])
+    return is_hot[np.argsort(position, kind="stable")]
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """One mini-batch: its inputs (B,) within the hot or the cold set, and their loss weights."""
+
+    hot: bool
+    inputs: np.ndarray
+    weights: np.ndarray | None  # (B,) float32, None: all 1
+
+
+class EpochPlan:
+    """The batches of one epoch, in order; the rest of the hot ones can be replaced on the way.
+
+    Args:
+        hot_order, cold_order: inputs in training order, from `epoch_order`.
+        batch_size: inputs a batch; the last of each kind may be smaller.
+        schedule: `interleaved` or `phased`.
+    """
+
+    def __init__(
+        self, hot_order: np.ndarray, cold_order: np.ndarray, batch_size: int, schedule: str
+    ) -> None:
+        self.batch_size, self.schedule = batch_size, schedule
+        self.num_hot_inputs = len(hot_order)
+        self.num_hot_trained = 0
+        self._inputs = {True: hot_order, False: cold_order}  # still to train, by hot
+        self._next = {True: 0, False: 0}
+        self._hot_weights: np.ndarray | None = None
+        self._mix()
+
+    def _num_batches(self, hot: bool) -> int:
+        return -(-(len(self._inputs[hot]) - self._next[hot]) // self.batch_size)
+
+    def _mix(self) -> None:
+        self._kinds = interleave(self._num_batches(True), self._num_batches(False), self.schedule)
+        self._position = 0
+
+    @property
+    def num_batches_left(self) -> int:
+        """Batches still to come, of both kinds."""
+        return len(self._kinds) - self._position
+
+    def next_batch(self) -> PlannedBatch | None:
+        """The next mini-batch; None at the end of the epoch."""
+        if self._position == len(self._kinds):
+            return None
+        hot = bool(self._kinds[self._position])
+        self._position += 1
+        start = self._next[hot]
+        inputs = self._inputs[hot][start : start + self.batch_size]
+        self._next[hot] = start + len(inputs)
+        weights = None
+        if hot:
+            self.num_hot_trained += len(inputs)
+            if self._hot_weights is not None:
+                weights = self._hot_weights[start : start + len(inputs)]
+        return PlannedBatch(hot, inputs, weights)
+
+    def remaining_hot(self) -> np.ndarray:
+        """The hot inputs still to train, in training order."""
+        return self._inputs[True][self._next[True] :]
+
+    def replace_hot(self, inputs: np.ndarray, weights: np.ndarray | None) -> None:
+        """Train `inputs` with loss `weights` for the rest of the epoch's hot inputs."""
+        self._inputs[True] = inputs
+        self._hot_weights = weights
+        self._next[True] = 0
+        self._mix()

@@ -1,0 +1,286 @@
+"""What every script's command line shares: parser, value types, flag groups, error lines."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from slipstream.batching import RANDOMIZE
+
+TRACEBACK_VARIABLE = "SLIPSTREAM_TRACEBACK"
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the description's line breaks and add each flag's default."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes `--mini_batch_size` for `--mini-batch-size`, and no
+    abbreviations.
+    """
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def parse_known_args(self, args=None, namespace=None):  # noqa: D102 - argparse's own
+        tokens = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([_hyphenated(token) for token in tokens], namespace)
+
+
+def _hyphenated(token: str) -> str:
+    if not token.startswith("--"):
+        return token
+    name, equals, value = token.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Run a script's `main`; bad input becomes one line on stderr and exit status 2.
+
+    `ValueError` and `OSError` are what our code raises for input it cannot use. Set
+    SLIPSTREAM_TRACEBACK=1 to see where one came from.
+    """
+    try:
+        main()
+    except (ValueError, OSError, MemoryError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        script = os.path.basename(sys.argv[0])
+        print(f"{script}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _number(
+    kind: type, low: float, high: float, low_open: bool = False
+) -> Callable[[str], int | float]:
+    """Make an argparse type: a finite number from `low` (excluded when `low_open`) to `high`."""
+    interval = f"{'more than' if low_open else 'at least'} {low:g}"
+    if high < math.inf:
+        interval += f" and at most {high:g}"
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < low or value > high or (low_open and value == low):
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected {noun}, {interval}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, 1, math.inf)
+nonnegative_int = _number(int, 0, math.inf)
+positive_float = _number(float, 0, math.inf, low_open=True)
+nonnegative_float = _number(float, 0, math.inf)
+share = _number(float, 0, 1)
+positive_share = _number(float, 0, 1, low_open=True)
+percent = _number(float, 0, 100)
+positive_percent = _number(float, 0, 100, low_open=True)
+
+
+def boolean(text: str) -> bool:
+    """Parse `true` or `false`: the ancestors' `--flag=False` meant True."""
+    values = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected true or false")
+    return values[text.lower()]
+
+
+def layer_sizes(text: str) -> list[int]:
+    """Parse layer or table sizes in DLRM's spelling, `13-512-256-64-16`."""
+    try:
+        sizes = [int(size) for size in text.split("-")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected sizes like 13-512-256-64-16")
+    return sizes
+
+
+def add_seed_flag(parser: argparse._ActionsContainer) -> None:
+    """Add `--numpy-rand-seed` (DLRM's name; `--seed` for short)."""
+    parser.add_argument(
+        "--numpy-rand-seed",
+        "--seed",
+        dest="seed",
+        type=nonnegative_int,
+        default=123,
+        help="seed of every random choice",
+    )
+
+
+def add_row_flags(group: argparse._ActionsContainer) -> None:
+    """Add what decides the bytes of an embedding row: its dimension and the optimizer's state."""
+    from slipstream.embedding import (
+        OPTIMIZERS,
+    )  # imports torch: not for scripts without these flags
+
+    group.add_argument(
+        "--arch-sparse-feature-size",
+        type=positive_int,
+        default=16,
+        help="dim: values of an embedding row",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="sgd",
+        help="sgd, or rwsadagrad: row-wise Adagrad for the rows (4 more bytes a row), Adagrad for "
+        "the MLPs",
+    )
+
+
+def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that all three trainers share, under DLRM's names: model, training, run."""
+    group = parser.add_argument_group("model")
+    add_row_flags(group)
+    group.add_argument(
+        "--arch-mlp-bot",
+        type=layer_sizes,
+        default="13-512-256-64-16",
+        help="bottom MLP: dense features, hidden sizes, last the row dimension",
+    )
+    group.add_argument(
+        "--arch-mlp-top",
+        type=layer_sizes,
+        default="512-256-1",
+        help="top MLP after the interaction: hidden sizes, last 1; its input size is derived",
+    )
+    group.add_argument(
+        "--arch-interaction-op",
+        choices=("dot", "cat"),
+        default="dot",
+        help="dot: inner products of all pairs of vectors; cat: the vectors side by side",
+    )
+    group.add_argument(
+        "--arch-interaction-itself",
+        type=boolean,
+        default="false",
+        metavar="true|false",
+        help="with dot: also each vector with itself",
+    )
+
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--mini-batch-size", type=positive_int, default=1024, help="inputs a mini-batch"
+    )
+    group.add_argument("--nepochs", type=positive_int, default=1, help="epochs to train")
+    group.add_argument(
+        "--num-batches",
+        type=nonnegative_int,
+        default=0,
+        help="stop after this many mini-batches; 0: train all epochs",
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=positive_float,
+        default=0.1,
+        help="learning rate of MLPs and rows",
+    )
+    group.add_argument(
+        "--lr-num-warmup-steps",
+        type=nonnegative_int,
+        default=0,
+        help="mini-batches of linear warm-up; 0: none",
+    )
+    group.add_argument(
+        "--lr-decay-start-step",
+        type=nonnegative_int,
+        default=0,
+        help="mini-batch at which quadratic decay starts",
+    )
+    group.add_argument(
+        "--lr-num-decay-steps",
+        type=nonnegative_int,
+        default=0,
+        help="mini-batches of decay; 0: none",
+    )
+    group.add_argument(
+        "--data-randomize",
+        choices=RANDOMIZE,
+        default="total",
+        help="shuffle all inputs, or within each day, or not at all; anew every epoch",
+    )
+    add_seed_flag(group)
+
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where MLPs, lookups and row updates run; auto: CUDA where there is a device",
+    )
+    group.add_argument(
+        "--num-threads",
+        type=nonnegative_int,
+        default=0,
+        help="CPU threads of PyTorch; 0: its own choice",
+    )
+    group.add_argument(
+        "--num-resident",
+        type=_number(int, -1, math.inf),
+        default=-1,
+        help="embedding rows kept on the device, most popular first; -1: all on a CPU, on CUDA the "
+        "hot rows (baseline: none)",
+    )
+    group.add_argument(
+        "--test-mini-batch-size",
+        type=positive_int,
+        default=16384,
+        help="inputs a mini-batch in evaluation",
+    )
+    group.add_argument(
+        "--test-freq",
+        type=nonnegative_int,
+        default=0,
+        help="mini-batches between evaluations on the test set; 0: at the end only",
+    )
+    group.add_argument(
+        "--print-freq",
+        type=nonnegative_int,
+        default=100,
+        help="mini-batches between progress reports; 0: none",
+    )
+    group.add_argument("--runs-dir", default="runs", help="folder of all runs' logs")
+    group.add_argument(
+        "--run-name",
+        default=None,
+        help="folder of this run's log; a method and time where not given",
+    )
+    group.add_argument(
+        "--save-model",
+        default=None,
+        metavar="DIR",
+        help="write the trained model to this folder; not given: do not save",
+    )
+    group.add_argument(
+        "--load-model",
+        default=None,
+        metavar="DIR",
+        help="start from the weights saved in this folder; not given: new weights",
+    )
+
+
+def check_model_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse layer sizes that do not fit together, by `parser.error`."""
+    dim = args.arch_sparse_feature_size
+    if args.arch_mlp_bot[-1] != dim:
+        parser.error(
+            f"--arch-mlp-bot ends in {args.arch_mlp_bot[-1]}; expected {dim}, the value of "
+            "--arch-sparse-feature-size"
+        )
+    if args.arch_mlp_top[-1] != 1:
+        parser.error(
+            f"--arch-mlp-top ends in {args.arch_mlp_top[-1]}; expected 1, the click's logit"
+        )

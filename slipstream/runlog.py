@@ -1,0 +1,100 @@
+"""A run's folder and its `log.jsonl`, the only thing figures and tables are made from; and its
+clocks.
+
+One JSON object a line: `start` (argv, flags, commit, versions, hardware, data), `evaluation`,
+`drop` (one per choice of stale inputs), and last `summary`. Each line is flushed, so a crash loses
+none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends records to `<runs_dir>/<name>/log.jsonl`.
+
+    Without a name the folder is `<method>-<date>-<time>`, numbered where taken. A name that already
+    has a log is refused with `ValueError`: two runs never share a file.
+    """
+
+    def __init__(self, runs_dir: str | Path, name: str | None, method: str) -> None:
+        base = name or f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = Path(runs_dir) / base
+        attempt = 1
+        while not name and folder.exists():
+            attempt += 1
+            folder = folder.with_name(f"{base}-{attempt}")
+        self.path = folder / "log.jsonl"
+        if self.path.exists():
+            raise ValueError(f"{self.path} exists; choose another --run-name or delete the folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115 - open for the run
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one record. NaN and infinity become null: the file stays strict JSON."""
+        record = {"kind": kind, **fields}
+        self._file.write(json.dumps(_finite(record), default=str) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the log is complete up to the last record."""
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class Clocks:
+    """Seconds by activity, each counted once: an inner activity pauses the outer one.
+
+    `training` counts forward, backward, update and staging; `paused` evaluation and checkpoints;
+    others have names of their own (`snapshot`, `threshold`, `classification`). `program` runs from
+    construction. On CUDA the device is waited for at each change of clock, so that queued work
+    counts where it belongs.
+    """
+
+    def __init__(self, synchronize: Any = None) -> None:
+        self._synchronize = synchronize or (lambda: None)
+        self._start = self._mark = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._active = ["other"]
+
+    @contextmanager
+    def count(self, activity: str) -> Iterator[None]:
+        """Count the body's time as `activity`."""
+        self._settle()
+        self._active.append(activity)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._active.pop()
+
+    def _settle(self) -> None:
+        self._synchronize()
+        now = time.perf_counter()
+        activity = self._active[-1]
+        self._seconds[activity] = self._seconds.get(activity, 0.0) + now - self._mark
+        self._mark = now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far, as log fields: `training_s`, `paused_s`, `program_s` and the others'."""
+        self._settle()
+        counted = {"training": 0.0, "paused": 0.0, **self._seconds}
+        counted.pop("other", None)
+        counted["program"] = self._mark - self._start
+        return {f"{activity}_s": round(value, 6) for activity, value in counted.items()}

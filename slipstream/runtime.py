@@ -1,0 +1,103 @@
+"""The machine: which device, how much disk and memory, and a description of it for the logs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def check_free_disk(folder: str | Path, needed_bytes: int, purpose: str) -> None:
+    """Raise `OSError` when `folder`'s file system has less than `needed_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OSError(
+            f"{purpose} needs about {needed_bytes / 1e9:.2f} GB in {folder}, where "
+            f"{free / 1e9:.2f} GB are free; make room, or choose another place"
+        )
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with `+changes` when the working tree differs; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    run = subprocess.run(
+        ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+    )
+    return run.stdout.strip()
+
+
+def describe_machine(device: Any = None) -> dict[str, Any]:
+    """Versions and hardware, as plain values for a log's first line."""
+    import numpy
+    import torch
+
+    described = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "os": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device is not None and device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described["gpu"] = properties.name
+        described["gpu_memory_bytes"] = properties.total_memory
+        described["cuda"] = torch.version.cuda
+    return described
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def choose_device(name: str) -> Any:
+    """The device for `--device auto|cpu|cuda`; `ValueError` when CUDA is asked for and absent."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda: this PyTorch finds no CUDA device; use --device cpu or auto"
+        )
+    return torch.device(name)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the finished folder `new` in `target`'s place, so that `target` is always a whole one."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)

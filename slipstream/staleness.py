@@ -1,0 +1,322 @@
+"""Slipstream: find hot inputs whose embedding rows have stopped changing, and drop them (arXiv
+2404.04270).
+
+Once the hot rows have trained for a while, keep a copy of them (*snapshot*); a little later, each
+row's *change* is the largest absolute difference of its values. A row is stale below a threshold T.
+An input is stale when at least k = ceil(alpha * F) of its F rows are, which is when its *critical
+threshold*, the k-th smallest change among its rows, is below T. So T for a target drop percentage D
+is a quantile of the critical thresholds: one exact vectorised pass where the original bisects over
+[0, 0.1] and may miss.
+
+Price: one copy of the hot rows while the window is open, 4 bytes an input for the critical
+thresholds, and one gather of F values per remaining hot input.
+
+Differences from the original: a row that no batch touched in the window is not taken for stale (it
+changed by 0 because nobody used it), ties at T are broken at random so that the achieved drop is
+the target, and the choice can be repeated within an epoch and in every epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream.batching import EpochPlan
+from slipstream.embedding import EmbeddingTable
+
+POLICIES = ("stale", "random", "none")
+CHUNK = 1 << 16  # inputs, or rows, handled at once
+
+
+class HotInputs(Protocol):
+    """What the drop rule reads of the hot training inputs."""
+
+    labels: np.ndarray  # (n,) int8
+
+    def slots_of(self, inputs: np.ndarray) -> Tensor:
+        """Slots (len(inputs), F) int64 of the given inputs."""
+
+
+def row_change(before: Tensor, after: Tensor) -> Tensor:
+    """change[row] = max_d |after - before|: (n, dim), (n, dim) -> (n,)."""
+    change = torch.empty(len(before), device=before.device)
+    for start in range(0, len(before), CHUNK):
+        part = slice(start, start + CHUNK)
+        change[part] = (after[part] - before[part]).abs().amax(1)
+    return change
+
+
+def num_stale_rows_needed(alpha: float, num_features: int) -> int:
+    """The k = ceil(alpha * F) of the paper; robust to alpha given in decimals (0.7 * 10 = 7)."""
+    return max(1, math.ceil(round(alpha * num_features, 9)))
+
+
+def critical_thresholds(change: Tensor, hot: HotInputs, inputs: np.ndarray, k: int) -> np.ndarray:
+    """The k-th smallest change among each input's rows: float32 (len(inputs),).
+
+    `change` (num_hot,) is indexed by slot. An input is stale at T iff its value is below T.
+    """
+    critical = np.empty(len(inputs), np.float32)
+    for start in range(0, len(inputs), CHUNK):
+        part = slice(start, start + CHUNK)
+        slots = hot.slots_of(inputs[part]).to(change.device)
+        changes = change[slots]  # (chunk, F)
+        kth = changes.amax(1) if k == changes.shape[1] else changes.kthvalue(k, dim=1).values
+        critical[part] = kth.cpu().numpy()
+    return critical
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Inputs below `value` are stale, and of those exactly at it a share of `tie_share`."""
+
+    value: float
+    tie_share: float = 0.0
+
+
+def threshold_for_drop(critical: np.ndarray, drop_fraction: float) -> Threshold:
+    """T whose drop is `drop_fraction` of `critical` (a sample of critical thresholds), exact with
+    ties.
+
+    Inputs that no finite T makes stale (infinite critical threshold) are never dropped, so the
+    achieved share may be lower.
+    """
+    target = round(drop_fraction * len(critical))
+    if target == 0:
+        return Threshold(-math.inf)
+    value = np.partition(critical, target - 1)[target - 1]
+    if math.isinf(value):
+        return Threshold(math.inf)
+    below = int(np.count_nonzero(critical < value))
+    ties = int(np.count_nonzero(critical == value))
+    return Threshold(float(value), (target - below) / ties)
+
+
+def stale_mask(critical: np.ndarray, threshold: Threshold, rng: np.random.Generator) -> np.ndarray:
+    """Which inputs are stale: all below T, and the threshold's share of ties, chosen at random."""
+    stale = critical < np.float32(threshold.value)
+    if threshold.tie_share > 0:
+        ties = np.flatnonzero(critical == np.float32(threshold.value))
+        chosen = rng.permutation(len(ties))[: round(threshold.tie_share * len(ties))]
+        stale[ties[chosen]] = True
+    return stale
+
+
+@dataclass(frozen=True)
+class DropSettings:
+    """What to drop and when; shares are fractions from 0 to 1.
+
+    Attributes: policy: `stale`, `random` (the control: as many inputs as `stale` would drop), or
+    `none`. drop_fraction: D, of the hot inputs that remain when the choice is made. alpha: share of
+    an input's rows that must be stale. threshold: T by hand; None finds it from D. sample_rate:
+    share of the remaining hot inputs from which T is estimated. start, window: where the first
+    snapshot is taken and how much later it is compared, in shares of the epoch's hot inputs
+    trained. recalibrate_every: shares of the hot inputs between two snapshots of an epoch; 0: one
+    choice. keep_rate: share of the stale inputs trained all the same, with loss weight 1 /
+    keep_rate. stratify: take the quantile per label, so that the share of positives does not shift.
+    count_untouched_as_stale: the original's reading of a row no batch touched.
+    """
+
+    policy: str = "stale"
+    drop_fraction: float = 0.3
+    alpha: float = 1.0
+    threshold: float | None = None
+    sample_rate: float = 1.0
+    start: float = 0.25
+    window: float = 0.05
+    recalibrate_every: float = 0.0
+    keep_rate: float = 0.0
+    stratify: bool = False
+    count_untouched_as_stale: bool = False
+
+
+class DropRule:
+    """Follows the hot stream of each epoch: snapshot, compare, drop; again where recalibrating.
+
+    Args:
+        settings: see `DropSettings`.
+        num_hot: hot rows; slots below it are hot.
+        seed: of samples, ties and kept inputs.
+        report: called with a dict of figures at each choice.
+    """
+
+    def __init__(
+        self,
+        settings: DropSettings,
+        num_hot: int,
+        seed: int,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.settings, self.num_hot, self.seed, self._report = settings, num_hot, seed, report
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Forget the last epoch's choice: every input has its chance again."""
+        self._epoch, self._choices = epoch, 0
+        self._pool = np.empty(0, np.int64)  # dropped so far in this epoch
+        self._before: Tensor | None = None
+        self._touched: Tensor | None = None
+        active = self.settings.policy != "none" and self.num_hot > 0
+        self._next_start = self.settings.start if active else math.inf
+
+    @property
+    def num_dropped(self) -> int:
+        """Hot inputs dropped so far in this epoch, less those that came back."""
+        return len(self._pool)
+
+    def touch(self, slots: Tensor) -> None:
+        """Note the rows (B, F) that a batch updates while a window is open."""
+        if self._touched is not None:
+            self._touched[slots.clamp(max=self.num_hot)] = True
+
+    def before_batch(
+        self,
+        plan: EpochPlan,
+        hot: HotInputs,
+        table: EmbeddingTable,
+        count: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        """Take the snapshot or make the choice if the hot stream has come that far."""
+        trained = plan.num_hot_trained
+        if self._before is None:
+            if trained >= self._next_start * plan.num_hot_inputs and len(plan.remaining_hot()):
+                with count("snapshot"):
+                    self._snapshot_at = trained
+                    self._before = table.leading_rows(self.num_hot)
+                    self._touched = torch.zeros(self.num_hot + 1, dtype=torch.bool)
+        elif trained - self._snapshot_at >= max(self.settings.window * plan.num_hot_inputs, 1):
+            with count("snapshot"):
+                change = self._window_change(table.leading_rows(self.num_hot))
+            self._choose(plan, hot, change, count)
+            every = self.settings.recalibrate_every
+            self._next_start = trained / plan.num_hot_inputs + every if every else math.inf
+
+    def _window_change(self, after: Tensor) -> Tensor:
+        assert self._before is not None and self._touched is not None
+        change = row_change(self._before, after)
+        touched = self._touched[: self.num_hot].to(change.device)
+        self._share_touched = float(touched.float().mean())
+        if not self.settings.count_untouched_as_stale:
+            change[~touched] = math.inf
+        self._before = self._touched = None
+        return change
+
+    def _choose(
+        self,
+        plan: EpochPlan,
+        hot: HotInputs,
+        change: Tensor,
+        count: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        settings = self.settings
+        rng = np.random.default_rng([self.seed, self._epoch, self._choices])
+        candidates = np.concatenate([plan.remaining_hot(), self._pool])
+        groups = [np.arange(len(candidates))]
+        if settings.stratify:
+            positive = hot.labels[candidates] > 0
+            groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
+        stale = np.zeros(len(candidates), bool)
+        thresholds = []
+        for group in groups:
+            with count("threshold"):
+                threshold, known = self._find_threshold(hot, change, candidates[group], rng)
+            with count("classification"):
+                stale[group] = self._classify(hot, change, candidates[group], threshold, known, rng)
+            thresholds.append(threshold.value)
+        with count("classification"):
+            dropped, weights = self._apply_policy(stale, groups, rng)
+            self._replace(plan, candidates, dropped, weights, rng)
+        self._choices += 1
+        self._report(
+            {
+                "epoch": self._epoch,
+                "policy": settings.policy,
+                "alpha": settings.alpha,
+                "threshold": thresholds[0] if len(thresholds) == 1 else thresholds,
+                "target_share": None if settings.threshold is not None else settings.drop_fraction,
+                "stale_share": float(stale.mean()) if len(stale) else 0.0,
+                "hot_remaining": len(candidates),
+                "hot_inputs": plan.num_hot_inputs,
+                "dropped": int(dropped.sum()),
+                "kept_reweighted": int(stale.sum() - dropped.sum()),
+                "rows_touched_share": self._share_touched,
+            }
+        )
+
+    def _find_threshold(
+        self, hot: HotInputs, change: Tensor, inputs: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Threshold, np.ndarray | None]:
+        """T, and the critical thresholds of all `inputs` where finding it took them all."""
+        settings = self.settings
+        if settings.threshold is not None:
+            return Threshold(settings.threshold), None
+        k = self._k(hot, inputs)
+        whole = settings.sample_rate >= 1
+        sample = inputs
+        if not whole:
+            size = min(len(inputs), max(1, round(settings.sample_rate * len(inputs))))
+            sample = rng.choice(inputs, size, replace=False)
+        critical = critical_thresholds(change, hot, sample, k)
+        return threshold_for_drop(critical, settings.drop_fraction), critical if whole else None
+
+    def _k(self, hot: HotInputs, inputs: np.ndarray) -> int:
+        return num_stale_rows_needed(self.settings.alpha, hot.slots_of(inputs[:1]).shape[1])
+
+    def _classify(
+        self,
+        hot: HotInputs,
+        change: Tensor,
+        inputs: np.ndarray,
+        threshold: Threshold,
+        critical: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        if critical is None:
+            critical = critical_thresholds(change, hot, inputs, self._k(hot, inputs))
+        return stale_mask(critical, threshold, rng)
+
+    def _apply_policy(
+        self, stale: np.ndarray, groups: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Which candidates go, and the loss weights of all: the control picks as many at random."""
+        chosen = stale
+        if self.settings.policy == "random":
+            chosen = np.zeros_like(stale)
+            for group in groups:
+                picked = rng.permutation(group)[: int(stale[group].sum())]
+                chosen[picked] = True
+        if not self.settings.keep_rate:
+            return chosen, None
+        places = rng.permutation(np.flatnonzero(chosen))
+        kept = places[: round(self.settings.keep_rate * len(places))]
+        dropped = chosen.copy()
+        dropped[kept] = False
+        weights = np.ones(len(stale), np.float32)
+        # The achieved rate, not the asked one: the expected gradient is unchanged for few inputs
+        # too.
+        weights[kept] = len(places) / max(len(kept), 1)
+        return dropped, weights
+
+    def _replace(
+        self,
+        plan: EpochPlan,
+        candidates: np.ndarray,
+        dropped: np.ndarray,
+        weights: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> None:
+        first = len(self._pool) == 0
+        self._pool = candidates[dropped]
+        if first and not dropped.any() and weights is None:
+            return  # nothing changes, not even the order: exactly FAE
+        kept = np.flatnonzero(~dropped)
+        if not first:
+            kept = rng.permutation(kept)  # inputs that come back are mixed in, not last
+        plan.replace_hot(candidates[kept], None if weights is None else weights[kept])

@@ -1,0 +1,79 @@
+"""Small data and flags that several test modules share."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import input_segregation
+from dlrm_data_pytorch import equal_days
+from slipstream.npz import write_npz
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TABLE_SIZES = np.array([40, 1, 300, 7, 1000], np.int64)
+NUM_DENSE = 3
+MODEL_FLAGS = (
+    "--arch-sparse-feature-size 8 --arch-mlp-bot 3-16-8 --arch-mlp-top 16-1 "
+    "--mini-batch-size 32 --test-mini-batch-size 200 --learning-rate 0.2 --device cpu --print-freq 0"
+).split()
+
+
+def small_arrays(num_rows=4000, table_sizes=TABLE_SIZES, seed=0):
+    """X_int, X_cat, y of a log with power-law ids and a planted first-order model."""
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(-1, 50, (num_rows, NUM_DENSE)).astype(np.int32)
+    ids = np.stack(
+        [(rng.zipf(1.4, num_rows) - 1) % size for size in table_sizes], axis=1
+    ).astype(np.int32)
+    effects = [rng.normal(0, 1, size) for size in table_sizes]
+    logit = sum(effect[column] for effect, column in zip(effects, ids.T, strict=True)) - 1
+    y = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.int8)
+    return dense, ids, y
+
+
+def write_processed(path, num_rows=4000, table_sizes=TABLE_SIZES, seed=0):
+    dense, ids, y = small_arrays(num_rows, table_sizes, seed)
+    members = {"X_int": dense, "X_cat": ids, "y": y, "counts": table_sizes}
+    write_npz(path, {**members, "days": equal_days(num_rows)})
+    return path
+
+
+def segregate_small(processed, *flags):
+    """Segregate with dim 8; without flags 120 hot rows, which leaves hot and cold inputs."""
+    folder = Path(processed).parent / "hot_cold"
+    flags = flags or ("--hot-emb-gpu-mem", str(120 * 8 * 4))
+    input_segregation.main(
+        ["--processed-data-file", str(processed), "--segregated-data-dir", str(folder)]
+        + ["--arch-sparse-feature-size", "8", *flags]
+    )
+    return folder
+
+
+def run_script(script, *flags, **environment):
+    """Run a script as a user would: (exit status, stdout, stderr lines)."""
+    import os
+
+    run = subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *map(str, flags)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+    return run.returncode, run.stdout, run.stderr.strip().splitlines()
+
+
+def saved_rows(folder):
+    """All weights of a saved model by name, rows in (table, id) order."""
+    from slipstream.npz import open_npz
+
+    return {name: np.array(value) for name, value in open_npz(Path(folder) / "model.npz").items()}
+
+
+def assert_same_weights(first, second):
+    """Every weight equal, bit for bit."""
+    first, second = saved_rows(first), saved_rows(second)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert np.array_equal(value, second[name]), name

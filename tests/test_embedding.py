@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from slipstream.embedding import EmbeddingTable, bytes_per_row, initial_rows
+
+CPU = torch.device("cpu")
+
+
+def train(num_resident, optimizer, device=CPU, steps=30, num_rows=50, dim=4):
+    """Random steps on few rows, so that consecutive batches share host rows; final state."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.rand(num_rows, dim, generator=generator)
+    table = EmbeddingTable(weight, num_resident, 6 * 3, device, optimizer)
+    for _ in range(steps):
+        slots = torch.randint(0, num_rows, (6, 3), generator=generator)
+        staged = table.stage(slots)
+        rows = table.lookup(staged)
+        gradient = rows * torch.rand(6, 3, dim, generator=generator).to(device)
+        table.update(staged, gradient, 0.1)
+        table.write_back(staged)
+    return table.state()
+
+
+def reference(optimizer, steps=30, num_rows=50, dim=4):
+    """The same steps in plain numpy float64, row by row."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.rand(num_rows, dim, generator=generator).double().numpy()
+    sums = np.zeros(num_rows)
+    for _ in range(steps):
+        slots = torch.randint(0, num_rows, (6, 3), generator=generator).numpy()
+        gradient = weight[slots] * torch.rand(6, 3, dim, generator=generator).double().numpy()
+        for row in np.unique(slots):
+            total = gradient[slots == row].sum(0)
+            if optimizer == "rwsadagrad":
+                sums[row] += (total**2).mean()
+                total = total / (np.sqrt(sums[row]) + 1e-10)
+            weight[row] -= 0.1 * total
+    return weight
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+def test_steps_match_a_row_by_row_reference(optimizer):
+    rows = train(50, optimizer)["rows"].numpy()
+    np.testing.assert_allclose(rows, reference(optimizer), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+@pytest.mark.parametrize("num_resident", [0, 1, 20, 49])
+def test_any_number_of_resident_rows_gives_the_same_bits(optimizer, num_resident):
+    expected, state = train(50, optimizer), train(num_resident, optimizer)
+    assert state.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(state[name], expected[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("num_resident", [0, 20, 50])
+def test_cuda_agrees_with_the_cpu(num_resident):
+    state = train(num_resident, "sgd", torch.device("cuda"))
+    torch.testing.assert_close(state["rows"], train(50, "sgd")["rows"], rtol=1e-5, atol=1e-6)
+
+
+def test_hot_batches_touch_no_host_row():
+    table = EmbeddingTable(torch.rand(10, 2), 4, 8, CPU)
+    assert table.stage(torch.tensor([[0, 3], [1, 2]])).host_rows is None
+    assert table.stage(torch.tensor([[0, 9], [9, 5]])).host_rows.tolist() == [1, 5]
+
+
+def test_evaluation_leaves_the_rows_alone():
+    weight = torch.rand(10, 2)
+    table = EmbeddingTable(weight.clone(), 3, 8, CPU)
+    slots = torch.tensor([[0, 9], [4, 4]])
+    assert torch.equal(table.lookup(table.stage(slots)), weight[slots])
+    assert torch.equal(table.state()["rows"], weight)
+    assert torch.equal(table.leading_rows(7), weight[:7])
+
+
+def test_a_batch_larger_than_the_staging_area_is_refused():
+    table = EmbeddingTable(torch.rand(10, 2), 0, 2, CPU)
+    with pytest.raises(ValueError, match="staging area holds 2"):
+        table.stage(torch.tensor([[1, 2, 3]]))
+
+
+def test_rows_start_the_same_whatever_their_slot():
+    sizes = [5, 1, 30]
+    slots = torch.randperm(36)
+    plain, permuted = initial_rows(sizes, 4, None, 1), initial_rows(sizes, 4, slots, 1)
+    assert torch.equal(permuted[slots], plain)
+    assert not torch.equal(initial_rows(sizes, 4, None, 2), plain)
+    for part, size in zip(plain.split(sizes), sizes, strict=True):
+        assert part.abs().max() <= size**-0.5
+
+
+def test_bytes_per_row():
+    assert bytes_per_row(16, "sgd") == 64
+    assert bytes_per_row(16, "rwsadagrad") == 68

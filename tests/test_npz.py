@@ -1,0 +1,102 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from slipstream.npz import ArrayStream, fingerprint, open_npz, pack_manifest, unpack_manifest, write_npz
+
+
+def test_arrays_come_back_mapped_and_aligned(tmp_path):
+    path = tmp_path / "a.npz"
+    members = {
+        "X": np.arange(70, dtype=np.int32).reshape(7, 10),
+        "y": np.array([1, 0, 1], np.int8),
+        "scalar": np.array(5),
+        "empty": np.empty((0, 13), np.int32),
+    }
+    write_npz(path, members)
+    opened, plain = open_npz(path), np.load(path, allow_pickle=False)
+    for name, value in members.items():
+        assert np.array_equal(opened[name], value) and opened[name].dtype == value.dtype
+        assert np.array_equal(plain[name], value)
+    assert opened["X"].ctypes.data % 64 == 0 and opened["y"].ctypes.data % 64 == 0
+    assert not opened["X"].flags.writeable
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_stream_equals_the_whole_array(tmp_path):
+    whole = np.arange(30, dtype=np.int32).reshape(10, 3)
+    chunks = (whole[start : start + 4] for start in range(0, 10, 4))
+    write_npz(tmp_path / "s.npz", {"a": ArrayStream((10, 3), np.dtype(np.int32), chunks)})
+    write_npz(tmp_path / "w.npz", {"a": whole})
+    assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "w.npz").read_bytes()
+
+
+def test_a_short_stream_leaves_nothing(tmp_path):
+    stream = ArrayStream((10,), np.dtype(np.int8), [np.zeros(9, np.int8)])
+    with pytest.raises(ValueError, match="expected shape"):
+        write_npz(tmp_path / "s.npz", {"a": stream})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.npz"
+    write_npz(path, {"a": np.arange(3)})
+
+    def failing():
+        yield np.zeros(5, np.int8)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_npz(path, {"a": ArrayStream((10,), np.dtype(np.int8), failing())})
+    assert np.array_equal(open_npz(path)["a"], np.arange(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_truncated_files_are_refused(tmp_path, keep):
+    path = tmp_path / "a.npz"
+    write_npz(path, {"X": np.arange(5000)})
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+    with pytest.raises(ValueError, match="truncated"):
+        open_npz(path)
+
+
+def test_missing_keys_are_named(tmp_path):
+    write_npz(tmp_path / "a.npz", {"X": np.arange(3)})
+    with pytest.raises(ValueError, match="expected also y"):
+        open_npz(tmp_path / "a.npz", ("X", "y"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_objects_are_never_loaded(tmp_path, save):
+    save(tmp_path / "a.npz", a=np.array([{}], object))
+    with pytest.raises(ValueError, match="rebuild"):
+        open_npz(tmp_path / "a.npz")
+
+
+def test_a_header_larger_than_its_member_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    write_npz(path, {"X": np.arange(5000)})
+    data = path.read_bytes()
+    assert data.count(b"(5000,)") == 1
+    path.write_bytes(data.replace(b"(5000,)", b"(9000,)"))
+    with pytest.raises(ValueError, match="size does not match"):
+        open_npz(path)
+
+
+def test_fingerprint_follows_content_not_manifest(tmp_path):
+    def written(value, manifest):
+        path = tmp_path / "f.npz"
+        write_npz(path, {"a": np.array([value]), "manifest": pack_manifest(manifest)})
+        return fingerprint(path)
+
+    assert written(1, {"seconds": 1}) == written(1, {"seconds": 2}) != written(2, {"seconds": 1})
+
+
+def test_manifest_round_trip(tmp_path):
+    write_npz(tmp_path / "m.npz", {"manifest": pack_manifest({"a": [1, "x"]})})
+    assert unpack_manifest(open_npz(tmp_path / "m.npz")) == {"a": [1, "x"]}
+    assert unpack_manifest({"manifest": np.array([255], np.uint8)}) == {}
+    assert zipfile.ZipFile(tmp_path / "m.npz").testzip() is None

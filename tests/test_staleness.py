@@ -1,0 +1,243 @@
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slipstream.batching import EpochPlan
+from slipstream.embedding import EmbeddingTable
+from slipstream.staleness import (
+    DropRule,
+    DropSettings,
+    Threshold,
+    critical_thresholds,
+    num_stale_rows_needed,
+    row_change,
+    stale_mask,
+    threshold_for_drop,
+)
+
+NUM_HOT, NUM_FEATURES = 30, 6
+
+
+class Hot:
+    """Hot inputs in memory."""
+
+    def __init__(self, slots, labels=None):
+        self.slots = slots
+        self.labels = np.zeros(len(slots), np.int8) if labels is None else labels
+
+    def slots_of(self, inputs):
+        return torch.from_numpy(self.slots[inputs])
+
+
+def brute_force_stale(slots, before, after, touched, threshold, alpha):
+    """The definition, input by input, row by row, value by value."""
+    stale = []
+    for rows in slots:
+        count = 0
+        for row in rows:
+            change = max(abs(float(a) - float(b)) for a, b in zip(after[row], before[row], strict=True))
+            count += bool(touched[row]) and change < threshold
+        stale.append(count >= math.ceil(round(alpha * len(rows), 9)))
+    return np.array(stale)
+
+
+def random_window(seed):
+    rng = np.random.default_rng(seed)
+    before = rng.normal(size=(NUM_HOT, 4)).astype(np.float32)
+    after = before + rng.choice([0, 0.01, 0.02, 0.5], (NUM_HOT, 4)).astype(np.float32)
+    slots = rng.integers(0, NUM_HOT, (200, NUM_FEATURES))
+    return before, after, slots, rng.random(NUM_HOT) < 0.9
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 0.005, 0.015, 0.3, 9.0])
+def test_stale_inputs_equal_the_definition(alpha, threshold):
+    before, after, slots, touched = random_window(1)
+    change = row_change(torch.from_numpy(before), torch.from_numpy(after))
+    change[torch.from_numpy(~touched)] = math.inf
+    k = num_stale_rows_needed(alpha, NUM_FEATURES)
+    critical = critical_thresholds(change, Hot(slots), np.arange(200), k)
+    stale = stale_mask(critical, Threshold(threshold), np.random.default_rng(0))
+    assert np.array_equal(stale, brute_force_stale(slots, before, after, touched, threshold, alpha))
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.125, 0.25, 0.5, math.inf]), min_size=1, max_size=60),
+    st.floats(0, 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_threshold_drops_the_target_exactly_with_ties(values, drop_fraction):
+    critical = np.array(values, np.float32)
+    threshold = threshold_for_drop(critical, drop_fraction)
+    stale = stale_mask(critical, threshold, np.random.default_rng(0))
+    finite = int(np.isfinite(critical).sum())
+    assert stale.sum() == min(round(drop_fraction * len(critical)), finite)
+    # No kept input is staler than a dropped one: T is the quantile, not any set of that size.
+    if stale.any() and not stale.all():
+        assert critical[stale].max() <= critical[~stale].min()
+
+
+def test_threshold_is_the_brute_force_quantile():
+    critical = np.random.default_rng(0).random(1000).astype(np.float32)
+    found = threshold_for_drop(critical, 0.3)
+    candidates = [t for t in np.sort(critical) if np.sum(critical <= t) == 300]
+    assert [np.float32(found.value)] == candidates and found.tie_share == 1
+
+
+def test_alpha_in_decimals():
+    assert num_stale_rows_needed(0.7, 10) == 7
+    assert num_stale_rows_needed(1.0, 26) == 26
+    assert num_stale_rows_needed(0.001, 26) == 1
+
+
+def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
+    """Train hot batches under a rule; each step touches all rows, and moves row r by r / 1000."""
+    rng = np.random.default_rng(seed)
+    slots = np.sort(rng.integers(0, NUM_HOT, (num_inputs, NUM_FEATURES)), axis=1)
+    labels = (rng.random(num_inputs) < 0.25).astype(np.int8)
+    hot = Hot(slots, labels)
+    weight = torch.zeros(NUM_HOT, 2)
+    table = EmbeddingTable(weight, NUM_HOT, 1000, torch.device("cpu"))  # uses `weight` in place
+    records = []
+    rule = DropRule(drop, NUM_HOT, seed, records.append)
+    results = []
+    for epoch in range(epochs):
+        order = np.random.default_rng(epoch).permutation(num_inputs)
+        plan = EpochPlan(order, np.empty(0, np.int64), batch_size, "interleaved")
+        rule.begin_epoch(epoch)
+        trained, weights = [], []
+        while True:
+            rule.before_batch(plan, hot, table, lambda name: nullcontext())
+            batch = plan.next_batch()
+            if batch is None:
+                break
+            rule.touch(torch.arange(NUM_HOT).unsqueeze(1))
+            weight += torch.arange(NUM_HOT).unsqueeze(1) / 1000
+            trained += batch.inputs.tolist()
+            weights += [1.0] * len(batch.inputs) if batch.weights is None else batch.weights.tolist()
+        results.append((trained, np.array(weights)))
+    return hot, results, records
+
+
+def test_the_rule_drops_the_least_changed_rows_inputs():
+    hot, [(trained, _)], [record] = run_epoch(DropSettings(drop_fraction=0.4))
+    dropped = sorted(set(range(600)) - set(trained))
+    assert record["hot_remaining"] == 400  # snapshot at 160 (25 %), compared at 200
+    assert record["dropped"] == len(dropped) == round(0.4 * 400)
+    # A row's change grows with its number, and alpha = 1 looks at the largest row of an input.
+    left = [i for i in range(600) if i in set(dropped) or i in set(trained[200:])]
+    largest = hot.slots[:, -1]
+    kept = sorted(set(left) - set(dropped))
+    assert largest[dropped].max() <= largest[kept].min()
+
+
+@pytest.mark.parametrize("policy", ["stale", "random"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_every_epoch_starts_anew(policy, epochs):
+    _, results, records = run_epoch(DropSettings(policy=policy), epochs=epochs)
+    assert [record["epoch"] for record in records] == list(range(epochs))
+    for trained, _ in results:
+        assert len(trained) == len(set(trained)) == 600 - records[0]["dropped"]
+
+
+def test_random_drops_as_many_as_stale_but_others():
+    stale, random = (run_epoch(DropSettings(policy=policy, threshold=0.05)) for policy in ("stale", "random"))
+    assert stale[2][0]["dropped"] == random[2][0]["dropped"] > 0
+    assert set(stale[1][0][0]) != set(random[1][0][0])
+
+
+def test_none_drops_nothing_and_keeps_the_order():
+    _, [(trained, _)], records = run_epoch(DropSettings(policy="none"))
+    assert not records and trained == np.random.default_rng(0).permutation(600).tolist()
+
+
+def test_nothing_stale_keeps_the_order():
+    _, [(trained, _)], [record] = run_epoch(DropSettings(threshold=0.0))
+    assert record["dropped"] == 0
+    assert trained == np.random.default_rng(0).permutation(600).tolist()
+
+
+def test_kept_stale_inputs_make_up_for_the_dropped():
+    _, [(trained, weights)], [record] = run_epoch(DropSettings(drop_fraction=0.5, keep_rate=0.25))
+    stale = record["dropped"] + record["kept_reweighted"]
+    assert stale == 200 and record["kept_reweighted"] == 50
+    assert len(trained) == 600 - record["dropped"]
+    # The sum of loss weights, and so the expected gradient, is that of all inputs.
+    assert weights.sum() == pytest.approx(600)
+
+
+def test_stratified_drops_keep_the_share_of_positives():
+    hot, [(trained, _)], [record] = run_epoch(DropSettings(drop_fraction=0.5, stratify=True))
+    left = np.random.default_rng(0).permutation(600)[200:]
+    kept = np.array(trained[200:])
+    for label in (0, 1):
+        before, after = (hot.labels[left] == label).sum(), (hot.labels[kept] == label).sum()
+        assert before - after == round(0.5 * before)
+    assert len(record["threshold"]) == 2
+
+
+def test_recalibration_brings_inputs_back():
+    """Odd rows stand still in the first window and move in the second: their inputs return."""
+    slots = np.array([[row] for row in range(NUM_HOT)] * 20)
+    hot, weight = Hot(slots), torch.zeros(NUM_HOT, 2)
+    table = EmbeddingTable(weight, NUM_HOT, 1000, torch.device("cpu"))
+    drop = DropSettings(threshold=1e-3, start=0.1, window=0.1, recalibrate_every=0.1)
+    records = []
+    rule = DropRule(drop, NUM_HOT, 0, records.append)
+    plan = EpochPlan(np.random.default_rng(0).permutation(600), np.empty(0, np.int64), 60, "interleaved")
+    trained = []
+    while True:
+        rule.before_batch(plan, hot, table, lambda name: nullcontext())
+        batch = plan.next_batch()
+        if batch is None:
+            break
+        rule.touch(torch.arange(NUM_HOT).unsqueeze(1))
+        moving = slice(0, None, 2) if not records else slice(1, None, 2)
+        weight[moving] += 0.01
+        trained += batch.inputs.tolist()
+        if len(records) == 1:
+            assert all(slots[i][0] % 2 == 0 for i in batch.inputs)  # odd rows' inputs are dropped
+    assert len(records) >= 2 and len(trained) == len(set(trained))
+    later = [int(slots[i][0]) % 2 for i in trained[-60:]]
+    assert set(later) == {1}  # they came back, and the even ones, stale now, went
+
+
+def test_untouched_rows_are_not_stale_unless_asked():
+    slots = np.array([[0, 1]] * 50 + [[0, 2]] * 50)
+    for original, expected in ((False, 0), (True, 50)):
+        weight = torch.zeros(3, 2)
+        table = EmbeddingTable(weight, 3, 10, torch.device("cpu"))
+        records = []
+        settings_ = replace(DropSettings(threshold=0.5), count_untouched_as_stale=original)
+        rule = DropRule(settings_, 3, 0, records.append)
+        # The stream is ordered: the window sees only inputs of rows 0 and 1, and row 1 changes a lot.
+        plan = EpochPlan(np.arange(100), np.empty(0, np.int64), 5, "interleaved")
+        while True:
+            rule.before_batch(plan, Hot(slots), table, lambda name: nullcontext())
+            batch = plan.next_batch()
+            if batch is None:
+                break
+            rule.touch(torch.from_numpy(slots[batch.inputs]))
+            weight[1] += 1
+        assert records[0]["dropped"] == expected
+
+
+@pytest.mark.parametrize("sample_rate", [0.05, 0.3, 1.0])
+def test_a_sample_comes_near_the_target(sample_rate):
+    _, _, [record] = run_epoch(
+        DropSettings(drop_fraction=0.3, sample_rate=sample_rate), num_inputs=6000, batch_size=200
+    )
+    exact = round(0.3 * record["hot_remaining"])
+    tolerance = 0 if sample_rate == 1 else 4 * math.sqrt(0.3 * 0.7 / (sample_rate * 4000)) * 4000
+    assert abs(record["dropped"] - exact) <= tolerance
+
+
+def test_the_choice_is_seeded():
+    first, again, other = (run_epoch(DropSettings(policy="random"), seed=seed)[1][0][0] for seed in (1, 1, 2))
+    assert first == again != other
