@@ -1,0 +1,89 @@
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from dlrm_data_pytorch import load_processed
+from dlrm_s_pytorch import DLRM_Net
+from slipstream.embedding import EmbeddingTable, initial_rows
+from slipstream.metrics import click_metrics
+from slipstream.runlog import Clocks, RunLog
+from slipstream.trainer import LearningRate, evaluate
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=50))
+def test_auc_is_the_share_of_ordered_pairs(pairs):
+    """The definition, ties counted half; and scikit-learn's functions."""
+    logits = np.array([logit for logit, _ in pairs], np.float32)
+    labels = np.array([label for _, label in pairs], np.int8)
+    metrics = click_metrics(logits, labels)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert metrics["log_loss"] == pytest.approx(log_loss(labels, probability, labels=[0, 1]))
+    assert metrics["accuracy"] == accuracy_score(labels, probability > 0.5)
+    positive, negative = logits[labels == 1], logits[labels == 0]
+    if len(positive) and len(negative):
+        ordered = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+        assert metrics["auc"] == pytest.approx(np.mean(ordered))
+        assert metrics["auc"] == roc_auc_score(labels, logits)
+    else:
+        assert math.isnan(metrics["auc"])
+
+
+def test_no_inputs_give_nan():
+    assert all(math.isnan(v) for v in click_metrics(np.empty(0), np.empty(0)).values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 100, 5000])
+@pytest.mark.parametrize("num_resident", [0, 200])
+def test_evaluation_in_batches_equals_scikit_learn_at_once(processed, batch_size, num_resident):
+    import torch
+
+    log = load_processed(processed)
+    test = log.splits()[1]
+    model = DLRM_Net([3, 16, 8], [16, 1], 5, seed=1)
+    rows = initial_rows(log.table_sizes.tolist(), 8, None, 1)
+    dense, slots, labels = test.batch(slice(0, len(test)))
+    with torch.no_grad():
+        logits = model(dense, rows[slots]).double()
+    table = EmbeddingTable(rows, num_resident, 5000 * 5, torch.device("cpu"))
+    metrics = evaluate(model, table, test, batch_size)
+    assert metrics["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
+    assert metrics["log_loss"] == pytest.approx(log_loss(labels, torch.sigmoid(logits)), abs=1e-6)
+
+
+def test_learning_rate_schedule():
+    rate = LearningRate(1.0, num_warmup_steps=4, decay_start_step=6, num_decay_steps=4)
+    expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75**2, 0.25, 0.25**2, 1e-7, 1e-7]
+    assert [rate.at(step) for step in range(12)] == pytest.approx(expected)
+    assert {LearningRate(0.3).at(step) for step in range(5)} == {0.3}
+
+
+def test_clocks_count_each_second_once():
+    clocks = Clocks()
+    with clocks.count("training"):
+        time.sleep(0.05)
+        with clocks.count("snapshot"):
+            time.sleep(0.1)
+    with clocks.count("paused"):
+        time.sleep(0.02)
+    seconds = clocks.seconds()
+    assert 0.05 <= seconds["training_s"] < 0.1 <= seconds["snapshot_s"] < 0.2
+    counted = seconds["training_s"] + seconds["snapshot_s"] + seconds["paused_s"]
+    assert counted <= seconds["program_s"] + 1e-5
+
+
+def test_log_is_strict_json_and_never_shared(tmp_path):
+    log = RunLog(tmp_path, "name", "fae")
+    log.write("evaluation", auc=math.nan, nested={"t": [math.inf, 1.5]}, path=tmp_path)
+    [line] = log.path.read_text().splitlines()  # flushed before it is closed
+    record = json.loads(line, parse_constant=pytest.fail)
+    assert record["auc"] is None and record["nested"] == {"t": [None, 1.5]}
+    log.close()
+    with pytest.raises(ValueError, match="choose another --run-name"):
+        RunLog(tmp_path, "name", "fae")
+    assert RunLog(tmp_path, None, "fae").path != RunLog(tmp_path, None, "fae").path
