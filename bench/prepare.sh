@@ -21,16 +21,17 @@ PYTHON_END
 
 find_python() { # modules
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python .venv/bin/python; do
+  if [ -n "${PYTHON:-}" ]; then
+    if can_import "$PYTHON" "$@"; then return; fi
+    echo "$0: PYTHON=$PYTHON cannot import all of: $*; install requirements.txt there" >&2
+    exit 2
+  fi
+  for candidate in python3 python .venv/bin/python; do
     if can_import "$candidate" "$@"; then
       PYTHON="$candidate"
       return
     fi
   done
-  if [ -n "${PYTHON:-}" ]; then
-    echo "$0: PYTHON=$PYTHON cannot import all of: $*; install requirements.txt there" >&2
-    exit 2
-  fi
   echo "No Python with $* here: installing requirements.txt into .venv (about 1.5 GB; minutes)"
   python3 -m venv .venv
   .venv/bin/python -m pip install --quiet -r requirements.txt

@@ -1,13 +1,13 @@
 """Write a synthetic click log in the Criteo Kaggle format, from a model whose AUC is known.
 
 For machines without the real log: ids follow power laws like Kaggle's, clicks come from a planted
-model (slipstream/synthetic.py), so the best AUC is known; it is printed and kept in `<output>.json`.
-It shows that the programs work and how fast they are; it says nothing about clicks of real people.
+model (slipstream/synthetic.py), so the best AUC is known, printed and kept in `<output>.json`. It
+shows that the programs work and how fast they are; it says nothing about clicks of real people.
 
     python bench/synthetic_log.py --rows 1000000
 
-About 3 s and 0.25 GB of disk per million rows on 2 cores; under 0.5 GB of memory at any size up to
-50 million rows. The same options give the same bytes; a finished log is not written again.
+About 4 s and 0.25 GB of disk for a million rows on 2 cores; 0.3 GB of memory, and 0.04 GB for each
+further million (the AUC). The same options give the same bytes; a finished log is kept.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def write_log(
     """Write the log and its sidecar; return the sidecar with `seconds`, or None when up to date.
 
     The log is written beside `output` and renamed; the sidecar goes first and comes last, so a log
-    with a sidecar is whole. Raises `OSError` when the disk is too small, `ValueError` without polars.
+    with a sidecar is whole. Raises `OSError` when the disk is too small and `ValueError`
+    without polars.
     """
     started = time.perf_counter()
     options = {

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from slipstream.batching import RANDOMIZE
 
@@ -25,6 +25,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage, and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
 
     def parse_known_args(self, args=None, namespace=None):  # noqa: D102 - argparse's own
         tokens = sys.argv[1:] if args is None else list(args)

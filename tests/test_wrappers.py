@@ -1,0 +1,157 @@
+"""The shell scripts: every flag they pass is parsed by the real parser, and they run."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers import REPOSITORY
+
+WRAPPERS = {
+    "run_dlrm_baseline.sh": ["data_utils", "dlrm_s_pytorch"],
+    "run_input_segregation.sh": ["data_utils", "input_segregation"],
+    "run_fae_baseline.sh": ["data_utils", "input_segregation", "fae_train"],
+    "run_slipstream.sh": ["data_utils", "input_segregation", "slipstream_train"],
+}
+METHODS = {
+    "baseline": "run_dlrm_baseline.sh",
+    "fae": "run_fae_baseline.sh",
+    "slipstream": "run_slipstream.sh",
+}
+RECORDER = """#!/usr/bin/env {python}
+import json, sys
+if sys.argv[1] != "-":
+    with open({log!r}, "a") as file:
+        file.write(json.dumps(sys.argv[1:]) + "\\n")
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the tree, so that wrappers write nothing into the real one."""
+    ignore = shutil.ignore_patterns(".git", ".venv", "runs", "input", "*cache*")
+    return shutil.copytree(REPOSITORY, tmp_path / "checkout", ignore=ignore)
+
+
+def run(checkout, script, *flags, **environment):
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("SLIPSTREAM_")}
+    return subprocess.run(
+        [str(checkout / script), *map(str, flags)],
+        cwd=checkout,
+        env={**variables, "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def recorded(checkout, tmp_path, script, *flags, **environment):
+    """Run a wrapper with a Python that only notes its arguments."""
+    fake, log = tmp_path / "python", tmp_path / "log"
+    fake.write_text(RECORDER.format(python=sys.executable.split("/")[-1], log=str(log)))
+    fake.write_text(fake.read_text().replace("/usr/bin/env " + sys.executable.split("/")[-1], sys.executable))
+    fake.chmod(0o755)
+    done = run(checkout, script, *flags, PYTHON=str(fake), **environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def check_calls(calls, expected):
+    parsed = []
+    for script, *flags in calls:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        parsed.append((module.__name__, module.parse_args(flags)))
+    assert [name for name, _ in parsed if not name.startswith("bench")] == expected
+    return dict(parsed)
+
+
+@pytest.mark.parametrize("script", WRAPPERS)
+def test_run_scripts_flags(checkout, tmp_path, script):
+    calls = recorded(checkout, tmp_path, script, "--seed", "7", RAW_DATA="some/train.txt")
+    last = check_calls(calls, WRAPPERS[script])[WRAPPERS[script][-1]]
+    assert last.seed == 7  # "$@" reaches the script
+    if hasattr(last, "mini_batch_size"):  # the Kaggle settings of the papers
+        assert (last.mini_batch_size, last.arch_sparse_feature_size) == (1024, 16)
+        assert last.arch_mlp_bot == [13, 512, 256, 64, 16] and last.arch_mlp_top == [512, 256, 1]
+
+
+def test_without_data_a_synthetic_log_is_made_and_said_to_be(checkout, tmp_path):
+    calls = recorded(checkout, tmp_path, "run_slipstream.sh")
+    assert calls[0][0] == "bench/synthetic_log.py"
+    parsed = check_calls(calls, WRAPPERS["run_slipstream.sh"])
+    assert parsed["input_segregation"].hot_emb_gpu_mem < 268435456
+
+
+def test_a_kaggle_log_in_its_place_is_used(checkout, tmp_path):
+    (checkout / "input/kaggle").mkdir(parents=True)
+    (checkout / "input/kaggle/train.txt").touch()
+    calls = recorded(checkout, tmp_path, "run_slipstream.sh")
+    parsed = check_calls(calls, WRAPPERS["run_slipstream.sh"])
+    assert parsed["data_utils"].raw_data_file == "input/kaggle/train.txt"
+    assert parsed["input_segregation"].hot_emb_gpu_mem == 268435456
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data_set", ["kaggle", "terabyte"])
+def test_recipes(checkout, tmp_path, data_set, method):
+    raw = tmp_path / ("train.txt" if data_set == "kaggle" else "day")
+    calls = recorded(
+        checkout, tmp_path, f"bench/dlrm_s_criteo_{data_set}.sh", method, "--nepochs", "2", RAW_DATA=str(raw)
+    )
+    parsed = check_calls(calls, WRAPPERS[METHODS[method]])
+    last = parsed[WRAPPERS[METHODS[method]][-1]]
+    assert last.nepochs == 2
+    assert parsed["data_utils"].data_set == data_set
+    if data_set == "terabyte":
+        assert parsed["data_utils"].max_ind_range == 10_000_000
+        assert last.arch_mlp_bot == [13, 512, 256, 64] and last.mini_batch_size == 2048
+        if method != "baseline":
+            assert parsed["input_segregation"].arch_sparse_feature_size == 64
+
+
+def test_recipes_name_their_methods(checkout):
+    for flags in ([], ["sgd"]):
+        done = run(checkout, "bench/dlrm_s_criteo_kaggle.sh", *flags)
+        assert done.returncode != 0 and "baseline|fae|slipstream" in done.stderr
+
+
+def test_a_missing_log_is_an_error_never_random_data(checkout):
+    done = run(checkout, "run_slipstream.sh", RAW_DATA="input/none/train.txt")
+    assert done.returncode == 2 and "SYNTHETIC" not in done.stdout
+    assert "none/train.txt does not exist" in done.stderr
+    done = run(checkout, "run_slipstream.sh", DATA_SET="terabyte")
+    assert done.returncode == 2 and "set RAW_DATA" in done.stderr
+
+
+def test_an_unfit_python_is_named(checkout):
+    done = run(checkout, "run_fae_baseline.sh", PYTHON="/nonexistent/python")
+    assert done.returncode == 2 and "cannot import all of: torch" in done.stderr
+
+
+def test_the_pipeline_from_nothing_and_again(checkout):
+    small = {"SYNTHETIC_ROWS": "6000", "HOT_EMB_GPU_MEM": "200000", "OMP_NUM_THREADS": "1"}
+    first = run(checkout, "run_slipstream.sh", "--count-untouched-as-stale=true", **small)
+    assert first.returncode == 0, first.stderr
+    assert "SYNTHETIC log of 6000 rows" in first.stdout
+    assert "slipstream: test AUC" in first.stdout and "the planted model's limit" in first.stdout
+    again = run(checkout, "run_fae_baseline.sh", **small)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("up to date") == 3  # log, processed file, segregated folder
+    assert "fae: test AUC" in again.stdout
+    assert len(list((checkout / "runs").glob("*/log.jsonl"))) == 2
+
+
+def test_shellcheck():
+    scripts = [*REPOSITORY.glob("*.sh"), *REPOSITORY.glob("bench/*.sh"), REPOSITORY / ".ci/run"]
+    assert len(scripts) >= 8
+    checker = shutil.which("shellcheck") or os.path.join(os.path.dirname(sys.executable), "shellcheck")
+    if not os.path.exists(checker):
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([checker, "-x", *map(str, scripts)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for script in scripts:
+        if script.name != "prepare.sh":
+            assert "set -euo pipefail" in script.read_text(), script.name
