@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.criteo import equal_days
 from slipstream.npz import fingerprint, open_npz, unpack_manifest
 from slipstream.trainer import TrainingData
 
-KAGGLE_DAYS = 7
 CHECK_ROWS = 1 << 20  # rows checked at once when a file is opened
 SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
 ROWS_FILE = "embedding_rows.npz"
@@ -107,13 +107,6 @@ class ClickLog:
             self.inputs.rows(held_out, half),
             self.inputs.rows(half, num_rows),
         )
-
-
-def equal_days(num_rows: int, num_days: int = KAGGLE_DAYS) -> np.ndarray:
-    """Row offsets (num_days + 1,) of equal contiguous days, the first ones a row longer."""
-    lengths = np.full(num_days, num_rows // num_days)
-    lengths[: num_rows % num_days] += 1
-    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def make_click_log(

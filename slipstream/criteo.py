@@ -190,6 +190,19 @@ def check_layout(block: bytes) -> list[int]:
     return (lengths == 0).sum(axis=0).tolist()
 
 
+def parse_file(raw: RawFile, block_bytes: int, max_ind_range: int) -> Iterator[Rows]:
+    """Yield the rows of a file, block by block; `ValueError` names the first bad line."""
+    num_lines = 0
+    for block in read_ahead(raw.blocks(block_bytes)):
+        try:
+            rows = parse_block(block, max_ind_range)
+        except BadBlock as error:
+            index, reason = find_fault(block) or (0, f": polars cannot read on from here ({error})")
+            raise ValueError(f"{raw.path}, line {num_lines + index + 1}{reason}") from None
+        yield rows
+        num_lines += block.count(b"\n")
+
+
 def find_fault(block: bytes) -> tuple[int, str] | None:
     """Find a block's first bad line, in plain Python: its index and what is wrong with it."""
     for index, line in enumerate(block.split(b"\n")[:-1]):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_utils
+from slipstream import criteo, encoding
 from slipstream.npz import open_npz, unpack_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -285,8 +286,8 @@ def test_fast_and_slow_checks_agree_on_any_bytes(column, text):
     """The fast path refuses exactly the lines that the plain-Python check can explain."""
     rows = [[field.encode() for field in fields] for fields in good_lines(3)]
     rows[1][column] = text
-    block = b"".join(b"\t".join(fields) + b"\n" for fields in rows) + data_utils.PAD
-    assert (data_utils.find_fault(block) is None) == fast_path_takes(block)
+    block = b"".join(b"\t".join(fields) + b"\n" for fields in rows)
+    assert (criteo.find_fault(block) is None) == fast_path_takes(block)
 
 
 @pytest.mark.parametrize(
@@ -297,20 +298,14 @@ def test_no_other_byte_is_a_digit(column, text):
     for byte in range(256):
         rows = [[field.encode() for field in fields] for fields in good_lines(3)]
         rows[1][column] = text % byte
-        block = b"".join(b"\t".join(fields) + b"\n" for fields in rows) + data_utils.PAD
-        assert (data_utils.find_fault(block) is None) == fast_path_takes(block)
+        block = b"".join(b"\t".join(fields) + b"\n" for fields in rows)
+        assert (criteo.find_fault(block) is None) == fast_path_takes(block)
 
 
 def fast_path_takes(block):
     try:
-        starts, ends = data_utils.split_fields(block)
-        data_utils.decode_labels(block, starts[0], ends[0])
-        for column in range(1, 40):
-            if column <= 13:
-                data_utils.decode_ints(block, starts[column], ends[column])
-            else:
-                data_utils.decode_categories(block, starts[column], ends[column], -1)
-    except data_utils.BadBlock:
+        criteo.parse_block(block)
+    except criteo.BadBlock:
         return False
     return True
 
@@ -520,7 +515,7 @@ def test_an_error_while_writing_keeps_the_old_result(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data_utils, "read_spool", full_disk)
+    monkeypatch.setattr(encoding, "read_spool", full_disk)
     with pytest.raises(OSError, match="No space"):
         data_utils.preprocess("kaggle", raw, max_ind_range=5)
     assert target.read_bytes() == before
@@ -529,7 +524,7 @@ def test_an_error_while_writing_keeps_the_old_result(tmp_path, monkeypatch):
 
 def test_too_many_embedding_rows(tmp_path, monkeypatch):
     write_log(tmp_path / "train.txt", 20, seed=1)
-    monkeypatch.setattr(data_utils, "MAX_EMBEDDING_ROWS", 50)
+    monkeypatch.setattr(encoding, "MAX_EMBEDDING_ROWS", 50)
     with pytest.raises(ValueError, match="expected at most 50.*--max-ind-range"):
         data_utils.preprocess("kaggle", tmp_path / "train.txt")
     assert os.listdir(tmp_path) == ["train.txt"]
@@ -537,7 +532,7 @@ def test_too_many_embedding_rows(tmp_path, monkeypatch):
 
 def test_vocabulary_merges_many_blocks():
     rng = np.random.default_rng(0)
-    vocabulary, id_of = data_utils.Vocabulary(), {}
+    vocabulary, id_of = encoding.Vocabulary(), {}
     for block in range(60):
         codes = rng.integers(0, 2**32 + 1, 200 if block % 3 else 7, dtype=np.uint64)
         codes[:3] = [0, 2**32, codes[-1]]

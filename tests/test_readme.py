@@ -1,0 +1,65 @@
+"""Every command of the README is run (```bash), or parsed where it needs data we lack (```sh)."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from helpers import REPOSITORY
+from test_wrappers import WRAPPERS, check_calls, checkout, recorded
+
+__all__ = ["checkout"]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def commands(language):
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def test_commands_run(checkout):
+    """In one copy of the tree and in the order of the text, on a small synthetic log."""
+    bin_folder = checkout / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "python").symlink_to(sys.executable)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIPSTREAM_")}
+    environment |= {"PYTHON": sys.executable, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    environment |= {"SYNTHETIC_ROWS": "6000", "HOT_EMB_GPU_MEM": "200000", "OMP_NUM_THREADS": "1"}
+    ran = commands("bash")
+    assert len(ran) >= 12
+    for command in ran:
+        if command == "./run_tests.sh":  # this test is part of it
+            continue
+        done = subprocess.run(
+            ["bash", "-c", command.replace("python ", f"{sys.executable} ")],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.parametrize("command", commands("sh"))
+def test_commands_that_need_data_parse(command, checkout, tmp_path):
+    words = shlex.split(command)
+    environment = {}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    if words[0] == "python":
+        check_calls([words[1:]], [words[1].removesuffix(".py")])
+        return
+    calls = recorded(checkout, tmp_path, words[0].removeprefix("./"), *words[1:], **environment)
+    script = words[0].removeprefix("./")
+    if script not in WRAPPERS:  # a recipe: the method is its first word
+        script = {"slipstream": "run_slipstream.sh", "fae": "run_fae_baseline.sh"}[words[1]]
+    check_calls(calls, WRAPPERS[script])
+
+
+def test_files_that_the_text_names_exist():
+    for name in set(re.findall(r"`((?:bench/|run_)[\w/.]+)`", README)):
+        assert (REPOSITORY / name).exists(), name
