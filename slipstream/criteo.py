@@ -130,12 +130,36 @@ def parse_block(block: bytes, max_ind_range: int = -1) -> Rows:
 
     Raises `BadBlock` for a block with any fault, and `ValueError` where polars is not installed.
     """
+    pl = import_polars()
+    frame = read_frame(block.replace(b"\r\n", b"\n") if b"\r" in block else block)
+    codes = pl.col(TABLE_NAMES).cast(pl.UInt64)
+    if max_ind_range > 0:  # an empty one counts as hash 0
+        codes = codes.fill_null(0) % min(max_ind_range, 2**32) + 1
+    else:
+        codes = (codes + 1).fill_null(0)
+    dense = pl.col(DENSE_NAMES).fill_null(0).clip(0).cast(pl.Int32)
+    return Rows(
+        frame[LABEL].cast(pl.Int8).to_numpy(),
+        frame.select(dense).to_numpy(order="c"),
+        frame.select(codes).to_numpy(),
+    )
+
+
+def import_polars() -> Any:
+    """The polars module: it is imported here alone, for trainers do without it."""
     try:
-        import polars as pl
+        import polars
     except ImportError as error:
         raise ValueError("polars is needed to read raw logs: pip install polars") from error
-    if b"\r" in block:
-        block = block.replace(b"\r\n", b"\n")
+    return polars
+
+
+def read_frame(block: bytes) -> Any:
+    """A block as a polars frame of 40 columns: Int64, and UInt32 for the categories' hashes.
+
+    Empty fields are null, and nothing else is. Raises `BadBlock` for any fault.
+    """
+    pl = import_polars()
     num_empty = check_layout(block)
     integers = dict.fromkeys([LABEL, *DENSE_NAMES], pl.Int64)
     try:
@@ -149,23 +173,12 @@ def parse_block(block: bytes, max_ind_range: int = -1) -> Rows:
     except pl.exceptions.PolarsError as error:
         raise BadBlock(str(error)) from error
     hashes = pl.col(TABLE_NAMES).str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-    frame = frame.with_columns(hashes.cast(pl.UInt64))
+    frame = frame.with_columns(hashes)
     largest = frame.select(pl.max_horizontal(pl.col(DENSE_NAMES).max())).item() or 0
-    # A null must stand for an empty field, and for nothing that polars could not read.
-    is_whole = frame.null_count().row(0) == tuple(num_empty)
-    if not is_whole or largest > MAX_INT32 or not frame[LABEL].is_between(0, 1).all():
+    is_complete = frame.null_count().row(0) == tuple(num_empty)  # else polars read less than all
+    if not is_complete or largest > MAX_INT32 or not frame[LABEL].is_between(0, 1).all():
         raise BadBlock
-    codes = pl.col(TABLE_NAMES)
-    if max_ind_range > 0:  # an empty one counts as hash 0
-        codes = codes.fill_null(0) % min(max_ind_range, 2**32) + 1
-    else:
-        codes = (codes + 1).fill_null(0)
-    dense = pl.col(DENSE_NAMES).fill_null(0).clip(0).cast(pl.Int32)
-    return Rows(
-        frame[LABEL].cast(pl.Int8).to_numpy(),
-        frame.select(dense).to_numpy(order="c"),
-        frame.select(codes).to_numpy(),
-    )
+    return frame
 
 
 def check_layout(block: bytes) -> list[int]:
@@ -197,7 +210,8 @@ def parse_file(raw: RawFile, block_bytes: int, max_ind_range: int) -> Iterator[R
         try:
             rows = parse_block(block, max_ind_range)
         except BadBlock as error:
-            index, reason = find_fault(block) or (0, f": polars cannot read on from here ({error})")
+            unexplained = (0, f" or one soon after it is not in Criteo's format {error}".rstrip())
+            index, reason = find_fault(block) or unexplained
             raise ValueError(f"{raw.path}, line {num_lines + index + 1}{reason}") from None
         yield rows
         num_lines += block.count(b"\n")

@@ -290,6 +290,16 @@ def test_fast_and_slow_checks_agree_on_any_bytes(column, text):
     assert (criteo.find_fault(block) is None) == fast_path_takes(block)
 
 
+@settings(max_examples=300, deadline=None)
+@given(column=st.integers(0, 39), text=st.text("0001789-aeF", max_size=19), end=st.booleans())
+def test_fast_and_slow_checks_agree_on_digits(column, text, end):
+    """Likewise where each byte is allowed, and only its place or the length can be wrong."""
+    rows = good_lines(3)
+    rows[1][column] = text
+    block = joined(rows).replace("\n", "\r\n" if end else "\n").encode()
+    assert (criteo.find_fault(block) is None) == fast_path_takes(block)
+
+
 @pytest.mark.parametrize(
     ("column", "text"),
     [(3, b"1%c"), (3, b"%c1"), (3, b"%c23456789"), (17, b"a%c"), (17, b"%c0000000"), (0, b"%c")],
@@ -382,10 +392,16 @@ def test_manifest(tmp_path):
         (13, " 5", "' 5' is not a whole number"),
         (13, "-", "'-' is not a whole number"),
         (5, "2147483648", "column 6 (integer 5): '2147483648' is more than 2147483647"),
+        (5, "00000000000000007", "'00000000000000007' is not a whole number of 1 to 16 digits"),
+        (5, "-00000000000000007", "'-00000000000000007' is not a whole number of 1 to 16 digits"),
+        (5, "1\0", "is not a whole number"),
+        (5, "1e3", "'1e3' is not a whole number"),
         (5, "99999999999999999999", "'99999999999999999999' is not a whole number of 1 to 16"),
         (14, "zz", "line 5, column 15 (category 1): 'zz' is not a hexadecimal value of 1 to 8 dig"),
         (39, "123456789", "column 40 (category 26): '123456789' is not a hexadecimal"),
         (39, "-1", "'-1' is not a hexadecimal"),
+        (39, "-0", "'-0' is not a hexadecimal"),
+        (39, "+1", "'+1' is not a hexadecimal"),
         (20, "0x1f", "'0x1f' is not a hexadecimal"),
         (20, "é", "is not a hexadecimal"),
         (20, "a\tb", "train.txt, line 5: 41 columns; expected 40"),
@@ -402,6 +418,32 @@ def test_bad_lines(tmp_path, column, text, message, block_bytes):
     with pytest.raises(ValueError, match=re.escape(message)):
         data_utils.preprocess("kaggle", tmp_path / "train.txt", block_bytes=block_bytes)
     assert os.listdir(tmp_path) == ["train.txt"]
+
+
+def test_a_dropped_row_is_checked_too(tmp_path):
+    lines = good_lines(50)
+    for line in lines:
+        line[0] = "0"
+    lines[40][30] = "zz"
+    (tmp_path / "train.txt").write_text(joined(lines))
+    with pytest.raises(ValueError, match="line 41, column 31"):
+        data_utils.preprocess("kaggle", tmp_path / "train.txt", data_sub_sample_rate=0.999999)
+
+
+def test_without_polars(tmp_path, monkeypatch):
+    write_log(tmp_path / "train.txt", 20, seed=1)
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(ValueError, match="pip install polars"):
+        data_utils.preprocess("kaggle", tmp_path / "train.txt")
+    assert os.listdir(tmp_path) == ["train.txt"]
+
+
+def test_a_fault_that_only_polars_sees_is_told(tmp_path, monkeypatch):
+    write_log(tmp_path / "train.txt", 20, seed=1)
+    monkeypatch.setattr(criteo, "find_fault", lambda block: None)
+    monkeypatch.setattr(criteo, "ALLOWED_BYTES", b"")
+    with pytest.raises(ValueError, match="train.txt, line 1 or one soon after"):
+        data_utils.preprocess("kaggle", tmp_path / "train.txt")
 
 
 def test_a_shifted_tab_is_not_hidden_by_the_total(tmp_path):
