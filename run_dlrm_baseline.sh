@@ -17,7 +17,7 @@ source bench/prepare.sh
   --arch-mlp-bot 13-512-256-64-16 \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
-  --learning-rate 0.1 \
+  --learning-rate 0.3 \
   --optimizer "${OPTIMIZER:-sgd}" \
   --nepochs 1 \
   "$@"

@@ -86,9 +86,11 @@ def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         )
         row["auc_difference"] = difference.mean()
         row["auc_difference_sd"] = difference.std(ddof=1) if len(difference) > 1 else float("nan")
-        row["tie"] = bool(abs(difference.mean()) <= max(difference.std(ddof=1), 0.0)) if len(
-            difference
-        ) > 1 else None
+        row["tie"] = (
+            bool(abs(difference.mean()) <= max(difference.std(ddof=1), 0.0))
+            if len(difference) > 1
+            else None
+        )
         rows.append(row)
     return rows
 

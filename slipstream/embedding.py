@@ -149,7 +149,9 @@ class EmbeddingTable:
     def lookup(self, staged: StagedBatch) -> Tensor:
         """The batch's rows (B, F, dim), outside autograd: their gradient goes to `update`."""
         index = staged.index
-        return self._device_arrays[0].index_select(0, index.reshape(-1)).view(*index.shape, self.dim)
+        return (
+            self._device_arrays[0].index_select(0, index.reshape(-1)).view(*index.shape, self.dim)
+        )
 
     @torch.no_grad()
     def update(self, staged: StagedBatch, gradient: Tensor, learning_rate: float) -> None:

@@ -88,7 +88,7 @@ class Progress:
     samples: int = 0
     hot_samples: int = 0
     dropped: int = 0
-    loss: float = math.nan  # mean training loss since the last report
+    loss: float = math.nan  # mean training loss an input since the last report
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     def shares(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Trainer:
         self.test_freq, self.print_freq, self.max_steps = test_freq, print_freq, max_steps
         self.progress = Progress()
         self._loss_sum = torch.zeros((), device=table.device)
-        self._loss_steps = 0
+        self._loss_inputs = 0
 
     def run(self) -> Progress:
         """Train all epochs, then evaluate on test and validation.
@@ -243,8 +243,12 @@ class Trainer:
         weights = None
         if planned.weights is not None:
             weights = torch.from_numpy(planned.weights).to(device, non_blocking=True)
-        # The mean over the batch, also with weights: they make up for inputs that are not there.
-        loss = nn_functional.binary_cross_entropy_with_logits(logits, labels, weight=weights)
+        # Over the full batch size, not this batch's: each input counts alike. With a mean, a last
+        # batch of 55 inputs steps as far as one of 1024 and costs up to 0.05 of AUC.
+        loss_sum = nn_functional.binary_cross_entropy_with_logits(
+            logits, labels, weight=weights, reduction="sum"
+        )
+        loss = loss_sum / self.batch_size
         learning_rate = self.learning_rate.at(self.progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -254,8 +258,8 @@ class Trainer:
         assert rows.grad is not None
         self.table.update(staged, rows.grad, learning_rate)
         self.table.write_back(staged)
-        self._loss_sum += loss.detach()
-        self._loss_steps += 1
+        self._loss_sum += loss_sum.detach()
+        self._loss_inputs += len(planned.inputs)
         self.progress.step += 1
         self.progress.samples += len(planned.inputs)
         self.progress.hot_samples += len(planned.inputs) if planned.hot else 0
@@ -281,11 +285,11 @@ class Trainer:
 
     def _take_loss(self) -> None:
         """Mean loss since the last call; the one place where the loop waits for the device."""
-        if self._loss_steps == 0:
+        if self._loss_inputs == 0:
             return
-        self.progress.loss = float(self._loss_sum) / self._loss_steps
+        self.progress.loss = float(self._loss_sum) / self._loss_inputs
         self._loss_sum.zero_()
-        self._loss_steps = 0
+        self._loss_inputs = 0
         if not math.isfinite(self.progress.loss):
             raise ValueError(
                 f"the training loss is {self.progress.loss} at step {self.progress.step}; "

@@ -15,7 +15,8 @@ TABLE_SIZES = np.array([40, 1, 300, 7, 1000], np.int64)
 NUM_DENSE = 3
 MODEL_FLAGS = (
     "--arch-sparse-feature-size 8 --arch-mlp-bot 3-16-8 --arch-mlp-top 16-1 "
-    "--mini-batch-size 32 --test-mini-batch-size 200 --learning-rate 0.2 --device cpu --print-freq 0"
+    "--mini-batch-size 32 --test-mini-batch-size 200 --learning-rate 0.2 "
+    "--device cpu --print-freq 0"
 ).split()
 
 
@@ -23,9 +24,9 @@ def small_arrays(num_rows=4000, table_sizes=TABLE_SIZES, seed=0):
     """X_int, X_cat, y of a log with power-law ids and a planted first-order model."""
     rng = np.random.default_rng(seed)
     dense = rng.integers(-1, 50, (num_rows, NUM_DENSE)).astype(np.int32)
-    ids = np.stack(
-        [(rng.zipf(1.4, num_rows) - 1) % size for size in table_sizes], axis=1
-    ).astype(np.int32)
+    ids = np.stack([(rng.zipf(1.4, num_rows) - 1) % size for size in table_sizes], axis=1).astype(
+        np.int32
+    )
     effects = [rng.normal(0, 1, size) for size in table_sizes]
     logit = sum(effect[column] for effect, column in zip(effects, ids.T, strict=True)) - 1
     y = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.int8)

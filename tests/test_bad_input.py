@@ -52,7 +52,9 @@ def refuse(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("name", LINES)
 def test_bad_lines_of_a_raw_log(refuse, tmp_path, name):
     bad, message = LINES[name]
-    (tmp_path / "train.txt").write_text("\n".join([GOOD_LINE] * 20 + [bad] + [GOOD_LINE] * 5) + "\n")
+    (tmp_path / "train.txt").write_text(
+        "\n".join([GOOD_LINE] * 20 + [bad] + [GOOD_LINE] * 5) + "\n"
+    )
     said = refuse(data_utils, "--raw-data-file", tmp_path / "train.txt")
     assert "train.txt" in said and message in said
 
@@ -159,7 +161,9 @@ def test_impossible_runs(refuse, processed, tmp_path):
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="has a GPU")
 def test_cuda_without_a_device(refuse, processed):
-    said = refuse(dlrm_s_pytorch, "--processed-data-file", processed, *MODEL_FLAGS, "--device", "cuda")
+    said = refuse(
+        dlrm_s_pytorch, "--processed-data-file", processed, *MODEL_FLAGS, "--device", "cuda"
+    )
     assert "use --device cpu or auto" in said
 
 
@@ -186,4 +190,6 @@ def test_as_a_process(tmp_path):
         ("input_segregation.py", ["--processed-data-file", "x.npz", "--hot-emb-gpu-mem", "0"]),
     ):
         status, out, err = run_script(script, *flags)
-        assert status == 2 and out == "" and len(err) == 1 and err[0].startswith(f"{script}: error: ")
+        assert (
+            status == 2 and out == "" and len(err) == 1 and err[0].startswith(f"{script}: error: ")
+        )

@@ -40,7 +40,10 @@ def test_phased_is_all_cold_then_all_hot():
 
 
 @given(
-    st.integers(0, 50), st.integers(0, 50), st.integers(1, 13), st.sampled_from(["interleaved", "phased"])
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.integers(1, 13),
+    st.sampled_from(["interleaved", "phased"]),
 )
 def test_a_plan_trains_every_input_once(num_hot, num_cold, batch_size, schedule):
     plan = EpochPlan(np.arange(num_hot), np.arange(num_cold), batch_size, schedule)

@@ -38,7 +38,11 @@ def test_older_scripts_files_load(tmp_path, processed, dtype):
     dense, ids, y = small_arrays()
     path = tmp_path / "kaggleAdDisplayChallenge_processed.npz"
     np.savez_compressed(
-        path, X_cat=ids.astype(dtype), X_int=np.maximum(dense, 0), y=y.astype(np.int32), counts=TABLE_SIZES
+        path,
+        X_cat=ids.astype(dtype),
+        X_int=np.maximum(dense, 0),
+        y=y.astype(np.int32),
+        counts=TABLE_SIZES,
     )
     old, new = load_processed(path), load_processed(processed)
     chosen = np.arange(0, 4000, 7)

@@ -48,7 +48,7 @@ def train(processed, tmp_path, name, *flags):
 
 
 def test_training_equals_plain_pytorch(processed, tmp_path):
-    """The same epoch with nn.EmbeddingBag, autograd and torch.optim.SGD ends at the same weights."""
+    """nn.EmbeddingBag, autograd and torch.optim.SGD end at the same weights."""
     train(processed, tmp_path, "start", "--num-batches", "1", "--learning-rate", "1e-30")
     start = saved_rows(tmp_path / "start")
     train(processed, tmp_path, "ours", "--num-batches", "40")
@@ -56,10 +56,16 @@ def test_training_equals_plain_pytorch(processed, tmp_path):
     log = load_processed(processed)
     model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
     model.load_state_dict(
-        {name[4:]: torch.from_numpy(value) for name, value in start.items() if name.startswith("mlp.")}
+        {
+            name[4:]: torch.from_numpy(value)
+            for name, value in start.items()
+            if name.startswith("mlp.")
+        }
     )
     rows = torch.from_numpy(start["rows"]).split(TABLE_SIZES.tolist())
-    bags = nn.ModuleList(nn.EmbeddingBag.from_pretrained(r.clone(), freeze=False, mode="sum") for r in rows)
+    bags = nn.ModuleList(
+        nn.EmbeddingBag.from_pretrained(r.clone(), freeze=False, mode="sum") for r in rows
+    )
     optimizer = torch.optim.SGD([*model.parameters(), *bags.parameters()], lr=0.2)
     train_inputs = log.splits()[0]
     order = epoch_order(train_inputs.day_offsets, "total", 123, 0)
@@ -85,7 +91,9 @@ def test_training_equals_plain_pytorch(processed, tmp_path):
 def test_training_learns_and_logs(processed, tmp_path):
     summary = train(processed, tmp_path, "a", "--nepochs", "3", "--test-freq", "50")
     assert summary["auc"] > 0.7
-    records = [json.loads(line) for line in (tmp_path / "runs/a/log.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "runs/a/log.jsonl").read_text().splitlines()
+    ]
     kinds = [record["kind"] for record in records]
     assert kinds[0] == "start" and kinds[-1] == "summary" and kinds.count("evaluation") == 7
     start = records[0]
@@ -115,10 +123,14 @@ def test_a_saved_model_evaluates_the_same(processed, tmp_path):
 
 
 def test_warm_up_and_decay_reach_the_trainer(processed, tmp_path):
-    flags = "--num-batches 20 --lr-num-warmup-steps 5 --lr-decay-start-step 8 --lr-num-decay-steps 6"
+    flags = (
+        "--num-batches 20 --lr-num-warmup-steps 5 --lr-decay-start-step 8 --lr-num-decay-steps 6"
+    )
     train(processed, tmp_path, "a", *flags.split())
     train(processed, tmp_path, "b", "--num-batches", "20")
-    assert not np.array_equal(saved_rows(tmp_path / "a")["rows"], saved_rows(tmp_path / "b")["rows"])
+    assert not np.array_equal(
+        saved_rows(tmp_path / "a")["rows"], saved_rows(tmp_path / "b")["rows"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["random", "synthetic"])
@@ -135,3 +147,40 @@ def test_generated_data(kind, tmp_path):
 def test_diverging_training_stops(processed, tmp_path):
     with pytest.raises(ValueError, match="lower --learning-rate"):
         train(processed, tmp_path, "a", "--learning-rate", "1e30")
+
+
+def test_inputs_of_a_smaller_last_batch_count_like_all_others(processed, tmp_path):
+    """One input in a batch of its own steps 1/32 as far as a batch of 32 copies of it."""
+    from dlrm_data_pytorch import baseline_data
+    from slipstream.batching import PlannedBatch
+    from slipstream.embedding import EmbeddingTable, initial_rows
+    from slipstream.trainer import LearningRate, Trainer
+
+    data = baseline_data(load_processed(processed)).data
+    moved = []
+    for inputs in (np.array([5]), np.full(32, 5)):
+        model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES), seed=1)
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
+        table = EmbeddingTable(rows, len(rows), 160, torch.device("cpu"))
+        trainer = Trainer(
+            model=model,
+            table=table,
+            optimizer=dlrm_s_pytorch.make_optimizer(model, "sgd"),
+            learning_rate=LearningRate(0.1),
+            data=data,
+            drop_rule=None,
+            log=None,
+            clocks=None,
+            batch_size=32,
+            test_batch_size=32,
+            num_epochs=1,
+            schedule="interleaved",
+            randomize="none",
+            seed=0,
+        )
+        trainer._train_step(PlannedBatch(False, inputs, None))
+        moved.append({name: value - start[name] for name, value in model.state_dict().items()})
+    for name, value in moved[0].items():
+        torch.testing.assert_close(32 * value, moved[1][name], rtol=1e-2, atol=1e-6)
+    assert max(value.abs().max() for value in moved[0].values()) > 1e-5

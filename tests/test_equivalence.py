@@ -22,7 +22,11 @@ def train(script, tmp_path, name, *flags):
 def test_any_number_of_resident_rows(segregated, tmp_path, optimizer):
     """200 steps of hot and cold batches that share rows: 0, num_hot and num_rows resident."""
     segregated = segregate_small(
-        segregated.parent / "small_processed.npz", "--hot-threshold", "0.0005", "--optimizer", optimizer
+        segregated.parent / "small_processed.npz",
+        "--hot-threshold",
+        "0.0005",
+        "--optimizer",
+        optimizer,
     )
     prepared = load_segregated(segregated)
     num_rows = len(prepared.slot_of_row)
@@ -83,7 +87,15 @@ def test_slipstream_with_nothing_stale_is_fae(segregated, tmp_path, schedule, fl
 def test_schedules_differ(segregated, tmp_path):
     """The comparison above can fail: another order gives other weights."""
     for schedule in ("interleaved", "phased"):
-        train(fae_train, tmp_path, schedule, "--segregated-data-dir", segregated, "--schedule", schedule)
+        train(
+            fae_train,
+            tmp_path,
+            schedule,
+            "--segregated-data-dir",
+            segregated,
+            "--schedule",
+            schedule,
+        )
     first, second = (saved_rows(tmp_path / name)["rows"] for name in ("interleaved", "phased"))
     assert not np.array_equal(first, second)
 

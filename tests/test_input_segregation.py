@@ -128,5 +128,9 @@ def test_budget_table_equals_counting(processed, capsys):
         num_hot = sum(TABLE_SIZES) >> halvings
         _, rows, accesses, inputs = line.split()
         assert int(rows.replace(",", "")) == num_hot
-        assert float(accesses[:-1]) == pytest.approx(100 * sum(counts[:num_hot]) / sum(counts), abs=0.01)
-        assert float(inputs[:-1]) == pytest.approx(100 * (largest[:HELD_OUT] < num_hot).mean(), abs=0.01)
+        assert float(accesses[:-1]) == pytest.approx(
+            100 * sum(counts[:num_hot]) / sum(counts), abs=0.01
+        )
+        assert float(inputs[:-1]) == pytest.approx(
+            100 * (largest[:HELD_OUT] < num_hot).mean(), abs=0.01
+        )

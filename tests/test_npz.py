@@ -3,7 +3,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from slipstream.npz import ArrayStream, fingerprint, open_npz, pack_manifest, unpack_manifest, write_npz
+from slipstream.npz import (
+    ArrayStream,
+    fingerprint,
+    open_npz,
+    pack_manifest,
+    unpack_manifest,
+    write_npz,
+)
 
 
 def test_arrays_come_back_mapped_and_aligned(tmp_path):

@@ -41,7 +41,9 @@ def brute_force_stale(slots, before, after, touched, threshold, alpha):
     for rows in slots:
         count = 0
         for row in rows:
-            change = max(abs(float(a) - float(b)) for a, b in zip(after[row], before[row], strict=True))
+            change = max(
+                abs(float(a) - float(b)) for a, b in zip(after[row], before[row], strict=True)
+            )
             count += bool(touched[row]) and change < threshold
         stale.append(count >= math.ceil(round(alpha * len(rows), 9)))
     return np.array(stale)
@@ -120,7 +122,9 @@ def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
             rule.touch(torch.arange(NUM_HOT).unsqueeze(1))
             weight += torch.arange(NUM_HOT).unsqueeze(1) / 1000
             trained += batch.inputs.tolist()
-            weights += [1.0] * len(batch.inputs) if batch.weights is None else batch.weights.tolist()
+            weights += (
+                [1.0] * len(batch.inputs) if batch.weights is None else batch.weights.tolist()
+            )
         results.append((trained, np.array(weights)))
     return hot, results, records
 
@@ -147,7 +151,9 @@ def test_every_epoch_starts_anew(policy, epochs):
 
 
 def test_random_drops_as_many_as_stale_but_others():
-    stale, random = (run_epoch(DropSettings(policy=policy, threshold=0.05)) for policy in ("stale", "random"))
+    stale, random = (
+        run_epoch(DropSettings(policy=policy, threshold=0.05)) for policy in ("stale", "random")
+    )
     assert stale[2][0]["dropped"] == random[2][0]["dropped"] > 0
     assert set(stale[1][0][0]) != set(random[1][0][0])
 
@@ -190,7 +196,9 @@ def test_recalibration_brings_inputs_back():
     drop = DropSettings(threshold=1e-3, start=0.1, window=0.1, recalibrate_every=0.1)
     records = []
     rule = DropRule(drop, NUM_HOT, 0, records.append)
-    plan = EpochPlan(np.random.default_rng(0).permutation(600), np.empty(0, np.int64), 60, "interleaved")
+    plan = EpochPlan(
+        np.random.default_rng(0).permutation(600), np.empty(0, np.int64), 60, "interleaved"
+    )
     trained = []
     while True:
         rule.before_batch(plan, hot, table, lambda name: nullcontext())
@@ -216,7 +224,7 @@ def test_untouched_rows_are_not_stale_unless_asked():
         records = []
         settings_ = replace(DropSettings(threshold=0.5), count_untouched_as_stale=original)
         rule = DropRule(settings_, 3, 0, records.append)
-        # The stream is ordered: the window sees only inputs of rows 0 and 1, and row 1 changes a lot.
+        # The stream is ordered: the window sees only rows 0 and 1, and row 1 changes.
         plan = EpochPlan(np.arange(100), np.empty(0, np.int64), 5, "interleaved")
         while True:
             rule.before_batch(plan, Hot(slots), table, lambda name: nullcontext())
@@ -239,5 +247,7 @@ def test_a_sample_comes_near_the_target(sample_rate):
 
 
 def test_the_choice_is_seeded():
-    first, again, other = (run_epoch(DropSettings(policy="random"), seed=seed)[1][0][0] for seed in (1, 1, 2))
+    first, again, other = (
+        run_epoch(DropSettings(policy="random"), seed=seed)[1][0][0] for seed in (1, 1, 2)
+    )
     assert first == again != other

@@ -34,14 +34,20 @@ def test_the_package_never_imports_a_script():
 
 
 def test_no_pickle():
-    for path in [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("slipstream/*.py"), *REPOSITORY.glob("bench/*.py")]:
+    for path in [
+        *REPOSITORY.glob("*.py"),
+        *REPOSITORY.glob("slipstream/*.py"),
+        *REPOSITORY.glob("bench/*.py"),
+    ]:
         text = path.read_text()
         assert "pickle" not in imported(path) and "allow_pickle=True" not in text, path.name
         assert "torch.load" not in text or "weights_only=True" in text, path.name
 
 
 def test_training_needs_no_polars_pandas_or_matplotlib():
-    code = f"import sys; import {', '.join(SCRIPTS)}; import slipstream.trainer; print(*sys.modules)"
+    code = (
+        f"import sys; import {', '.join(SCRIPTS)}; import slipstream.trainer; print(*sys.modules)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -64,7 +70,7 @@ def test_help_explains_every_flag(name, capsys):
 
 @pytest.mark.parametrize("name", MAINS)
 def test_no_flag_that_nothing_reads(name):
-    """Every flag of a script's parser is read as `args.<name>` somewhere, or passed on by `vars`."""
+    """Every flag of a script's parser is read as `args.<name>` somewhere."""
     if name == "data_utils":
         return  # hands all its flags to `preprocess` as keywords
     sources = "".join((REPOSITORY / f"{script}.py").read_text() for script in SCRIPTS)

@@ -52,7 +52,9 @@ def recorded(checkout, tmp_path, script, *flags, **environment):
     """Run a wrapper with a Python that only notes its arguments."""
     fake, log = tmp_path / "python", tmp_path / "log"
     fake.write_text(RECORDER.format(python=sys.executable.split("/")[-1], log=str(log)))
-    fake.write_text(fake.read_text().replace("/usr/bin/env " + sys.executable.split("/")[-1], sys.executable))
+    fake.write_text(
+        fake.read_text().replace("/usr/bin/env " + sys.executable.split("/")[-1], sys.executable)
+    )
     fake.chmod(0o755)
     done = run(checkout, script, *flags, PYTHON=str(fake), **environment)
     assert done.returncode == 0, done.stderr
@@ -99,7 +101,13 @@ def test_a_kaggle_log_in_its_place_is_used(checkout, tmp_path):
 def test_recipes(checkout, tmp_path, data_set, method):
     raw = tmp_path / ("train.txt" if data_set == "kaggle" else "day")
     calls = recorded(
-        checkout, tmp_path, f"bench/dlrm_s_criteo_{data_set}.sh", method, "--nepochs", "2", RAW_DATA=str(raw)
+        checkout,
+        tmp_path,
+        f"bench/dlrm_s_criteo_{data_set}.sh",
+        method,
+        "--nepochs",
+        "2",
+        RAW_DATA=str(raw),
     )
     parsed = check_calls(calls, WRAPPERS[METHODS[method]])
     last = parsed[WRAPPERS[METHODS[method]][-1]]
@@ -147,10 +155,14 @@ def test_the_pipeline_from_nothing_and_again(checkout):
 def test_shellcheck():
     scripts = [*REPOSITORY.glob("*.sh"), *REPOSITORY.glob("bench/*.sh"), REPOSITORY / ".ci/run"]
     assert len(scripts) >= 8
-    checker = shutil.which("shellcheck") or os.path.join(os.path.dirname(sys.executable), "shellcheck")
+    checker = shutil.which("shellcheck") or os.path.join(
+        os.path.dirname(sys.executable), "shellcheck"
+    )
     if not os.path.exists(checker):
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run([checker, "-x", *map(str, scripts)], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [checker, "-x", *map(str, scripts)], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
     for script in scripts:
         if script.name != "prepare.sh":
