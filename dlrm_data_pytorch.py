@@ -21,6 +21,7 @@ from torch import Tensor
 
 from slipstream.criteo import equal_days
 from slipstream.npz import fingerprint, open_npz, unpack_manifest
+from slipstream.synthetic import planted_clicks
 from slipstream.trainer import TrainingData
 
 CHECK_ROWS = 1 << 20  # rows checked at once when a file is opened
@@ -191,6 +192,23 @@ def _integers(ids: np.ndarray, source: str) -> np.ndarray:
         if not (whole[start : start + CHECK_ROWS] == part).all():
             raise ValueError(f"{source}: X_cat holds fractions; expected whole row ids")
     return whole
+
+
+def generated_log(
+    kind: str, table_sizes: list[int], num_rows: int, num_dense: int, seed: int
+) -> ClickLog:
+    """A log made in memory: `random` (uniform, nothing to learn) or `synthetic` (planted model)."""
+    sizes = np.array(table_sizes, np.int64)
+    if kind == "synthetic":
+        clicks = planted_clicks(num_rows, table_sizes, seed, num_dense=num_dense)
+        dense, ids = np.ascontiguousarray(clicks.X_int), np.ascontiguousarray(clicks.X_cat)
+        labels = clicks.y
+    else:
+        rng = np.random.default_rng(seed)
+        dense = rng.integers(0, 100, (num_rows, num_dense), dtype=np.int32)
+        ids = rng.integers(0, sizes, (num_rows, len(sizes)))
+        labels = rng.integers(0, 2, num_rows, dtype=np.int8)
+    return make_click_log(dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data")
 
 
 @dataclass(frozen=True)

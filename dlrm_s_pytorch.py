@@ -19,21 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_data_pytorch import (
-    ClickLog,
     PreparedData,
     baseline_data,
-    equal_days,
+    generated_log,
     load_processed,
-    make_click_log,
     planted_limit,
 )
 from slipstream import cli
 from slipstream.checkpoint import load_model, model_file, save_model
+from slipstream.criteo import KAGGLE_DAYS
 from slipstream.embedding import EmbeddingTable, initial_rows
 from slipstream.runlog import Clocks, RunLog
 from slipstream.runtime import choose_device, describe_machine, git_commit, peak_rss_bytes
 from slipstream.staleness import DropRule, DropSettings
-from slipstream.synthetic import planted_clicks
 from slipstream.trainer import LearningRate, Progress, Trainer, drop_report
 
 
@@ -124,50 +122,12 @@ def run_training(
     model, table = _build(args, prepared, device)
     log = RunLog(args.runs_dir, args.run_name, method)
     clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
-    log.write(
-        "start",
-        method=method,
-        argv=sys.argv,
-        flags=vars(args),
-        commit=git_commit(),
-        seed=args.seed,
-        machine=describe_machine(device),
-        data=prepared.manifest,
-        table_sizes=prepared.table_sizes.tolist(),
-        num_hot=prepared.num_hot,
-        num_resident=table.num_resident,
-        table_device_bytes=table.device_bytes,
-        num_train=prepared.data.num_train,
-        num_hot_inputs=len(prepared.data.hot),
-    )
+    _log_start(log, method, args, prepared, table)
     drops: list[dict[str, Any]] = []
     rule = None
     if drop_settings is not None:
         rule = DropRule(drop_settings, prepared.num_hot, args.seed, drop_report(log, drops))
-    trainer = Trainer(
-        model=model,
-        table=table,
-        optimizer=make_optimizer(model, args.optimizer),
-        learning_rate=LearningRate(
-            args.learning_rate,
-            args.lr_num_warmup_steps,
-            args.lr_decay_start_step,
-            args.lr_num_decay_steps,
-        ),
-        data=prepared.data,
-        drop_rule=rule,
-        log=log,
-        clocks=clocks,
-        batch_size=args.mini_batch_size,
-        test_batch_size=args.test_mini_batch_size,
-        num_epochs=args.nepochs,
-        schedule=schedule,
-        randomize=args.data_randomize,
-        seed=args.seed,
-        test_freq=args.test_freq,
-        print_freq=args.print_freq,
-        max_steps=args.num_batches,
-    )
+    trainer = _trainer(args, prepared, schedule, model, table, rule, log, clocks)
     progress = trainer.run()
     if args.save_model:
         with clocks.count("paused"):
@@ -214,6 +174,67 @@ def _build(
     batch_rows = max(args.mini_batch_size, args.test_mini_batch_size) * num_features
     table = EmbeddingTable(rows, num_resident, batch_rows, device, args.optimizer)
     return model.to(device), table
+
+
+def _log_start(
+    log: RunLog,
+    method: str,
+    args: argparse.Namespace,
+    prepared: PreparedData,
+    table: EmbeddingTable,
+) -> None:
+    log.write(
+        "start",
+        method=method,
+        argv=sys.argv,
+        flags=vars(args),
+        commit=git_commit(),
+        seed=args.seed,
+        machine=describe_machine(table.device),
+        data=prepared.manifest,
+        table_sizes=prepared.table_sizes.tolist(),
+        num_hot=prepared.num_hot,
+        num_resident=table.num_resident,
+        table_device_bytes=table.device_bytes,
+        num_train=prepared.data.num_train,
+        num_hot_inputs=len(prepared.data.hot),
+    )
+
+
+def _trainer(
+    args: argparse.Namespace,
+    prepared: PreparedData,
+    schedule: str,
+    model: DLRM_Net,
+    table: EmbeddingTable,
+    rule: DropRule | None,
+    log: RunLog,
+    clocks: Clocks,
+) -> Trainer:
+    return Trainer(
+        model=model,
+        table=table,
+        optimizer=make_optimizer(model, args.optimizer),
+        learning_rate=LearningRate(
+            args.learning_rate,
+            args.lr_num_warmup_steps,
+            args.lr_decay_start_step,
+            args.lr_num_decay_steps,
+        ),
+        data=prepared.data,
+        drop_rule=rule,
+        log=log,
+        clocks=clocks,
+        batch_size=args.mini_batch_size,
+        test_batch_size=args.test_mini_batch_size,
+        num_epochs=args.nepochs,
+        schedule=schedule,
+        randomize=args.data_randomize,
+        seed=args.seed,
+        test_freq=args.test_freq,
+        print_freq=args.print_freq,
+        max_steps=args.num_batches,
+    )
 
 
 def _summary(
@@ -267,23 +288,6 @@ def _print_summary(summary: dict[str, Any]) -> None:
     )
 
 
-def _generated_log(
-    kind: str, table_sizes: list[int], num_rows: int, num_dense: int, seed: int
-) -> ClickLog:
-    """A log made in memory: `random` (uniform, nothing to learn) or `synthetic` (planted model)."""
-    sizes = np.array(table_sizes, np.int64)
-    if kind == "synthetic":
-        clicks = planted_clicks(num_rows, table_sizes, seed, num_dense=num_dense)
-        dense, ids = np.ascontiguousarray(clicks.X_int), np.ascontiguousarray(clicks.X_cat)
-        labels = clicks.y
-    else:
-        rng = np.random.default_rng(seed)
-        dense = rng.integers(0, 100, (num_rows, num_dense), dtype=np.int32)
-        ids = rng.integers(0, sizes, (num_rows, len(sizes)))
-        labels = rng.integers(0, 2, num_rows, dtype=np.int8)
-    return make_click_log(dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data")
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = cli.Parser(__doc__)
@@ -319,8 +323,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--processed-data-file is needed with --data-generation=dataset")
     if args.data_generation != "dataset" and args.processed_data_file is not None:
         parser.error("--processed-data-file goes with --data-generation=dataset")
-    if args.data_size < equal_days(0).size:
-        parser.error(f"--data-size {args.data_size}: expected at least {equal_days(0).size}")
+    if args.data_size < KAGGLE_DAYS:
+        parser.error(f"--data-size {args.data_size}: expected at least {KAGGLE_DAYS}")
     return args
 
 
@@ -330,7 +334,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.data_generation == "dataset":
         log = load_processed(args.processed_data_file)
     else:
-        log = _generated_log(
+        log = generated_log(
             args.data_generation,
             args.arch_embedding_size,
             args.data_size,

@@ -19,12 +19,10 @@ import argparse
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dlrm_data_pytorch import ROWS_FILE, SEGREGATED_SETS, ClickInputs, ClickLog, load_processed
 from slipstream import cli
@@ -37,92 +35,18 @@ from slipstream.npz import (
     unpack_manifest,
     write_npz,
 )
+from slipstream.popularity import (
+    Ranking,
+    budget_table,
+    chunks,
+    count_accesses,
+    largest_slots,
+    rank_rows,
+    rows_above,
+)
 from slipstream.runtime import check_free_disk, replace_folder
 
 VERSION = 1
-CHUNK = 1 << 17  # inputs handled at once
-NUM_BUDGETS = 10
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """All rows by popularity.
-
-    Attributes:
-        slot_of_row: (num_rows,) int32, table offset + id -> slot.
-        access_counts: (num_rows,) int64 by slot, so never increasing.
-    """
-
-    slot_of_row: np.ndarray
-    access_counts: np.ndarray
-
-    @property
-    def num_accesses(self) -> int:
-        """Accesses counted in all."""
-        return int(self.access_counts.sum())
-
-    def share_of_accesses(self, num_hot: int) -> float:
-        """Share of the accesses that go to slots below `num_hot`."""
-        return float(self.access_counts[:num_hot].sum()) / max(self.num_accesses, 1)
-
-    def hot_threshold(self, num_hot: int) -> float:
-        """Lambda: the share of all accesses that the least popular hot row takes; 0: none hot."""
-        return float(self.access_counts[num_hot - 1]) / self.num_accesses if num_hot else 0.0
-
-
-def count_accesses(train: ClickInputs, num_rows: int, sampled: np.ndarray | None) -> np.ndarray:
-    """Accesses (num_rows,) int64 of each row, numbered table after table, in (sampled) inputs."""
-    counts = np.zeros(num_rows, np.int64)
-    for part in _chunks(len(train), "counting accesses"):
-        rows = train.slots_of(part).numpy()
-        if sampled is not None:
-            rows = rows[sampled[part]]
-        np.add.at(counts, rows.ravel(), 1)
-    return counts
-
-
-def rank_rows(counts: np.ndarray) -> Ranking:
-    """Give slot 0 to the row with most accesses; equal counts keep their order (table, then id)."""
-    if len(counts) > np.iinfo(np.int32).max:
-        raise ValueError(f"got {len(counts)} embedding rows; expected at most 2147483647")
-    by_popularity = np.argsort(-counts, kind="stable")
-    slot_of_row = np.empty(len(counts), np.int32)
-    slot_of_row[by_popularity] = np.arange(len(counts), dtype=np.int32)
-    return Ranking(slot_of_row, counts[by_popularity])
-
-
-def rows_above(ranking: Ranking, hot_threshold: float) -> int:
-    """Rows with at least a share `hot_threshold` of all accesses."""
-    needed = hot_threshold * ranking.num_accesses
-    return int(np.searchsorted(-ranking.access_counts, -needed, side="right"))
-
-
-def largest_slots(train: ClickInputs, slot_of_row: np.ndarray) -> np.ndarray:
-    """The largest slot of each input, int32 (n,): the input is hot iff it is below `num_hot`."""
-    largest = np.empty(len(train), np.int32)
-    for part in _chunks(len(train), "ranking inputs"):
-        largest[part] = slot_of_row[train.slots_of(part).numpy()].max(axis=1)
-    return largest
-
-
-def budget_table(
-    ranking: Ranking, largest: np.ndarray, row_bytes: int
-) -> list[tuple[int, int, float, float]]:
-    """Ten budgets, all rows down by halves: (bytes, hot rows, share of accesses, of inputs)."""
-    num_rows = len(ranking.slot_of_row)
-    ordered = np.sort(largest)
-    table = []
-    for halvings in range(NUM_BUDGETS):
-        num_hot = num_rows >> halvings
-        hot_inputs = int(np.searchsorted(ordered, num_hot)) / max(len(ordered), 1)
-        table.append((num_hot * row_bytes, num_hot, ranking.share_of_accesses(num_hot), hot_inputs))
-    return table
-
-
-def _chunks(num_inputs: int, purpose: str) -> Iterator[slice]:
-    starts = range(0, num_inputs, CHUNK)
-    for start in tqdm(starts, desc=purpose, unit_scale=CHUNK, unit=" inputs", disable=None):
-        yield slice(start, min(start + CHUNK, num_inputs))
 
 
 def _write_set(
@@ -136,7 +60,7 @@ def _write_set(
         days = np.concatenate([[0], np.cumsum(chosen)])[inputs.day_offsets]
 
     def parts() -> Iterator[slice | np.ndarray]:
-        for part in _chunks(len(inputs), f"writing {path.stem}"):
+        for part in chunks(len(inputs), f"writing {path.stem}"):
             yield part if chosen is None else part.start + np.flatnonzero(chosen[part])
 
     num_dense, num_features = inputs.dense.shape[1], inputs.categories.shape[1]

@@ -322,10 +322,16 @@ def drop_report(log: RunLog, records: list[dict[str, Any]]) -> Callable[[dict[st
     def report(record: dict[str, Any]) -> None:
         records.append(record)
         log.write("drop", **record)
+        short = ""
+        if record["target_share"] and record["stale_share"] < 0.99 * record["target_share"]:
+            short = (
+                f"; only {record['stale_share']:.1%} could be shown stale, target "
+                f"{record['target_share']:.1%}: a longer --snapshot-window touches more rows"
+            )
         tqdm.write(
             f"epoch {record['epoch'] + 1}: dropped {record['dropped']:,} of "
             f"{record['hot_remaining']:,} remaining hot inputs ({record['policy']}, "
-            f"alpha {record['alpha']:g}, T {record['threshold']})"
+            f"alpha {record['alpha']:g}, T {record['threshold']}){short}"
         )
 
     return report
