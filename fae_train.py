@@ -38,17 +38,16 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_data(
-    segregated_data_dir: str, processed_data_file: str | None, dim: int, optimizer: str
-) -> PreparedData:
-    """Open a segregated folder; `ValueError` when its budget was counted for smaller rows."""
-    prepared = load_segregated(segregated_data_dir, processed_data_file)
+def load_data(args: argparse.Namespace) -> PreparedData:
+    """Open the segregated folder; `ValueError` when its budget was counted for smaller rows."""
+    folder, dim, optimizer = args.segregated_data_dir, args.arch_sparse_feature_size, args.optimizer
+    prepared = load_segregated(folder, args.processed_data_file)
     options = prepared.manifest.get("options", {})
     budget = options.get("hot_emb_gpu_mem")
     needed = prepared.num_hot * bytes_per_row(dim, optimizer)
     if budget is not None and needed > budget:
         raise ValueError(
-            f"{segregated_data_dir} fills its budget of {budget} bytes with rows of dim "
+            f"{folder} fills its budget of {budget} bytes with rows of dim "
             f"{options['dim']} and {options['optimizer']}; with dim {dim} and {optimizer} its hot "
             f"rows take {needed}: run input_segregation.py with these"
         )
@@ -68,13 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with FAE; returns the summary."""
     args = parse_args(argv)
-    prepared = load_data(
-        args.segregated_data_dir,
-        args.processed_data_file,
-        args.arch_sparse_feature_size,
-        args.optimizer,
-    )
-    return run_training(args, "fae", prepared, args.schedule, None)
+    return run_training(args, "fae", load_data(args), args.schedule, None)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with Slipstream; returns the summary."""
     args = parse_args(argv)
-    prepared = load_data(
-        args.segregated_data_dir,
-        args.processed_data_file,
-        args.arch_sparse_feature_size,
-        args.optimizer,
-    )
     settings = DropSettings(
         policy=args.drop_policy,
         drop_fraction=args.drop_percentage / 100,
@@ -133,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         stratify=args.stratify_drop,
         count_untouched_as_stale=args.count_untouched_as_stale,
     )
-    return run_training(args, "slipstream", prepared, args.schedule, settings)
+    return run_training(args, "slipstream", load_data(args), args.schedule, settings)
 
 
 if __name__ == "__main__":

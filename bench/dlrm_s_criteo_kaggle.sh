@@ -6,24 +6,16 @@
 # Disk: 7.2 GB processed (14 GB while preprocessing), as much again segregated. Memory: 2.2 GB of rows.
 # Expected after 1 epoch: AUC about 0.79 to 0.80 (Meta's script: 0.80 at mini-batch 128). Two CPU cores: an hour.
 set -euo pipefail
-usage="usage: $0 baseline|fae|slipstream [flags of the trainer]"
-method="${1:?$usage}"
-shift
-case "$method" in
-  baseline) script=run_dlrm_baseline.sh ;;
-  fae) script=run_fae_baseline.sh ;;
-  slipstream) script=run_slipstream.sh ;;
-  *) echo "$usage" >&2; exit 2 ;;
-esac
+# shellcheck source=bench/recipe.sh
+source "$(dirname "$0")/recipe.sh"
 
-here="$(cd "$(dirname "$0")/.." && pwd)"
 export DATA_SET=kaggle
 export RAW_DATA="${RAW_DATA:-$here/input/kaggle/train.txt}"
 export EMB_DIM=16
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
 
 # Learning rate: Meta's 0.1 at mini-batch 128, times the root of 8.
-exec "$here/$script" \
+recipe \
   --arch-mlp-bot 13-512-256-64-16 \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \

@@ -3,28 +3,21 @@
 #
 #   RAW_DATA=input/terabyte/day bench/dlrm_s_criteo_terabyte.sh slipstream [flags of the trainer]
 #
-# NUM_DAYS=3 reads the first three days only. DATA_SUB_SAMPLE_RATE=0.875 drops 87.5 % of the non-clicks, as DLRM's
-# recipe does. All 24 days: 4.4 G rows, 690 GB processed, 45 GB of rows (at most 10 M a table, dim 64).
+# NUM_DAYS=3 reads the first three days only. DATA_SUB_SAMPLE_RATE=0.875 drops 87.5 % of the
+# non-clicks, as DLRM's recipe does. All 24 days: 4.4 G log rows, 690 GB processed, as much again
+# segregated; at most 10 M embedding rows a table, 49 M by the published sizes: 13 GB at dim 64.
 # Expected with all days: AUC about 0.80 (MLPerf's target for DLRM is 0.8025).
 set -euo pipefail
-usage="usage: $0 baseline|fae|slipstream [flags of the trainer]"
-method="${1:?$usage}"
-shift
-case "$method" in
-  baseline) script=run_dlrm_baseline.sh ;;
-  fae) script=run_fae_baseline.sh ;;
-  slipstream) script=run_slipstream.sh ;;
-  *) echo "$usage" >&2; exit 2 ;;
-esac
+# shellcheck source=bench/recipe.sh
+source "$(dirname "$0")/recipe.sh"
 
-here="$(cd "$(dirname "$0")/.." && pwd)"
 export DATA_SET=terabyte
 export RAW_DATA="${RAW_DATA:-$here/input/terabyte/day}"
 export EMB_DIM=64
 export MAX_IND_RANGE="${MAX_IND_RANGE:-10000000}"
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-1073741824}"
 
-exec "$here/$script" \
+recipe \
   --arch-mlp-bot 13-512-256-64 \
   --arch-mlp-top 512-512-256-1 \
   --mini-batch-size 2048 \
