@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import MODEL_FLAGS, NUM_DENSE, TABLE_SIZES, assert_same_weights, saved_rows
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import dlrm_s_pytorch
-from dlrm_data_pytorch import load_processed
+from dlrm_data_pytorch import baseline_data, load_processed
 from dlrm_s_pytorch import DLRM_Net
-from slipstream.batching import epoch_order
+from slipstream.batching import PlannedBatch, epoch_order
+from slipstream.embedding import EmbeddingTable, initial_rows
+from slipstream.trainer import LearningRate, Trainer
 
 
 @pytest.mark.parametrize("itself", [False, True])
@@ -149,38 +152,58 @@ def test_diverging_training_stops(processed, tmp_path):
         train(processed, tmp_path, "a", "--learning-rate", "1e30")
 
 
-def test_inputs_of_a_smaller_last_batch_count_like_all_others(processed, tmp_path):
-    """One input in a batch of its own steps 1/32 as far as a batch of 32 copies of it."""
-    from dlrm_data_pytorch import baseline_data
-    from slipstream.batching import PlannedBatch
-    from slipstream.embedding import EmbeddingTable, initial_rows
-    from slipstream.trainer import LearningRate, Trainer
-
+def moved_by(processed, inputs, weights=None):
+    """How one training step on `inputs` changes the MLPs' weights."""
     data = baseline_data(load_processed(processed)).data
-    moved = []
-    for inputs in (np.array([5]), np.full(32, 5)):
-        model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES), seed=1)
-        start = {name: value.clone() for name, value in model.state_dict().items()}
-        rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
-        table = EmbeddingTable(rows, len(rows), 160, torch.device("cpu"))
-        trainer = Trainer(
-            model=model,
-            table=table,
-            optimizer=dlrm_s_pytorch.make_optimizer(model, "sgd"),
-            learning_rate=LearningRate(0.1),
-            data=data,
-            drop_rule=None,
-            log=None,
-            clocks=None,
-            batch_size=32,
-            test_batch_size=32,
-            num_epochs=1,
-            schedule="interleaved",
-            randomize="none",
-            seed=0,
-        )
-        trainer._train_step(PlannedBatch(False, inputs, None))
-        moved.append({name: value - start[name] for name, value in model.state_dict().items()})
-    for name, value in moved[0].items():
-        torch.testing.assert_close(32 * value, moved[1][name], rtol=1e-2, atol=1e-6)
-    assert max(value.abs().max() for value in moved[0].values()) > 1e-5
+    model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES), seed=1)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
+    trainer = Trainer(
+        model=model,
+        table=EmbeddingTable(rows, len(rows), 160, torch.device("cpu")),
+        optimizer=dlrm_s_pytorch.make_optimizer(model, "sgd"),
+        learning_rate=LearningRate(0.1),
+        data=data,
+        drop_rule=None,
+        log=None,
+        clocks=None,
+        batch_size=32,
+        test_batch_size=32,
+        num_epochs=1,
+        schedule="interleaved",
+        randomize="none",
+        seed=0,
+    )
+    trainer._train_step(PlannedBatch(False, np.array(inputs), weights))
+    moved = {name: value - start[name] for name, value in model.state_dict().items()}
+    assert max(value.abs().max() for value in moved.values()) > 1e-5
+    return moved
+
+
+def test_inputs_of_a_smaller_last_batch_count_like_all_others(processed):
+    """One input in a batch of its own steps 1/32 as far as a batch of 32 copies of it."""
+    one, copies = moved_by(processed, [5]), moved_by(processed, [5] * 32)
+    for name, value in one.items():
+        torch.testing.assert_close(32 * value, copies[name], rtol=1e-2, atol=1e-6)
+
+
+def test_a_weight_counts_an_input_that_often(processed):
+    weighted = moved_by(processed, [5, 9], np.array([3, 1], np.float32))
+    repeated = moved_by(processed, [5, 5, 5, 9])
+    for name, value in weighted.items():
+        torch.testing.assert_close(value, repeated[name], rtol=1e-4, atol=1e-7)
+
+
+def test_the_reported_auc_is_that_of_the_test_split(processed, tmp_path):
+    summary = train(processed, tmp_path, "a")
+    saved, log = saved_rows(tmp_path / "a"), load_processed(processed)
+    model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
+    mlps = {name[4:]: value for name, value in saved.items() if name.startswith("mlp.")}
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in mlps.items()})
+    _, test, val = log.splits()
+    for inputs, reported in ((test, summary["auc"]), (val, summary["val"]["auc"])):
+        dense, slots, labels = inputs.batch(slice(0, len(inputs)))
+        with torch.no_grad():
+            logits = model(dense, torch.from_numpy(saved["rows"])[slots])
+        assert reported == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
+    assert summary["auc"] != summary["val"]["auc"]
