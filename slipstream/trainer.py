@@ -323,7 +323,7 @@ def drop_report(log: RunLog, records: list[dict[str, Any]]) -> Callable[[dict[st
         records.append(record)
         log.write("drop", **record)
         short = ""
-        if record["target_share"] and record["stale_share"] < 0.99 * record["target_share"]:
+        if record["target_share"] and math.inf in np.atleast_1d(record["threshold"]):
             short = (
                 f"; only {record['stale_share']:.1%} could be shown stale, target "
                 f"{record['target_share']:.1%}: a longer --snapshot-window touches more rows"

@@ -13,7 +13,7 @@ from dlrm_s_pytorch import DLRM_Net
 from slipstream.embedding import EmbeddingTable, initial_rows
 from slipstream.metrics import click_metrics
 from slipstream.runlog import Clocks, RunLog
-from slipstream.trainer import LearningRate, evaluate
+from slipstream.trainer import LearningRate, drop_report, evaluate
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=50))
@@ -87,3 +87,15 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
     with pytest.raises(ValueError, match="choose another --run-name"):
         RunLog(tmp_path, "name", "fae")
     assert RunLog(tmp_path, None, "fae").path != RunLog(tmp_path, None, "fae").path
+
+
+@pytest.mark.parametrize(
+    ("threshold", "short"), [(math.inf, True), ([0.1, math.inf], True), (0.1, False)]
+)
+def test_a_missed_target_is_said(tmp_path, capsys, threshold, short):
+    log, records = RunLog(tmp_path, "name", "slipstream"), []
+    record = {"epoch": 0, "policy": "stale", "alpha": 1.0, "threshold": threshold, "dropped": 5}
+    record |= {"hot_remaining": 100, "target_share": 0.3, "stale_share": 0.05}
+    drop_report(log, records)(record)
+    assert ("could be shown stale" in capsys.readouterr().out) == short
+    assert records == [record]
