@@ -84,6 +84,8 @@ def preprocess(
         raise ValueError(f"--data-set: got {data_set!r}; expected kaggle or terabyte")
     if max_ind_range < 1 and max_ind_range != -1:
         raise ValueError(f"--max-ind-range: got {max_ind_range}; expected -1 (off) or at least 1")
+    if data_set == "terabyte" and num_days < 2:
+        raise ValueError(f"--num-days: got {num_days}; expected at least 2, the last is held out")
     if not 0 <= data_sub_sample_rate < 1:
         got = f"--data-sub-sample-rate: got {data_sub_sample_rate}"
         raise ValueError(f"{got}; expected at least 0 and less than 1")

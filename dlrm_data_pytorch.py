@@ -130,6 +130,10 @@ def make_click_log(
     days = np.asarray(days).astype(np.int64)
     if len(days) < 2 or days[0] != 0 or days[-1] != len(labels) or np.any(np.diff(days) < 0):
         raise ValueError(f"{source}: its days do not cover its {len(labels)} rows")
+    if days[-2] == 0:
+        raise ValueError(
+            f"{source}: no rows to train on; expected at least two days, the last one held out"
+        )
     _check_ids(source, ids, np.asarray(table_sizes))
     _check_labels(source, labels)
     offsets = np.concatenate([[0], np.cumsum(table_sizes)[:-1]]).astype(np.int64)
@@ -169,29 +173,39 @@ def load_processed(path: str | Path) -> ClickLog:
     """
     arrays = open_npz(path, ("X_int", "X_cat", "y", "counts"))
     dense, ids = arrays["X_int"], arrays["X_cat"]
-    if dense.ndim != 2 or ids.ndim != 2 or arrays["y"].ndim != 1:
-        raise ValueError(f"{path}: expected X_int and X_cat with 2 dimensions, y with 1")
-    if not np.issubdtype(ids.dtype, np.integer):
-        ids = _integers(ids, str(path))
-    if np.issubdtype(dense.dtype, np.floating) and not np.isfinite(dense).all():
-        raise ValueError(f"{path}: X_int holds NaN or infinite values")
+    _check_kinds(arrays, str(path))
     days = arrays.get("days", equal_days(len(ids)))
+    if ids.dtype != np.int32:
+        ids = _int32(ids, f"{path}: X_cat")
+    if dense.dtype != np.int32:
+        dense = _int32(dense, f"{path}: X_int")
     return make_click_log(
         dense, ids, arrays["y"], arrays["counts"], days, str(path), unpack_manifest(arrays)
     )
 
 
-def _integers(ids: np.ndarray, source: str) -> np.ndarray:
-    """Category ids stored as floats, exactly, as int32."""
-    whole = np.empty(ids.shape, np.int32)
-    for start in range(0, len(ids), CHECK_ROWS):
-        part = ids[start : start + CHECK_ROWS]
-        if not (np.isfinite(part).all() and (abs(part) < 2**31).all()):
-            raise ValueError(f"{source}: X_cat holds values that are no row ids")
-        whole[start : start + CHECK_ROWS] = part
-        if not (whole[start : start + CHECK_ROWS] == part).all():
-            raise ValueError(f"{source}: X_cat holds fractions; expected whole row ids")
-    return whole
+def _check_kinds(arrays: dict[str, np.ndarray], source: str) -> None:
+    dimensions = {"X_int": 2, "X_cat": 2, "y": 1, "counts": 1, "days": 1}
+    for name, wanted in dimensions.items():
+        array = arrays.get(name)
+        if array is not None and (array.ndim != wanted or array.dtype.kind not in "iuf"):
+            raise ValueError(
+                f"{source}: {name} has {array.ndim} dimensions of {array.dtype}; expected {wanted} "
+                "of numbers"
+            )
+
+
+def _int32(values: np.ndarray, source: str) -> np.ndarray:
+    """Whole numbers that an older script stored in another type, as int32."""
+    converted = np.empty(values.shape, np.int32)
+    for start in range(0, len(values), CHECK_ROWS):
+        part = values[start : start + CHECK_ROWS]
+        if not (np.isfinite(part).all() and ((part >= -(2.0**31)) & (part < 2.0**31)).all()):
+            raise ValueError(f"{source} holds NaN or values beyond 32 bits")
+        converted[start : start + CHECK_ROWS] = part
+        if not (converted[start : start + CHECK_ROWS] == part).all():
+            raise ValueError(f"{source} holds fractions; expected whole numbers")
+    return converted
 
 
 def generated_log(
@@ -230,11 +244,14 @@ class PreparedData:
     manifest: dict[str, Any]
 
 
-def load_segregated(folder: str | Path, processed_file: str | Path | None = None) -> PreparedData:
+def load_segregated(
+    folder: str | Path, processed_file: str | Path | None = None, row_bytes: int | None = None
+) -> PreparedData:
     """Open a segregated folder, refusing files that do not belong together.
 
-    With `processed_file` the folder must have been made from that very file. Raises `ValueError`
-    with what differs.
+    With `processed_file` the folder must have been made from that very file; with `row_bytes`, the
+    memory of a row in training, its hot rows must fit the budget it was made for. Raises
+    `ValueError` with what differs.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -246,6 +263,14 @@ def load_segregated(folder: str | Path, processed_file: str | Path | None = None
             f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
         )
     slot_of_row, num_hot = rows["slot_of_row"], int(rows["num_hot"])
+    options = manifest.get("options", {})
+    budget = options.get("hot_emb_gpu_mem")
+    if budget is not None and row_bytes is not None and num_hot * row_bytes > budget:
+        raise ValueError(
+            f"{folder} fills its budget of {budget} bytes with rows of dim {options['dim']} and "
+            f"{options['optimizer']}; rows of {row_bytes} bytes would take {num_hot * row_bytes}: "
+            "run input_segregation.py with the trainer's dim and optimizer"
+        )
     if int(rows["counts"].sum()) != len(slot_of_row) or not 0 <= num_hot <= len(slot_of_row):
         raise ValueError(f"{folder / ROWS_FILE} is inconsistent; run input_segregation.py again")
     sets = []

@@ -111,15 +111,23 @@ def run_training(
 ) -> dict[str, Any]:
     """The body that the three trainers' `main` share; returns the log's summary record.
 
-    `args` holds the flags of `cli.add_trainer_flags` and goes no further; `schedule` and
-    `drop_settings` are what makes the method, with the data in `prepared`.
+    `args` holds the flags of `cli.add_trainer_flags` and goes no further than this file; `schedule`
+    and `drop_settings` are what makes the method, with the data in `prepared`.
     """
     device = choose_device(args.device)
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     if args.save_model:
-        model_file(args.save_model, to_write=True)
-    model, table = _build(args, prepared, device)
+        model_file(args.save_model, to_write=True).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        model, table = _build(args, prepared, device)
+    except RuntimeError as error:  # how PyTorch reports a failed allocation, on CPU and CUDA
+        if "memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"no memory for {prepared.table_sizes.sum():,} embedding rows: smaller rows, tables or "
+            "--hot-emb-gpu-mem"
+        ) from error
     log = RunLog(args.runs_dir, args.run_name, method)
     clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
     _log_start(log, method, args, prepared, table)
@@ -129,17 +137,14 @@ def run_training(
         rule = DropRule(drop_settings, prepared.num_hot, args.seed, drop_report(log, drops))
     trainer = _trainer(args, prepared, schedule, model, table, rule, log, clocks)
     progress = trainer.run()
-    if args.save_model:
-        with clocks.count("paused"):
-            path = save_model(
-                args.save_model, model, table, prepared.table_sizes, prepared.slot_of_row
-            )
-        print(f"model: {path}")
     summary = _summary(method, progress, drops, clocks, prepared)
     log.write("summary", **summary)
     log.close()
     _print_summary(summary)
     print(f"log: {log.path}")
+    if args.save_model:
+        sizes, slots = prepared.table_sizes, prepared.slot_of_row
+        print(f"model: {save_model(args.save_model, model, table, sizes, slots)}")
     return {**summary, "log": str(log.path)}
 
 
@@ -275,7 +280,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     )
     print(
         f"trained {summary['samples']:,} samples ({summary['hot_share']:.1%} hot), dropped "
-        f"{summary['dropped']:,} ({summary['dropped_share']:.1%} of those reached)"
+        f"{summary['dropped']:,} ({summary['dropped_share']:.1%} of both)"
     )
     print(
         f"training {summary['training_s']:.1f} s ({summary['samples_per_s']:,.0f} samples/s), "

@@ -7,7 +7,7 @@ least a share Lambda of the accesses. An input is hot when all its rows are, tha
 largest slot is below `num_hot`; so any budget is a prefix, and the table budget -> hot inputs comes
 from one pass.
 
-Price: 16 bytes of memory a row of the tables, 4 bytes an input; about 1 s per million inputs on 2
+Price: 28 bytes of memory a row of the tables, 4 bytes an input; about 1 s per million inputs on 2
 cores.
 
     python input_segregation.py --processed-data-file input/kaggle/train_processed.npz
@@ -44,9 +44,15 @@ from slipstream.popularity import (
     rank_rows,
     rows_above,
 )
-from slipstream.runtime import check_free_disk, replace_folder
+from slipstream.runtime import check_free_disk, check_replaceable, replace_folder
 
 VERSION = 1
+# A write that is killed leaves <name>.npz.partial in the partial folder.
+OWN_FILES = [
+    name + suffix
+    for name in (ROWS_FILE, *(f"{name}.npz" for name in SEGREGATED_SETS))
+    for suffix in ("", ".partial")
+]
 
 
 def _write_set(
@@ -116,14 +122,16 @@ def segregate(
         "optimizer": optimizer,
         "seed": seed if ip_sampling_rate < 100 else None,
     }
-    log = load_processed(processed_file)
     identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
     current = _current_manifest(folder, identity)
     if current is not None:
         _print_figures(current["figures"])
         print(f"{folder} is up to date")
         return False
+    for suffix in ("", ".partial", ".old"):
+        check_replaceable(folder.with_name(folder.name + suffix), OWN_FILES)
     start = time.perf_counter()
+    log = load_processed(processed_file)
     train, test, val = log.splits()
     row_bytes = bytes_per_row(arch_sparse_feature_size, optimizer)
     ranking = rank_rows(

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from dlrm_data_pytorch import load_segregated
 from dlrm_s_pytorch import run_training
-from fae_train import add_data_flags, load_data
 from slipstream import cli
+from slipstream.embedding import bytes_per_row
 from slipstream.staleness import POLICIES, DropSettings
 
 
@@ -97,7 +98,7 @@ def add_drop_flags(parser: argparse.ArgumentParser) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = cli.Parser(__doc__)
-    add_data_flags(parser)
+    cli.add_segregated_flags(parser)
     add_drop_flags(parser)
     cli.add_trainer_flags(parser)
     args = parser.parse_args(argv)
@@ -105,6 +106,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.snapshot_start + args.snapshot_window >= 1:
         parser.error(
             "--snapshot-start plus --snapshot-window must be below 1: nothing would be left to drop"
+        )
+    if args.stale_keep_rate and args.recalibrate_every:
+        parser.error(
+            "--stale-keep-rate and --recalibrate-every exclude each other: reweighted inputs stand "
+            "for dropped ones, which would come back"
         )
     if 0 < args.drop_percentage < 1:
         print(f"note: --drop-percentage {args.drop_percentage:g} is in percent, not a share")
@@ -114,6 +120,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with Slipstream; returns the summary."""
     args = parse_args(argv)
+    row_bytes = bytes_per_row(args.arch_sparse_feature_size, args.optimizer)
+    prepared = load_segregated(args.segregated_data_dir, args.processed_data_file, row_bytes)
     settings = DropSettings(
         policy=args.drop_policy,
         drop_fraction=args.drop_percentage / 100,
@@ -127,7 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         stratify=args.stratify_drop,
         count_untouched_as_stale=args.count_untouched_as_stale,
     )
-    return run_training(args, "slipstream", load_data(args), args.schedule, settings)
+    return run_training(args, "slipstream", prepared, args.schedule, settings)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Train by several methods and seeds, one process at a time, and tabulate mean and spread.
 
 Reads each run's `log.jsonl` only. A run that finished is not repeated, so an interrupted comparison
-continues; `--runs-dir` holds one comparison. Two methods whose means differ by less than the larger
-of their standard deviations are called a tie.
+continues; `--runs-dir` holds one comparison, and another one there is refused. Differences are to
+the first method, over paired seeds (same seed, same initial weights); one that is smaller than its
+own standard deviation is called a tie.
 
     python -m bench.compare --processed-data-file input/synthetic/train_processed.npz \
         --segregated-data-dir input/synthetic/hot_cold
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/compare.py`
 
 from slipstream import cli  # noqa: E402
+from slipstream.npz import fingerprint  # noqa: E402
 
 METHODS = {
     "baseline": ("dlrm_s_pytorch.py", ()),
@@ -61,6 +64,8 @@ def train(method: str, seed: int, args: argparse.Namespace, flags: list[str]) ->
     if method != "baseline":
         command += ["--segregated-data-dir", args.segregated_data_dir]
     command += ["--runs-dir", args.runs_dir, "--run-name", name, "--seed", str(seed)]
+    if method.startswith("slipstream"):
+        command += shlex.split(args.drop_flags)
     done = subprocess.run(
         [*command, "--print-freq", "0", *flags], capture_output=True, text=True, check=False
     )
@@ -68,6 +73,24 @@ def train(method: str, seed: int, args: argparse.Namespace, flags: list[str]) ->
     if done.returncode or summary is None:
         raise ValueError(f"{name} failed: {done.stderr.strip() or 'no summary in its log'}")
     return summary
+
+
+def claim(args: argparse.Namespace, flags: list[str]) -> None:
+    """Note in `--runs-dir` what is compared there; `ValueError` when it holds something else."""
+    path = Path(args.runs_dir) / "comparison.json"
+    compared = {
+        "processed": fingerprint(args.processed_data_file),
+        "segregated": fingerprint(Path(args.segregated_data_dir) / "embedding_rows.npz"),
+        "flags": flags,
+        "drop_flags": args.drop_flags,
+    }
+    if path.exists() and json.loads(path.read_text()) != compared:
+        raise ValueError(
+            f"{args.runs_dir} holds runs on other data or with other flags; choose another "
+            "--runs-dir, or delete it"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(compared, indent=1))
 
 
 def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -86,11 +109,7 @@ def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         )
         row["auc_difference"] = difference.mean()
         row["auc_difference_sd"] = difference.std(ddof=1) if len(difference) > 1 else float("nan")
-        row["tie"] = (
-            bool(abs(difference.mean()) <= max(difference.std(ddof=1), 0.0))
-            if len(difference) > 1
-            else None
-        )
+        row["tie"] = bool(abs(difference.mean()) <= row["auc_difference_sd"])  # NaN: no tie
         rows.append(row)
     return rows
 
@@ -107,6 +126,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         default=list(METHODS),
         help="methods to compare; differences are to the first",
     )
+    parser.add_argument(
+        "--drop-flags",
+        default="",
+        help="flags of slipstream_train.py alone, in one word: '--drop-percentage 20 --alpha 0.8'",
+    )
     parser.add_argument("--num-seeds", type=cli.positive_int, default=3, help="seeds a method")
     parser.add_argument("--runs-dir", default="runs/compare", help="folder of this comparison")
     parser.add_argument("--csv", default=None, help="write the table here; not given: print only")
@@ -116,6 +140,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Compare; returns the table."""
     args, flags = parse_args(argv)
+    claim(args, flags)
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in args.methods}
     runs = [(seed, method) for seed in range(1, args.num_seeds + 1) for method in args.methods]
     for seed, method in tqdm(runs, desc="runs", disable=None):

@@ -82,13 +82,18 @@ class EpochPlan:
         self._position = 0
 
     @property
-    def num_batches_left(self) -> int:
-        """Batches still to come, of both kinds."""
-        return len(self._kinds) - self._position
+    def is_finished(self) -> bool:
+        """Whether no batch is left."""
+        return self._position == len(self._kinds)
+
+    @property
+    def next_is_hot(self) -> bool:
+        """Whether a batch is left and the next one is hot."""
+        return not self.is_finished and bool(self._kinds[self._position])
 
     def next_batch(self) -> PlannedBatch | None:
         """The next mini-batch; None at the end of the epoch."""
-        if self._position == len(self._kinds):
+        if self.is_finished:
             return None
         hot = bool(self._kinds[self._position])
         self._position += 1

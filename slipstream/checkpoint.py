@@ -17,7 +17,7 @@ from slipstream.embedding import EmbeddingTable
 from slipstream.npz import ArrayStream, open_npz, pack_manifest, write_npz
 
 VERSION = 1
-CHUNK = 1 << 20  # rows copied at once
+CHUNK = 1 << 20  # rows reordered at once, beside the one copy that `state` makes
 
 
 def model_file(folder: str | Path, to_write: bool) -> Path:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from slipstream.batching import RANDOMIZE
+from slipstream.batching import RANDOMIZE, SCHEDULES
 
 TRACEBACK_VARIABLE = "SLIPSTREAM_TRACEBACK"
 
@@ -145,9 +145,33 @@ def add_row_flags(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_segregated_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of trainers that read a segregated folder."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--segregated-data-dir", required=True, help="a folder made by input_segregation.py"
+    )
+    group.add_argument(
+        "--processed-data-file",
+        default=None,
+        help="refuse a folder that was not made from this processed .npz; not given: no check",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="interleaved",
+        help="hot and cold batches evenly mixed, or all cold, then all hot (the published code)",
+    )
+
+
 def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that all three trainers share, under DLRM's names: model, training, run."""
-    group = parser.add_argument_group("model")
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_training_flags(parser.add_argument_group("training"))
+    _add_run_flags(parser.add_argument_group("run"))
+
+
+def _add_model_flags(group: argparse._ActionsContainer) -> None:
     add_row_flags(group)
     group.add_argument(
         "--arch-mlp-bot",
@@ -175,7 +199,8 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
         help="with dot: also each vector with itself",
     )
 
-    group = parser.add_argument_group("training")
+
+def _add_training_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--mini-batch-size", type=positive_int, default=1024, help="inputs a mini-batch"
     )
@@ -218,7 +243,8 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_seed_flag(group)
 
-    group = parser.add_argument_group("run")
+
+def _add_run_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),

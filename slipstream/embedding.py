@@ -92,7 +92,9 @@ class EmbeddingTable:
         if optimizer == "rwsadagrad":
             whole.append(torch.zeros(num_rows))
         self._device_arrays = [self._device_part(array) for array in whole]
-        self._host_arrays = [self._host_part(array) for array in whole]
+        # Pageable: a batch's rows pass through a temporary anyway, and pinning would copy the
+        # table.
+        self._host_arrays = [array[num_resident:] for array in whole]
 
     def _device_part(self, array: Tensor) -> Tensor:
         if self.num_resident == self.num_rows and array.device == self.device:
@@ -102,10 +104,6 @@ class EmbeddingTable:
         )
         part[: self.num_resident].copy_(array[: self.num_resident])
         return part
-
-    def _host_part(self, array: Tensor) -> Tensor:
-        part = array[self.num_resident :]
-        return part.pin_memory() if self.device.type == "cuda" else part
 
     @property
     def device_bytes(self) -> int:

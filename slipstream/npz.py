@@ -158,6 +158,8 @@ def fingerprint(path: str | Path) -> str:
 
     The manifest is left out: it records circumstances (times), not content.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; check the path, or build the file first")
     try:
         with zipfile.ZipFile(path) as archive:
             rows = [
@@ -166,7 +168,9 @@ def fingerprint(path: str | Path) -> str:
                 if info.filename != "manifest.npy"
             ]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is truncated or not an .npz file; rebuild it") from error
+        raise ValueError(
+            f"{path} is truncated, corrupt or not an .npz file; delete it and rebuild it"
+        ) from error
     return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
 
 

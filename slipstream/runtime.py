@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,22 @@ def choose_device(name: str) -> Any:
     return torch.device(name)
 
 
+def check_replaceable(folder: Path, own_files: Collection[str]) -> None:
+    """Raise `ValueError` when `folder` is a file, or holds anything but `own_files`."""
+    foreign = set(os.listdir(folder)) - set(own_files) if folder.is_dir() else set()
+    if foreign or (folder.exists() and not folder.is_dir()):
+        raise ValueError(
+            f"{folder} is not ours to replace: it "
+            + (f"holds {min(foreign)}" if foreign else "is a file")
+            + "; choose another folder"
+        )
+
+
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` in `target`'s place, so that `target` is always a whole one."""
+    """Put the finished folder `new` in `target`'s place, so that `target` is always a whole one.
+
+    The old one is deleted: see `check_replaceable`.
+    """
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -8,8 +8,8 @@ threshold*, the k-th smallest change among its rows, is below T. So T for a targ
 is a quantile of the critical thresholds: one exact vectorised pass where the original bisects over
 [0, 0.1] and may miss.
 
-Price: one copy of the hot rows while the window is open, 4 bytes an input for the critical
-thresholds, and one gather of F values per remaining hot input.
+Price: one copy of the hot rows while the window is open and a second at its end, 4 bytes an input
+for the critical thresholds, and one gather of F values per remaining hot input.
 
 Differences from the original: a row that no batch touched in the window is not taken for stale (it
 changed by 0 because nobody used it), ties at T are broken at random so that the achieved drop is
@@ -90,7 +90,7 @@ def threshold_for_drop(critical: np.ndarray, drop_fraction: float) -> Threshold:
     """
     target = round(drop_fraction * len(critical))
     if target == 0:
-        return Threshold(-math.inf)
+        return Threshold(0.0)  # no change is below it
     value = np.partition(critical, target - 1)[target - 1]
     if math.isinf(value):
         return Threshold(math.inf)
@@ -101,9 +101,9 @@ def threshold_for_drop(critical: np.ndarray, drop_fraction: float) -> Threshold:
 
 def stale_mask(critical: np.ndarray, threshold: Threshold, rng: np.random.Generator) -> np.ndarray:
     """Which inputs are stale: all below T, and the threshold's share of ties, chosen at random."""
-    stale = critical < np.float32(threshold.value)
+    stale = critical < np.float64(threshold.value)
     if threshold.tie_share > 0:
-        ties = np.flatnonzero(critical == np.float32(threshold.value))
+        ties = np.flatnonzero(critical == np.float64(threshold.value))
         chosen = rng.permutation(len(ties))[: round(threshold.tie_share * len(ties))]
         stale[ties[chosen]] = True
     return stale
@@ -113,15 +113,21 @@ def stale_mask(critical: np.ndarray, threshold: Threshold, rng: np.random.Genera
 class DropSettings:
     """What to drop and when; shares are fractions from 0 to 1.
 
-    Attributes: policy: `stale`, `random` (the control: as many inputs as `stale` would drop), or
-    `none`. drop_fraction: D, of the hot inputs that remain when the choice is made. alpha: share of
-    an input's rows that must be stale. threshold: T by hand; None finds it from D. sample_rate:
-    share of the remaining hot inputs from which T is estimated. start, window: where the first
-    snapshot is taken and how much later it is compared, in shares of the epoch's hot inputs
-    trained. recalibrate_every: shares of the hot inputs between two snapshots of an epoch; 0: one
-    choice. keep_rate: share of the stale inputs trained all the same, with loss weight 1 /
-    keep_rate. stratify: take the quantile per label, so that the share of positives does not shift.
-    count_untouched_as_stale: the original's reading of a row no batch touched.
+    Attributes:
+        policy: `stale`, `random` (the control: as many inputs as `stale` would drop), or `none`.
+        drop_fraction: D, of the hot inputs that remain when the choice is made.
+        alpha: share of an input's rows that must be stale.
+        threshold: T by hand; None finds it from D.
+        sample_rate: share of the remaining hot inputs from which T is estimated.
+        start, window: where the first snapshot is taken and how much later it is compared, in
+            shares of the epoch's hot inputs trained.
+        recalibrate_every: shares of the hot inputs from a choice to the next snapshot; 0: one
+            choice an epoch. Each later choice drops as many inputs as the first, of those then left
+            and those dropped before. Not with `keep_rate`: inputs trained with weight 1 / keep_rate
+            already stand for dropped ones, which must not come back.
+        keep_rate: share of the stale inputs trained all the same, with loss weight 1 / keep_rate.
+        stratify: take the quantile per label, so that the share of positives does not shift.
+        count_untouched_as_stale: the original's reading of a row no batch touched.
     """
 
     policy: str = "stale"
@@ -154,6 +160,8 @@ class DropRule:
         seed: int,
         report: Callable[[dict[str, Any]], None],
     ) -> None:
+        if settings.keep_rate and settings.recalibrate_every:
+            raise ValueError("got a keep rate and recalibration; expected one of them")
         self.settings, self.num_hot, self.seed, self._report = settings, num_hot, seed, report
         self.begin_epoch(0)
 
@@ -161,10 +169,24 @@ class DropRule:
         """Forget the last epoch's choice: every input has its chance again."""
         self._epoch, self._choices = epoch, 0
         self._pool = np.empty(0, np.int64)  # dropped so far in this epoch
+        self._targets: list[int] = []  # inputs to drop, by group, from the first choice on
         self._before: Tensor | None = None
         self._touched: Tensor | None = None
-        active = self.settings.policy != "none" and self.num_hot > 0
-        self._next_start = self.settings.start if active else math.inf
+        self._active = self.settings.policy != "none" and self.num_hot > 0
+        self._next_start = self.settings.start if self._active else math.inf
+
+    def end_epoch(self, plan: EpochPlan) -> None:
+        """Report an epoch whose hot inputs ran out before anything could be chosen."""
+        if self._active and self._choices == 0 and plan.num_hot_inputs:
+            self._report(
+                {
+                    "epoch": self._epoch,
+                    "policy": self.settings.policy,
+                    "dropped": 0,
+                    "reason": "the hot inputs ended before the window did: take a smaller "
+                    "--mini-batch-size, --snapshot-start or --snapshot-window",
+                }
+            )
 
     @property
     def num_dropped(self) -> int:
@@ -186,12 +208,14 @@ class DropRule:
         """Take the snapshot or make the choice if the hot stream has come that far."""
         trained = plan.num_hot_trained
         if self._before is None:
-            if trained >= self._next_start * plan.num_hot_inputs and len(plan.remaining_hot()):
+            if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:
                 with count("snapshot"):
                     self._snapshot_at = trained
                     self._before = table.leading_rows(self.num_hot)
                     self._touched = torch.zeros(self.num_hot + 1, dtype=torch.bool)
-        elif trained - self._snapshot_at >= max(self.settings.window * plan.num_hot_inputs, 1):
+        elif trained - self._snapshot_at >= max(self.settings.window * plan.num_hot_inputs, 1) and (
+            len(plan.remaining_hot())
+        ):
             with count("snapshot"):
                 change = self._window_change(table.leading_rows(self.num_hot))
             self._choose(plan, hot, change, count)
@@ -222,17 +246,23 @@ class DropRule:
         if settings.stratify:
             positive = hot.labels[candidates] > 0
             groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
+        if not self._targets:
+            self._targets = [round(settings.drop_fraction * len(group)) for group in groups]
         stale = np.zeros(len(candidates), bool)
         thresholds = []
-        for group in groups:
+        for group, target in zip(groups, self._targets, strict=True):
+            fraction = min(target / max(len(group), 1), 1.0)
             with count("threshold"):
-                threshold, known = self._find_threshold(hot, change, candidates[group], rng)
+                threshold, known = self._find_threshold(
+                    hot, change, candidates[group], fraction, rng
+                )
             with count("classification"):
                 stale[group] = self._classify(hot, change, candidates[group], threshold, known, rng)
             thresholds.append(threshold.value)
         with count("classification"):
             dropped, weights = self._apply_policy(stale, groups, rng)
             self._replace(plan, candidates, dropped, weights, rng)
+        targets = self._targets if settings.threshold is None else None
         self._choices += 1
         self._report(
             {
@@ -240,7 +270,7 @@ class DropRule:
                 "policy": settings.policy,
                 "alpha": settings.alpha,
                 "threshold": thresholds[0] if len(thresholds) == 1 else thresholds,
-                "target_share": None if settings.threshold is not None else settings.drop_fraction,
+                "target_share": sum(targets) / max(len(candidates), 1) if targets else None,
                 "stale_share": float(stale.mean()) if len(stale) else 0.0,
                 "hot_remaining": len(candidates),
                 "hot_inputs": plan.num_hot_inputs,
@@ -251,7 +281,12 @@ class DropRule:
         )
 
     def _find_threshold(
-        self, hot: HotInputs, change: Tensor, inputs: np.ndarray, rng: np.random.Generator
+        self,
+        hot: HotInputs,
+        change: Tensor,
+        inputs: np.ndarray,
+        drop_fraction: float,
+        rng: np.random.Generator,
     ) -> tuple[Threshold, np.ndarray | None]:
         """T, and the critical thresholds of all `inputs` where finding it took them all."""
         settings = self.settings
@@ -264,7 +299,7 @@ class DropRule:
             size = min(len(inputs), max(1, round(settings.sample_rate * len(inputs))))
             sample = rng.choice(inputs, size, replace=False)
         critical = critical_thresholds(change, hot, sample, k)
-        return threshold_for_drop(critical, settings.drop_fraction), critical if whole else None
+        return threshold_for_drop(critical, drop_fraction), critical if whole else None
 
     def _k(self, hot: HotInputs, inputs: np.ndarray) -> int:
         return num_stale_rows_needed(self.settings.alpha, hot.slots_of(inputs[:1]).shape[1])
@@ -294,14 +329,14 @@ class DropRule:
                 chosen[picked] = True
         if not self.settings.keep_rate:
             return chosen, None
-        places = rng.permutation(np.flatnonzero(chosen))
-        kept = places[: round(self.settings.keep_rate * len(places))]
         dropped = chosen.copy()
-        dropped[kept] = False
         weights = np.ones(len(stale), np.float32)
-        # The achieved rate, not the asked one: the expected gradient is unchanged for few inputs
-        # too.
-        weights[kept] = len(places) / max(len(kept), 1)
+        for group in groups:
+            places = rng.permutation(group[chosen[group]])
+            kept = places[: max(1, round(self.settings.keep_rate * len(places)))]
+            dropped[kept] = False
+            # The achieved rate, not the asked one: the weights of a group add up to its inputs.
+            weights[kept] = len(places) / max(len(kept), 1)
         return dropped, weights
 
     def _replace(
@@ -312,11 +347,11 @@ class DropRule:
         weights: np.ndarray | None,
         rng: np.random.Generator,
     ) -> None:
-        first = len(self._pool) == 0
+        num_remaining = len(candidates) - len(self._pool)
         self._pool = candidates[dropped]
-        if first and not dropped.any() and weights is None:
+        if weights is None and not dropped[:num_remaining].any() and dropped[num_remaining:].all():
             return  # nothing changes, not even the order: exactly FAE
         kept = np.flatnonzero(~dropped)
-        if not first:
+        if not dropped[num_remaining:].all():
             kept = rng.permutation(kept)  # inputs that come back are mixed in, not last
         plan.replace_hot(candidates[kept], None if weights is None else weights[kept])

@@ -76,7 +76,7 @@ class LearningRate:
             return self.base * (step + 1) / self.num_warmup_steps
         if self.num_decay_steps == 0 or step < self.decay_start_step:
             return self.base
-        decayed = min(step - self.decay_start_step, self.num_decay_steps)
+        decayed = min(step - self.decay_start_step, self.num_decay_steps - 1)
         return max(self.base * (1 - decayed / self.num_decay_steps) ** 2, MIN_LEARNING_RATE)
 
 
@@ -107,13 +107,19 @@ class Progress:
 def evaluate(
     model: nn.Module, table: EmbeddingTable, inputs: Inputs, batch_size: int
 ) -> dict[str, float]:
-    """AUC, log loss and accuracy of the model on `inputs`, in batches, without autograd."""
+    """AUC, log loss and accuracy of the model on `inputs`, in batches, without autograd.
+
+    Raises `ValueError` when an output of the model is not finite.
+    """
     logits = [np.empty(0, np.float32)]
     for start in range(0, len(inputs), batch_size):
         dense, slots, _ = inputs.batch(slice(start, start + batch_size))
         rows = table.lookup(table.stage(slots))
         logits.append(model(dense.to(table.device), rows).float().cpu().numpy())
-    return click_metrics(np.concatenate(logits), np.asarray(inputs.labels))
+    outputs = np.concatenate(logits)
+    if not np.isfinite(outputs).all():
+        raise ValueError("the model's outputs are not finite; lower --learning-rate")
+    return click_metrics(outputs, np.asarray(inputs.labels))
 
 
 class Trainer:
@@ -166,7 +172,7 @@ class Trainer:
         self.test_freq, self.print_freq, self.max_steps = test_freq, print_freq, max_steps
         self.progress = Progress()
         self._loss_sum = torch.zeros((), device=table.device)
-        self._loss_inputs = 0
+        self._loss_inputs = 0.0
 
     def run(self) -> Progress:
         """Train all epochs, then evaluate on test and validation.
@@ -204,6 +210,8 @@ class Trainer:
                 with self.clocks.count("training"):
                     more = self._run_until_report(plan, bar)
                 if not more:
+                    if self.drop_rule is not None and plan.is_finished:
+                        self.drop_rule.end_epoch(plan)
                     return self.max_steps == 0 or self.progress.step < self.max_steps
                 self._report(epoch, bar)
 
@@ -259,7 +267,8 @@ class Trainer:
         self.table.update(staged, rows.grad, learning_rate)
         self.table.write_back(staged)
         self._loss_sum += loss_sum.detach()
-        self._loss_inputs += len(planned.inputs)
+        weight = len(planned.inputs) if planned.weights is None else float(planned.weights.sum())
+        self._loss_inputs += weight
         self.progress.step += 1
         self.progress.samples += len(planned.inputs)
         self.progress.hot_samples += len(planned.inputs) if planned.hot else 0
@@ -284,12 +293,12 @@ class Trainer:
             bar.set_postfix(loss=f"{self.progress.loss:.4f}")
 
     def _take_loss(self) -> None:
-        """Mean loss since the last call; the one place where the loop waits for the device."""
+        """Mean loss since the last call; no hot batch waits for the device elsewhere."""
         if self._loss_inputs == 0:
             return
         self.progress.loss = float(self._loss_sum) / self._loss_inputs
         self._loss_sum.zero_()
-        self._loss_inputs = 0
+        self._loss_inputs = 0.0
         if not math.isfinite(self.progress.loss):
             raise ValueError(
                 f"the training loss is {self.progress.loss} at step {self.progress.step}; "
@@ -322,6 +331,9 @@ def drop_report(log: RunLog, records: list[dict[str, Any]]) -> Callable[[dict[st
     def report(record: dict[str, Any]) -> None:
         records.append(record)
         log.write("drop", **record)
+        if "reason" in record:
+            tqdm.write(f"epoch {record['epoch'] + 1}: nothing dropped; {record['reason']}")
+            return
         short = ""
         if record["target_share"] and math.inf in np.atleast_1d(record["threshold"]):
             short = (

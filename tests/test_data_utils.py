@@ -532,12 +532,15 @@ def test_sub_sampling_that_leaves_no_rows(tmp_path):
     lines = good_lines(20)
     for line in lines:
         line[0] = "0"
-    (tmp_path / "day_0").write_text(joined(lines))
+    for day in ("day_0", "day_1"):
+        (tmp_path / day).write_text(joined(lines))
     with pytest.raises(ValueError, match="left no rows"):
         data_utils.preprocess(
-            "terabyte", tmp_path / "day", num_days=1, data_sub_sample_rate=0.9999999
+            "terabyte", tmp_path / "day", num_days=2, data_sub_sample_rate=0.9999999
         )
-    assert os.listdir(tmp_path) == ["day_0"]
+    assert sorted(os.listdir(tmp_path)) == ["day_0", "day_1"]
+    with pytest.raises(ValueError, match="expected at least 2, the last is held out"):
+        data_utils.preprocess("terabyte", tmp_path / "day", num_days=1)
 
 
 def test_too_little_disk_is_told_before_any_work(tmp_path, monkeypatch):

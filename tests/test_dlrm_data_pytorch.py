@@ -64,12 +64,17 @@ def write(tmp_path, **changes):
         ({"X_cat": np.full((100, 5), 2000, np.int32)}, "ids from 2000 to 2000; expected 0 to 39"),
         ({"X_cat": np.full((100, 5), -1, np.int32)}, "ids from -1"),
         ({"X_cat": np.full((100, 5), 0.5)}, "fractions"),
-        ({"X_cat": np.full((100, 5), np.nan)}, "no row ids"),
+        ({"X_cat": np.full((100, 5), np.nan)}, "NaN or values beyond 32 bits"),
         ({"X_int": np.full((100, 3), np.nan)}, "NaN"),
         ({"y": np.full(100, 7, np.int8)}, "labels other than 0 and 1"),
         ({"y": np.zeros(99, np.int8)}, "different lengths"),
         ({"counts": np.array([1, 2])}, "2 table sizes for 5"),
+        ({"X_int": np.full((100, 3), 0.7)}, "X_int holds fractions"),
+        ({"X_int": np.full((100, 3), 2**32 + 5)}, "X_int holds NaN or values beyond 32 bits"),
+        ({"X_cat": np.full((100, 5), "x")}, "X_cat has 2 dimensions of <U1"),
+        ({"counts": np.array(5)}, "counts has 0 dimensions"),
         ({"days": np.array([0, 50])}, "days do not cover"),
+        ({"days": np.array([0, 100])}, "no rows to train on"),
     ],
 )
 def test_inconsistent_files_are_refused(tmp_path, changes, message):
@@ -90,6 +95,19 @@ def test_mixed_folders_are_refused(processed):
     (folder / "test.npz").write_bytes((folder / "val.npz").read_bytes())
     with pytest.raises(ValueError, match="does not belong"):
         load_segregated(folder)
+
+
+def test_test_and_validation_are_not_swapped(processed):
+    """The segregated sets hold the same inputs as the processed file's splits."""
+    prepared, log = load_segregated(segregate_small(processed)), load_processed(processed)
+    for inputs, expected in zip(
+        (prepared.data.test, prepared.data.val), log.splits()[1:], strict=True
+    ):
+        assert np.array_equal(inputs.dense, expected.dense)
+        assert np.array_equal(inputs.labels, expected.labels)
+    assert not np.array_equal(
+        prepared.data.test.dense, prepared.data.val.dense[: len(prepared.data.test)]
+    )
 
 
 def test_planted_limit():

@@ -91,6 +91,7 @@ def test_rows_start_the_same_whatever_their_slot():
     assert not torch.equal(initial_rows(sizes, 4, None, 2), plain)
     for part, size in zip(plain.split(sizes), sizes, strict=True):
         assert part.abs().max() <= size**-0.5
+    assert plain[6:].std().item() == pytest.approx((1 / 30 / 3) ** 0.5, rel=0.15)
 
 
 def test_bytes_per_row():

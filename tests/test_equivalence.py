@@ -109,3 +109,27 @@ def test_the_target_is_dropped_in_every_epoch(segregated, tmp_path):
     for drop in summary["drops"]:
         assert drop["dropped"] == round(0.3 * drop["hot_remaining"])
     assert summary["samples"] + summary["dropped"] == 3 * summary["num_train"]
+
+
+def test_a_baselines_model_loads_into_fae(processed, segregated, tmp_path):
+    """Rows are saved by table and id: another numbering of the slots evaluates the same."""
+    baseline = train(dlrm_s_pytorch, tmp_path, "baseline", "--processed-data-file", processed)
+    loaded = fae_train.main(
+        [
+            "--segregated-data-dir",
+            str(segregated),
+            "--runs-dir",
+            str(tmp_path / "runs"),
+            *MODEL_FLAGS,
+        ]
+        + [
+            "--load-model",
+            str(tmp_path / "baseline"),
+            "--num-batches",
+            "1",
+            "--learning-rate",
+            "1e-30",
+        ]
+    )
+    assert loaded["auc"] == pytest.approx(baseline["auc"], abs=1e-9)
+    assert loaded["log_loss"] == pytest.approx(baseline["log_loss"], abs=1e-6)

@@ -4,6 +4,7 @@ from helpers import TABLE_SIZES, segregate_small, small_arrays, write_processed
 
 from dlrm_data_pytorch import load_segregated
 from slipstream.npz import open_npz
+from slipstream.popularity import rank_rows, rows_above
 
 HELD_OUT = 4000 - 4000 // 7  # the last day of 4000 rows has 571
 OFFSETS = np.concatenate([[0], np.cumsum(TABLE_SIZES)[:-1]])
@@ -134,3 +135,29 @@ def test_budget_table_equals_counting(processed, capsys):
         assert float(inputs[:-1]) == pytest.approx(
             100 * (largest[:HELD_OUT] < num_hot).mean(), abs=0.01
         )
+
+
+def test_a_printed_threshold_gives_its_rows_back():
+    for num_rows in (49, 98, 103):
+        ranking = rank_rows(np.ones(num_rows, np.int64))
+        assert rows_above(ranking, ranking.hot_threshold(num_rows)) == num_rows
+
+
+def test_a_folder_that_holds_other_files_is_never_replaced(processed):
+    """Not the target, nor what lies under the names used on the way."""
+    folder = processed.parent / "hot_cold"
+    for name in ("hot_cold", "hot_cold.partial", "hot_cold.old"):
+        other = processed.parent / name
+        other.mkdir()
+        (other / "thesis.txt").write_text("five years")
+        with pytest.raises(ValueError, match="holds thesis.txt; choose another folder"):
+            segregate_small(processed)
+        (other / "thesis.txt").unlink()
+        other.rmdir()
+    with pytest.raises(ValueError, match="not ours to replace"):
+        segregate_small(processed, "--segregated-data-dir", str(processed.parent))
+    assert processed.exists() and not folder.exists()
+    folder.mkdir()
+    (folder / "test.npz.partial").touch()  # a killed run's leftovers are
+    segregate_small(processed)
+    assert not (folder / "test.npz.partial").exists()

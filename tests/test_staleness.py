@@ -125,6 +125,7 @@ def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
             weights += (
                 [1.0] * len(batch.inputs) if batch.weights is None else batch.weights.tolist()
             )
+        rule.end_epoch(plan)
         results.append((trained, np.array(weights)))
     return hot, results, records
 
@@ -214,6 +215,59 @@ def test_recalibration_brings_inputs_back():
     assert len(records) >= 2 and len(trained) == len(set(trained))
     later = [int(slots[i][0]) % 2 for i in trained[-60:]]
     assert set(later) == {1}  # they came back, and the even ones, stale now, went
+
+
+def test_recalibration_drops_as_many_as_the_first_choice():
+    """Rows that move alike in every window: the same inputs stay dropped, none comes back."""
+    _, [(trained, _)], records = run_epoch(DropSettings(drop_fraction=0.4, recalibrate_every=0.1))
+    assert len(records) > 2
+    assert {record["dropped"] for record in records} == {160}
+    assert len(trained) == 600 - 160
+
+
+def test_weights_belong_to_their_inputs():
+    """Inputs trained with another weight than 1 are stale ones, and all but they are kept."""
+    hot, [(trained, weights)], [record] = run_epoch(DropSettings(drop_fraction=0.5, keep_rate=0.25))
+    reweighted = [i for i, weight in zip(trained, weights, strict=True) if weight != 1]
+    dropped = sorted(set(range(600)) - set(trained))
+    assert len(reweighted) == 50 and set(weights) == {1.0, 4.0}
+    others = sorted(set(trained[200:]) - set(reweighted))
+    largest = hot.slots[:, -1]
+    assert largest[[*reweighted, *dropped]].max() <= largest[others].min()
+
+
+def test_kept_inputs_are_chosen_per_label():
+    hot, [(trained, weights)], _ = run_epoch(
+        DropSettings(drop_fraction=0.5, keep_rate=0.01, stratify=True)
+    )
+    for label in (0, 1):
+        mine = hot.labels[trained] == label
+        assert weights[mine].sum() == pytest.approx((hot.labels == label).sum())
+
+
+def test_a_keep_rate_excludes_recalibration():
+    with pytest.raises(ValueError, match="expected one of them"):
+        run_epoch(DropSettings(keep_rate=0.5, recalibrate_every=0.2))
+
+
+@pytest.mark.parametrize("drop", [DropSettings(), DropSettings(start=0.94)])
+def test_a_window_that_is_never_reached_is_said(drop):
+    _, [(trained, _)], [record] = run_epoch(drop, batch_size=600 if drop.start < 0.5 else 20)
+    assert record["dropped"] == 0 and "smaller --mini-batch-size" in record["reason"]
+    assert len(trained) == 600
+
+
+def test_the_snapshot_waits_for_the_hot_phase():
+    """All cold, then all hot: the window must not span the cold batches."""
+    table = EmbeddingTable(torch.zeros(NUM_HOT, 2), NUM_HOT, 1000, torch.device("cpu"))
+    rule = DropRule(DropSettings(start=0.0), NUM_HOT, 0, lambda record: None)
+    plan = EpochPlan(np.arange(100), np.arange(40), 20, "phased")
+    hot = Hot(np.zeros((100, NUM_FEATURES), np.int64))
+    for _ in range(2):
+        rule.before_batch(plan, hot, table, lambda name: nullcontext())
+        assert rule._before is None and not plan.next_batch().hot
+    rule.before_batch(plan, hot, table, lambda name: nullcontext())
+    assert rule._before is not None
 
 
 def test_untouched_rows_are_not_stale_unless_asked():

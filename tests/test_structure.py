@@ -33,6 +33,14 @@ def test_the_package_never_imports_a_script():
         assert not imported(path) & {*SCRIPTS, "bench", "tests"}, path.name
 
 
+def test_entry_scripts_import_only_what_they_share():
+    shared = {"data_utils", "dlrm_data_pytorch", "dlrm_s_pytorch"}
+    for name in SCRIPTS:
+        assert imported(REPOSITORY / f"{name}.py") & {*SCRIPTS, "bench", "tests"} <= shared, name
+    assert not imported(REPOSITORY / "dlrm_data_pytorch.py") & {*SCRIPTS}
+    assert imported(REPOSITORY / "dlrm_s_pytorch.py") & {*SCRIPTS} == {"dlrm_data_pytorch"}
+
+
 def test_no_pickle():
     for path in [
         *REPOSITORY.glob("*.py"),

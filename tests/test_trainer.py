@@ -58,7 +58,7 @@ def test_evaluation_in_batches_equals_scikit_learn_at_once(processed, batch_size
 
 def test_learning_rate_schedule():
     rate = LearningRate(1.0, num_warmup_steps=4, decay_start_step=6, num_decay_steps=4)
-    expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75**2, 0.25, 0.25**2, 1e-7, 1e-7]
+    expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75**2, 0.25, 0.25**2, 0.25**2, 0.25**2]
     assert [rate.at(step) for step in range(12)] == pytest.approx(expected)
     assert {LearningRate(0.3).at(step) for step in range(5)} == {0.3}
 
