@@ -27,10 +27,9 @@ from slipstream.cli import Parser, add_seed_flag, positive_int, run_script, shar
 from slipstream.criteo import KAGGLE_DAYS, RawFile, Rows, equal_days, parse_file
 from slipstream.encoding import ROW_BYTES, Encoder
 from slipstream.npz import open_npz, pack_manifest, unpack_manifest, write_npz
-from slipstream.runtime import check_free_disk, peak_rss_bytes
+from slipstream.runtime import check_free_disk, exclusive, peak_rss_bytes
 
 VERSION = 1
-KEYS = ("X_int", "X_cat", "y", "counts", "days")
 GZIP_RATIO = 3.5  # a Criteo log's size over its .gz's, for the estimate alone
 BLOCK_BYTES = 1 << 23  # as fast as 16 MB within the noise, 140 MB less memory; 4 MB is slower
 SAMPLE_BYTES = 1 << 20
@@ -101,20 +100,23 @@ def preprocess(
         "num_days": num_days if data_set == "terabyte" else None,
     }
     manifest = {"version": VERSION, "data_set": data_set, "options": options}
-    if is_up_to_date(processed, manifest, paths):
-        print(f"{processed} is up to date")
-        return False
-    processed.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(paths, data_sub_sample_rate, processed.parent)
-    spool = processed.with_name(processed.name + ".spool.partial")
-    try:
-        shutil.rmtree(spool, ignore_errors=True)
-        spool.mkdir()
-        manifest |= {"source_notes": notes} if (notes := source_notes(raw_data_file, paths)) else {}
-        build(processed, spool, paths, manifest, block_bytes)
-    finally:
-        shutil.rmtree(spool, ignore_errors=True)
-    return True
+    with exclusive(processed.parent):
+        if is_up_to_date(processed, manifest, paths):
+            print(f"{processed} is up to date")
+            return False
+        check_disk(paths, data_sub_sample_rate, processed.parent)
+        # A planted model's figures hold for the whole log, ids as they are.
+        notes = source_notes(raw_data_file, paths)
+        if notes and max_ind_range == -1 and not data_sub_sample_rate:
+            manifest["source_notes"] = notes
+        spool = processed.with_name(processed.name + ".spool.partial")
+        try:
+            shutil.rmtree(spool, ignore_errors=True)
+            spool.mkdir()
+            build(processed, spool, paths, manifest, block_bytes)
+        finally:
+            shutil.rmtree(spool, ignore_errors=True)
+        return True
 
 
 def build(
@@ -194,10 +196,15 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Pat
     if not processed.exists():
         return False
     try:
-        built = unpack_manifest(open_npz(processed, KEYS))
+        built = unpack_manifest(open_npz(processed))
     except (ValueError, OSError) as error:
         print(f"{error}: rebuilding")
         return False
+    if not built:
+        raise ValueError(
+            f"{processed} was not made by data_utils.py and is not replaced; choose another "
+            "--processed-data-file (the trainers read it as it is)"
+        )
     if any(built.get(key) != value for key, value in manifest.items()):
         print(f"{processed} was built with other options: rebuilding")
         return False

@@ -34,7 +34,7 @@ class ClickInputs:
 
     Args:
         dense: (n, num_dense) counts; negative ones count as 0.
-        categories: (n, F) ids, or slots where `row_offsets` is None.
+        categories: (n, F) ids, or slots where `slot_offsets` is None.
         labels: (n,) 0 or 1.
         day_offsets: (days + 1,) first row of each day, then n.
         slot_offsets: (F,) added to the ids to number all tables' rows in one sequence.
@@ -269,7 +269,7 @@ def load_segregated(
         raise ValueError(
             f"{folder} fills its budget of {budget} bytes with rows of dim {options['dim']} and "
             f"{options['optimizer']}; rows of {row_bytes} bytes would take {num_hot * row_bytes}: "
-            "run input_segregation.py with the trainer's dim and optimizer"
+            "run input_segregation.py with the trainer's dim and optimizer (EMB_DIM, OPTIMIZER)"
         )
     if int(rows["counts"].sum()) != len(slot_of_row) or not 0 <= num_hot <= len(slot_of_row):
         raise ValueError(f"{folder / ROWS_FILE} is inconsistent; run input_segregation.py again")

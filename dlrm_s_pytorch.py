@@ -122,7 +122,7 @@ def run_training(
     try:
         model, table = _build(args, prepared, device)
     except RuntimeError as error:  # how PyTorch reports a failed allocation, on CPU and CUDA
-        if "memory" not in str(error):
+        if "allocate" not in str(error) and "out of memory" not in str(error):
             raise
         raise MemoryError(
             f"no memory for {prepared.table_sizes.sum():,} embedding rows: smaller rows, tables or "
@@ -323,7 +323,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     cli.add_trainer_flags(parser)
     args = parser.parse_args(argv)
-    cli.check_model_flags(parser, args)
+    cli.check_trainer_flags(parser, args)
     if args.data_generation == "dataset" and args.processed_data_file is None:
         parser.error("--processed-data-file is needed with --data-generation=dataset")
     if args.data_generation != "dataset" and args.processed_data_file is not None:

@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_segregated_flags(parser)
     cli.add_trainer_flags(parser)
     args = parser.parse_args(argv)
-    cli.check_model_flags(parser, args)
+    cli.check_trainer_flags(parser, args)
     return args
 
 

@@ -44,7 +44,7 @@ from slipstream.popularity import (
     rank_rows,
     rows_above,
 )
-from slipstream.runtime import check_free_disk, check_replaceable, replace_folder
+from slipstream.runtime import check_free_disk, check_replaceable, exclusive, replace_folder
 
 VERSION = 1
 # A write that is killed leaves <name>.npz.partial in the partial folder.
@@ -128,6 +128,8 @@ def segregate(
         _print_figures(current["figures"])
         print(f"{folder} is up to date")
         return False
+    if (folder / ROWS_FILE).exists():
+        print(f"{folder} was made from another file or with other options: rebuilding")
     for suffix in ("", ".partial", ".old"):
         check_replaceable(folder.with_name(folder.name + suffix), OWN_FILES)
     start = time.perf_counter()
@@ -293,16 +295,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> bool:
     """Segregate; returns whether anything was built."""
     args = parse_args(argv)
-    return segregate(
-        args.processed_data_file,
-        args.segregated_data_dir,
-        hot_emb_gpu_mem=args.hot_emb_gpu_mem,
-        hot_threshold=args.hot_threshold,
-        ip_sampling_rate=args.ip_sampling_rate,
-        arch_sparse_feature_size=args.arch_sparse_feature_size,
-        optimizer=args.optimizer,
-        seed=args.seed,
-    )
+    folder = Path(args.segregated_data_dir).absolute()
+    with exclusive(folder.parent):
+        return segregate(
+            args.processed_data_file,
+            folder,
+            hot_emb_gpu_mem=args.hot_emb_gpu_mem,
+            hot_threshold=args.hot_threshold,
+            ip_sampling_rate=args.ip_sampling_rate,
+            arch_sparse_feature_size=args.arch_sparse_feature_size,
+            optimizer=args.optimizer,
+            seed=args.seed,
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ source bench/prepare.sh
   --processed-data-file "$PROCESSED_DATA" \
   --segregated-data-dir "$HOT_COLD" \
   --hot-emb-gpu-mem "${HOT_EMB_GPU_MEM:-268435456}" \
-  --ip-sampling-rate 100 \
+  --ip-sampling-rate "${IP_SAMPLING_RATE:-100}" \
   --arch-sparse-feature-size "$EMB_DIM" \
   --optimizer "${OPTIMIZER:-sgd}" \
   "$@"

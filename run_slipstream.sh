@@ -22,10 +22,10 @@ source bench/prepare.sh
   --sample-rate 1.0 \
   --schedule interleaved \
   --arch-sparse-feature-size "$EMB_DIM" \
-  --arch-mlp-bot 13-512-256-64-16 \
+  --arch-mlp-bot "13-512-256-64-$EMB_DIM" \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
-  --learning-rate 0.3 \
+  --learning-rate "$LEARNING_RATE" \
   --optimizer "${OPTIMIZER:-sgd}" \
   --nepochs 1 \
   "$@"

@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_drop_flags(parser)
     cli.add_trainer_flags(parser)
     args = parser.parse_args(argv)
-    cli.check_model_flags(parser, args)
+    cli.check_trainer_flags(parser, args)
     if args.snapshot_start + args.snapshot_window >= 1:
         parser.error(
             "--snapshot-start plus --snapshot-window must be below 1: nothing would be left to drop"

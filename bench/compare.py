@@ -1,9 +1,9 @@
 """Train by several methods and seeds, one process at a time, and tabulate mean and spread.
 
 Reads each run's `log.jsonl` only. A run that finished is not repeated, so an interrupted comparison
-continues; `--runs-dir` holds one comparison, and another one there is refused. Differences are to
-the first method, over paired seeds (same seed, same initial weights); one that is smaller than its
-own standard deviation is called a tie.
+continues; `--runs-dir` holds one comparison, and another one there is refused. Delete it after a
+change of the code. Differences are to the first method, over paired seeds (same seed, same initial
+weights); one inside its 95 % confidence interval is called a tie.
 
     python -m bench.compare --processed-data-file input/synthetic/train_processed.npz \
         --segregated-data-dir input/synthetic/hot_cold
@@ -59,15 +59,16 @@ def train(method: str, seed: int, args: argparse.Namespace, flags: list[str]) ->
         return summary
     shutil.rmtree(folder, ignore_errors=True)
     script, own_flags = METHODS[method]
-    command = [sys.executable, str(REPOSITORY / script), *own_flags]
-    command += ["--processed-data-file", args.processed_data_file]
+    # What the comparison decides comes last: it wins over the user's flags.
+    command = [sys.executable, str(REPOSITORY / script), *flags]
+    if method.startswith("slipstream"):
+        command += shlex.split(args.drop_flags)
+    command += [*own_flags, "--processed-data-file", args.processed_data_file]
     if method != "baseline":
         command += ["--segregated-data-dir", args.segregated_data_dir]
     command += ["--runs-dir", args.runs_dir, "--run-name", name, "--seed", str(seed)]
-    if method.startswith("slipstream"):
-        command += shlex.split(args.drop_flags)
     done = subprocess.run(
-        [*command, "--print-freq", "0", *flags], capture_output=True, text=True, check=False
+        [*command, "--print-freq", "0"], capture_output=True, text=True, check=False
     )
     summary = finished_summary(folder)
     if done.returncode or summary is None:
@@ -89,8 +90,21 @@ def claim(args: argparse.Namespace, flags: list[str]) -> None:
             f"{args.runs_dir} holds runs on other data or with other flags; choose another "
             "--runs-dir, or delete it"
         )
+    if not path.exists() and list(path.parent.glob("*/log.jsonl")):
+        raise ValueError(f"{args.runs_dir} holds other runs; choose another --runs-dir")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(compared, indent=1))
+
+
+def half_interval(differences: np.ndarray) -> float:
+    """Half the 95 % confidence interval of a mean (Student's t); NaN for one value."""
+    from scipy.stats import t  # comes with scikit-learn; a second to import
+
+    num_values = len(differences)
+    if num_values < 2:
+        return float("nan")
+    spread = differences.std(ddof=1) / num_values**0.5
+    return float(t.ppf(0.975, num_values - 1) * spread)
 
 
 def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -109,7 +123,8 @@ def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         )
         row["auc_difference"] = difference.mean()
         row["auc_difference_sd"] = difference.std(ddof=1) if len(difference) > 1 else float("nan")
-        row["tie"] = bool(abs(difference.mean()) <= row["auc_difference_sd"])  # NaN: no tie
+        row["auc_interval"] = interval = half_interval(difference)
+        row["tie"] = bool(abs(difference.mean()) <= interval)  # NaN, one seed: no tie
         rows.append(row)
     return rows
 
@@ -134,7 +149,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--num-seeds", type=cli.positive_int, default=3, help="seeds a method")
     parser.add_argument("--runs-dir", default="runs/compare", help="folder of this comparison")
     parser.add_argument("--csv", default=None, help="write the table here; not given: print only")
-    return parser.parse_known_args(argv)
+    args, flags = parser.parse_known_args(argv)
+    args.methods = list(dict.fromkeys(args.methods))
+    return args, flags
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:

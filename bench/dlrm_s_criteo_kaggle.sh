@@ -15,11 +15,9 @@ export RAW_DATA="${RAW_DATA:-$here/input/kaggle/train.txt}"
 export EMB_DIM=16
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
 
-# Learning rate: Meta's 0.1 at mini-batch 128, times the root of 8.
 recipe \
   --arch-mlp-bot 13-512-256-64-16 \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
-  --learning-rate 0.3 \
   --test-freq 10240 \
   "$@"

@@ -2,20 +2,28 @@
 # Sourced by the run scripts: finds a Python, a raw log, and preprocesses it. Sets and exports
 #   PYTHON           an interpreter that can import what is needed; made in .venv where there is none
 #   RAW_DATA         the raw log. Not set: input/kaggle/train.txt where it exists, else a synthetic log
-#   PROCESSED_DATA   the processed .npz
+#   PROCESSED_DATA   the processed .npz. Set without RAW_DATA: used as it is, nothing is preprocessed
 #   HOT_COLD         the segregated folder
 # and reads, where set: DATA_SET (kaggle, terabyte), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS,
-# SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding row).
+# SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding row),
+# OPTIMIZER (sgd, rwsadagrad), LEARNING_RATE. Relative paths but
+# RAW_DATA's are below the repository.
 
 DATA_SET="${DATA_SET:-kaggle}"
 SYNTHETIC_ROWS="${SYNTHETIC_ROWS:-1000000}"
 SYNTHETIC_DIR="${SYNTHETIC_DIR:-input/synthetic}"
-export EMB_DIM="${EMB_DIM:-16}"
+export EMB_DIM="${EMB_DIM:-16}" OPTIMIZER="${OPTIMIZER:-sgd}"
+# SGD: Meta's 0.1 at mini-batch 128, times the root of 8 for 1024. Adagrad takes far smaller steps.
+case "$OPTIMIZER" in
+  rwsadagrad) LEARNING_RATE="${LEARNING_RATE:-0.01}" ;;
+  *) LEARNING_RATE="${LEARNING_RATE:-0.3}" ;;
+esac
+export LEARNING_RATE
 
 can_import() { # interpreter, modules
   "$1" - "${@:2}" >/dev/null 2>&1 <<'PYTHON_END'
 import importlib.util, sys
-sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
+sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
 PYTHON_END
 }
 
@@ -40,13 +48,18 @@ find_python() { # modules
 
 prepare() {
   local modules=(torch numpy sklearn tqdm) synthetic="" options=()
+  if [ -z "${RAW_DATA:-}" ] && [ -n "${PROCESSED_DATA:-}" ]; then
+    HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/hot_cold}"
+    find_python "${modules[@]}"
+    echo "No RAW_DATA given: using $PROCESSED_DATA as it is"
+    return
+  fi
   if [ -z "${RAW_DATA:-}" ]; then
     if [ "$DATA_SET" = kaggle ] && [ -f input/kaggle/train.txt ]; then
       RAW_DATA=input/kaggle/train.txt
     elif [ "$DATA_SET" = kaggle ]; then
       synthetic=yes
       RAW_DATA="$SYNTHETIC_DIR/train.txt"
-      modules+=(polars)
       # 256 MB would make every row of a small log hot; this leaves hot and cold inputs.
       export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-4194304}"
     else
@@ -54,17 +67,18 @@ prepare() {
       exit 2
     fi
   fi
-  find_python "${modules[@]}"
-  if [ -n "$synthetic" ]; then
-    echo "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
-    "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
-  fi
   if [ -z "${PROCESSED_DATA:-}" ]; then
     local folder name
     folder="$(basename "$(dirname "$RAW_DATA")")"
     name="$(basename "$RAW_DATA" .gz)"
     PROCESSED_DATA="input/$folder/${name%.txt}_processed.npz"
     if [ -n "$synthetic" ]; then PROCESSED_DATA="$SYNTHETIC_DIR/train_processed.npz"; fi
+  fi
+  if [ ! -f "$PROCESSED_DATA" ]; then modules+=(polars); fi # it reads raw logs
+  find_python "${modules[@]}"
+  if [ -n "$synthetic" ]; then
+    echo "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
+    "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
   fi
   HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/hot_cold}"
   mkdir -p "$(dirname "$PROCESSED_DATA")"

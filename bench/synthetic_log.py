@@ -68,7 +68,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the log, unless one of the same options is there already."""
     args = parse_args(argv)
-    sidecar = write_log(args.output, args.rows, args.seed, args.positive_rate)
+    with runtime.exclusive(args.output.absolute().parent):
+        sidecar = write_log(args.output, args.rows, args.seed, args.positive_rate)
     if sidecar is None:
         print(f"{args.output} is up to date: {args.rows} synthetic rows, seed {args.seed}")
         return
@@ -95,9 +96,9 @@ def write_log(
 ) -> dict[str, Any] | None:
     """Write the log and its sidecar; return the sidecar with `seconds`, or None when up to date.
 
-    The log is written beside `output` and renamed; the sidecar goes first and comes last, so a log
-    with a sidecar is whole. Raises `OSError` when the disk is too small and `ValueError`
-    without polars.
+    The log is written beside `output` and renamed; its sidecar is invalidated before and completed
+    last, so a log with a complete one is whole. Raises `OSError` when the disk is too small, and
+    `ValueError` without polars and for an `output` that is another's file.
     """
     started = time.perf_counter()
     options = {
@@ -112,6 +113,10 @@ def write_log(
         return None
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder; expected the path of a file")
+    if output.exists() and not _is_synthetic(sidecar_path):
+        raise ValueError(
+            f"{output} is no synthetic log of ours, so it is not replaced; choose another --output"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     runtime.check_free_disk(output.parent, rows * BYTES_PER_ROW, f"a log of {rows} rows")
     blocks = planted_blocks(rows, KAGGLE_TABLE_SIZES, seed, NUM_DENSE, positive_rate)
@@ -124,7 +129,7 @@ def write_log(
             file.flush()
             os.fsync(file.fileno())
             num_bytes = file.tell()
-        sidecar_path.unlink(missing_ok=True)
+        sidecar_path.write_text('{"synthetic": true, "unfinished": true}\n')
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
@@ -139,6 +144,15 @@ def write_log(
     sidecar_partial.write_text(json.dumps(described, indent=1) + "\n")
     os.replace(sidecar_partial, sidecar_path)
     return described | {"seconds": time.perf_counter() - started}
+
+
+def _is_synthetic(sidecar_path: Path) -> bool:
+    """Whether a log's sidecar says that this script wrote it."""
+    try:
+        sidecar = json.loads(sidecar_path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(sidecar, dict) and sidecar.get("synthetic") is True
 
 
 def _is_up_to_date(output: Path, sidecar_path: Path, options: dict[str, Any]) -> bool:

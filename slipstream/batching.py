@@ -1,8 +1,8 @@
 """The order of an epoch: which inputs form each mini-batch, hot and cold batches evenly mixed.
 
 A batch is all hot or all cold. `interleaved` spreads the rarer kind evenly, so that host work for a
-cold batch can hide behind device work on the hot ones; `phased` runs all cold, then all hot, as
-FAE's published code does. A baseline epoch is one with cold inputs only.
+cold batch can one day hide behind device work (staging does not overlap with it yet); `phased` runs
+all cold, then all hot, as FAE's published code does. A baseline epoch is one with cold inputs only.
 """
 
 from __future__ import annotations

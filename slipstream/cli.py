@@ -253,7 +253,7 @@ def _add_run_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--num-threads",
-        type=nonnegative_int,
+        type=_number(int, 0, 1024),
         default=0,
         help="CPU threads of PyTorch; 0: its own choice",
     )
@@ -302,8 +302,10 @@ def _add_run_flags(group: argparse._ActionsContainer) -> None:
     )
 
 
-def check_model_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse layer sizes that do not fit together, by `parser.error`."""
+def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse layer sizes and a schedule that do not fit together, by `parser.error`."""
+    if args.lr_num_decay_steps and args.lr_decay_start_step < args.lr_num_warmup_steps:
+        parser.error("--lr-decay-start-step comes before --lr-num-warmup-steps are over")
     dim = args.arch_sparse_feature_size
     if args.arch_mlp_bot[-1] != dim:
         parser.error(

@@ -26,11 +26,10 @@ class RunLog:
 
     def __init__(self, runs_dir: str | Path, name: str | None, method: str) -> None:
         base = name or f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = Path(runs_dir) / base
-        attempt = 1
-        while not name and folder.exists():
+        folder, attempt = Path(runs_dir) / base, 1
+        while not name and _is_taken(folder):
             attempt += 1
-            folder = folder.with_name(f"{base}-{attempt}")
+            folder = Path(runs_dir) / f"{base}-{attempt}"
         self.path = folder / "log.jsonl"
         if self.path.exists():
             raise ValueError(f"{self.path} exists; choose another --run-name or delete the folder")
@@ -46,6 +45,15 @@ class RunLog:
     def close(self) -> None:
         """Close the file; the log is complete up to the last record."""
         self._file.close()
+
+
+def _is_taken(folder: Path) -> bool:
+    """Make `folder`; True when it was there, also when another run was a moment faster."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return True
+    return False
 
 
 def _finite(value: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,25 @@ def choose_device(name: str) -> Any:
     return torch.device(name)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time write below `folder`, which is made; another one waits.
+
+    The lock is the folder's own, so it leaves no file and ends with the process, however it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that writes below {folder}", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def check_replaceable(folder: Path, own_files: Collection[str]) -> None:
     """Raise `ValueError` when `folder` is a file, or holds anything but `own_files`."""
     foreign = set(os.listdir(folder)) - set(own_files) if folder.is_dir() else set()
@@ -106,10 +127,12 @@ def check_replaceable(folder: Path, own_files: Collection[str]) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` in `target`'s place, so that `target` is always a whole one.
+    """Put the finished folder `new` in `target`'s place: `target` is a whole one or absent.
 
     The old one is deleted: see `check_replaceable`.
     """
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; expected a folder, or nothing")
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -225,6 +225,8 @@ class DropRule:
     def _window_change(self, after: Tensor) -> Tensor:
         assert self._before is not None and self._touched is not None
         change = row_change(self._before, after)
+        if not bool(torch.isfinite(change).all()):
+            raise ValueError("the hot rows are not finite; lower --learning-rate")
         touched = self._touched[: self.num_hot].to(change.device)
         self._share_touched = float(touched.float().mean())
         if not self.settings.count_untouched_as_stale:

@@ -65,6 +65,31 @@ def test_missing_and_empty_raw_logs(refuse, tmp_path):
     assert "is empty" in refuse(data_utils, "--raw-data-file", tmp_path / "train.txt")
 
 
+def test_a_processed_file_of_another_script_is_not_replaced(refuse, tmp_path):
+    (tmp_path / "train.txt").write_text((GOOD_LINE + "\n") * 20)
+    np.savez_compressed(
+        tmp_path / "old.npz",
+        **dict.fromkeys(("X_int", "X_cat", "y", "counts", "days"), np.zeros(3)),
+    )
+    flags = [
+        "--raw-data-file",
+        tmp_path / "train.txt",
+        "--processed-data-file",
+        tmp_path / "old.npz",
+    ]
+    assert "was not made by data_utils.py" in refuse(data_utils, *flags)
+    np.savez_compressed(tmp_path / "old.npz", X_int=np.zeros(3))
+    assert "was not made by data_utils.py" in refuse(data_utils, *flags)
+
+
+@pytest.mark.parametrize("rate", ["1e6", "1e30"])
+def test_a_diverged_run_says_so(segregated, tmp_path, rate):
+    flags = [*MODEL_FLAGS, "--segregated-data-dir", str(segregated), "--learning-rate", rate]
+    with pytest.raises(ValueError, match="lower --learning-rate"):
+        slipstream_train.main([*flags, "--runs-dir", str(tmp_path), "--run-name", "a"])
+    assert (tmp_path / "a/log.jsonl").read_text().startswith('{"kind": "start"')
+
+
 def scripts_and_flags(path):
     """Each script that reads an .npz or a folder of them, with the flag that names `path`."""
     return [
@@ -123,6 +148,12 @@ def test_segregated_folders(refuse, tmp_path, processed, script):
         (fae_train, "--arch-mlp-bot 13-512-x", "expected sizes like"),
         (fae_train, "--arch-mlp-bot 13-32", "expected 16"),
         (fae_train, "--arch-mlp-top 512-2", "expected 1"),
+        (
+            fae_train,
+            "--lr-decay-start-step 3 --lr-num-warmup-steps 5 --lr-num-decay-steps 9",
+            "over",
+        ),
+        (slipstream_train, "--stale-keep-rate 0.5 --recalibrate-every 0.2", "exclude each other"),
     ],
 )
 def test_impossible_flags(refuse, tmp_path, script, flags, message):

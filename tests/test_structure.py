@@ -1,4 +1,4 @@
-"""The arrow of DESIGN: scripts -> shared scripts -> the package -> libraries, never back."""
+"""The arrow of imports: scripts -> shared scripts -> the package -> libraries, never back."""
 
 import ast
 import subprocess

@@ -1,6 +1,7 @@
 """The synthetic log: its format, that it is reproducible, and what its planted model claims."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -250,7 +251,7 @@ def test_up_to_date_only_when_whole_and_of_the_same_options(tmp_path, capsys):
     synthetic_log.main(arguments)
     assert path.read_bytes() == before[0]
 
-    path.with_name("log.txt.json").write_text("{")  # half a sidecar
+    path.with_name("log.txt.json").write_text('{"synthetic": true}')  # an unfinished one
     synthetic_log.main(arguments)
     assert "up to date" not in capsys.readouterr().out
     for other in (["--rows", "201"], ["--seed", "4"], ["--positive-rate", "0.3"]):
@@ -275,7 +276,7 @@ def test_an_interrupted_run_is_never_trusted(tmp_path, monkeypatch):
         patch.setattr(synthetic_log, "_auc", stop)
         with pytest.raises(KeyboardInterrupt):
             synthetic_log.write_log(path, 100, 2)
-    assert not path.with_name("log.txt.json").exists()
+    assert "planted_auc" not in path.with_name("log.txt.json").read_text()
     assert synthetic_log.write_log(path, 100, 2) is not None
     assert not list(tmp_path.glob("*.partial"))
 
@@ -294,3 +295,11 @@ def test_bad_flags_exit_2(bad, capsys):
         synthetic_log.main(bad)
     assert stopped.value.code == 2
     assert "error:" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_another_log_is_never_replaced(tmp_path):
+    real = tmp_path / "train.txt"
+    real.write_text("real log")
+    with pytest.raises(ValueError, match="no synthetic log of ours"):
+        synthetic_log.main(["--rows", "10", "--output", str(real)])
+    assert real.read_text() == "real log" and os.listdir(tmp_path) == ["train.txt"]

@@ -134,6 +134,40 @@ def test_a_missing_log_is_an_error_never_random_data(checkout):
     assert done.returncode == 2 and "set RAW_DATA" in done.stderr
 
 
+def test_a_processed_file_without_a_raw_log_is_used_as_it_is(checkout, tmp_path):
+    mine = str(tmp_path / "mine.npz")
+    calls = recorded(checkout, tmp_path, "run_slipstream.sh", PROCESSED_DATA=mine, EMB_DIM="32")
+    parsed = check_calls(calls, ["input_segregation", "slipstream_train"])
+    assert all(args.processed_data_file == mine for args in parsed.values())
+    assert parsed["slipstream_train"].arch_mlp_bot[-1] == 32
+
+
+def test_row_wise_adagrad_has_a_rate_of_its_own(checkout, tmp_path):
+    calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", OPTIMIZER="rwsadagrad")
+    parsed = check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
+    assert parsed["fae_train"].learning_rate == 0.01
+    assert parsed["input_segregation"].optimizer == parsed["fae_train"].optimizer == "rwsadagrad"
+
+
+def test_two_runs_at_once_take_turns(checkout):
+    """Both need the same files; each is built once, by the first, and is whole."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIPSTREAM_")}
+    environment |= {"PYTHON": sys.executable, "SYNTHETIC_ROWS": "20000", "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [str(checkout / "run_input_segregation.sh")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "".join(out for out, _ in said).count("segregated into") == 1
+
+
 def test_an_unfit_python_is_named(checkout):
     done = run(checkout, "run_fae_baseline.sh", PYTHON="/nonexistent/python")
     assert done.returncode == 2 and "cannot import all of: torch" in done.stderr
