@@ -96,15 +96,17 @@ def claim(args: argparse.Namespace, flags: list[str]) -> None:
     path.write_text(json.dumps(compared, indent=1))
 
 
+def standard_deviation(values: np.ndarray) -> float:
+    """The sample's standard deviation; NaN for one value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
 def half_interval(differences: np.ndarray) -> float:
     """Half the 95 % confidence interval of a mean (Student's t); NaN for one value."""
     from scipy.stats import t  # comes with scikit-learn; a second to import
 
     num_values = len(differences)
-    if num_values < 2:
-        return float("nan")
-    spread = differences.std(ddof=1) / num_values**0.5
-    return float(t.ppf(0.975, num_values - 1) * spread)
+    return float(t.ppf(0.975, num_values - 1)) * standard_deviation(differences) / num_values**0.5
 
 
 def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -116,13 +118,13 @@ def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         for figure in FIGURES:
             values = np.array([summary[figure] for summary in summaries], float)
             row[figure] = values.mean()
-            row[f"{figure}_sd"] = values.std(ddof=1) if len(values) > 1 else float("nan")
+            row[f"{figure}_sd"] = standard_deviation(values)
         # Seeds are paired: the same seed starts from the same weights in every method.
         difference = np.array(
             [a["auc"] - b["auc"] for a, b in zip(summaries, first, strict=True)], float
         )
         row["auc_difference"] = difference.mean()
-        row["auc_difference_sd"] = difference.std(ddof=1) if len(difference) > 1 else float("nan")
+        row["auc_difference_sd"] = standard_deviation(difference)
         row["auc_interval"] = interval = half_interval(difference)
         row["tie"] = bool(abs(difference.mean()) <= interval)  # NaN, one seed: no tie
         rows.append(row)

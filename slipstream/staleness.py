@@ -351,9 +351,10 @@ class DropRule:
     ) -> None:
         num_remaining = len(candidates) - len(self._pool)
         self._pool = candidates[dropped]
-        if weights is None and not dropped[:num_remaining].any() and dropped[num_remaining:].all():
+        none_returns = dropped[num_remaining:].all()
+        if weights is None and none_returns and not dropped[:num_remaining].any():
             return  # nothing changes, not even the order: exactly FAE
         kept = np.flatnonzero(~dropped)
-        if not dropped[num_remaining:].all():
+        if not none_returns:
             kept = rng.permutation(kept)  # inputs that come back are mixed in, not last
         plan.replace_hot(candidates[kept], None if weights is None else weights[kept])

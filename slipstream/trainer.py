@@ -172,7 +172,7 @@ class Trainer:
         self.test_freq, self.print_freq, self.max_steps = test_freq, print_freq, max_steps
         self.progress = Progress()
         self._loss_sum = torch.zeros((), device=table.device)
-        self._loss_inputs = 0.0
+        self._loss_weight = 0.0
 
     def run(self) -> Progress:
         """Train all epochs, then evaluate on test and validation.
@@ -268,7 +268,7 @@ class Trainer:
         self.table.write_back(staged)
         self._loss_sum += loss_sum.detach()
         weight = len(planned.inputs) if planned.weights is None else float(planned.weights.sum())
-        self._loss_inputs += weight
+        self._loss_weight += weight
         self.progress.step += 1
         self.progress.samples += len(planned.inputs)
         self.progress.hot_samples += len(planned.inputs) if planned.hot else 0
@@ -294,11 +294,11 @@ class Trainer:
 
     def _take_loss(self) -> None:
         """Mean loss since the last call; no hot batch waits for the device elsewhere."""
-        if self._loss_inputs == 0:
+        if self._loss_weight == 0:
             return
-        self.progress.loss = float(self._loss_sum) / self._loss_inputs
+        self.progress.loss = float(self._loss_sum) / self._loss_weight
         self._loss_sum.zero_()
-        self._loss_inputs = 0.0
+        self._loss_weight = 0.0
         if not math.isfinite(self.progress.loss):
             raise ValueError(
                 f"the training loss is {self.progress.loss} at step {self.progress.step}; "
