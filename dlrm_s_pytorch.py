@@ -23,15 +23,25 @@ from dlrm_data_pytorch import (
     baseline_data,
     generated_log,
     load_processed,
+    move_resident_inputs,
     planted_limit,
 )
 from slipstream import cli
 from slipstream.checkpoint import load_model, model_file, save_model
 from slipstream.criteo import KAGGLE_DAYS
 from slipstream.embedding import EmbeddingTable, initial_rows
+from slipstream.interaction import DotInteraction, interaction_pairs
 from slipstream.runlog import Clocks, RunLog
-from slipstream.runtime import choose_device, describe_machine, git_commit, peak_rss_bytes
+from slipstream.runtime import (
+    choose_device,
+    describe_machine,
+    git_commit,
+    peak_device_bytes,
+    peak_rss_bytes,
+    tune_process,
+)
 from slipstream.staleness import DropRule, DropSettings
+from slipstream.step import TrainStep
 from slipstream.trainer import LearningRate, Progress, Trainer, drop_report
 
 
@@ -45,7 +55,7 @@ def mlp(sizes: list[int], generator: torch.Generator, relu_last: bool) -> nn.Seq
         with torch.no_grad():
             linear.weight.normal_(0.0, (2 / (num_in + num_out)) ** 0.5, generator=generator)
             linear.bias.normal_(0.0, (1 / num_out) ** 0.5, generator=generator)
-        layers += [linear, nn.ReLU()]
+        layers += [linear, nn.ReLU(inplace=True)]
     return nn.Sequential(*(layers if relu_last else layers[:-1]))
 
 
@@ -73,23 +83,23 @@ class DLRM_Net(nn.Module):  # noqa: N801 - the name the field knows
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         num_vectors, dim = num_features + 1, arch_mlp_bot[-1]
-        self.interaction_op = arch_interaction_op
-        row, column = torch.tril_indices(
-            num_vectors, num_vectors, 0 if arch_interaction_itself else -1
-        )
-        # Which entries of the flattened (F + 1, F + 1) products are kept.
-        self.register_buffer("pairs", row * num_vectors + column, persistent=False)
-        width = dim + len(row) if arch_interaction_op == "dot" else num_vectors * dim
+        self.interaction_op, self.itself = arch_interaction_op, arch_interaction_itself
+        pairs, pair_of = interaction_pairs(num_vectors, arch_interaction_itself)
+        self.register_buffer("pairs", pairs, persistent=False)
+        self.register_buffer("pair_of", pair_of, persistent=False)
+        width = dim + len(pairs) if arch_interaction_op == "dot" else num_vectors * dim
         self.bot_l = mlp(arch_mlp_bot, generator, relu_last=True)
         self.top_l = mlp([width, *arch_mlp_top], generator, relu_last=False)
 
     def interact_features(self, dense_vector: Tensor, rows: Tensor) -> Tensor:
         """(B, dim) and (B, F, dim) to (B, width): the dense vector beside products or vectors."""
+        # Under autocast the MLP's output is bf16; without `to` the fp32 rows would widen it again.
+        rows = rows.to(dense_vector.dtype)
         vectors = torch.cat([dense_vector.unsqueeze(1), rows], dim=1)  # (B, F + 1, dim)
         if self.interaction_op == "cat":
             return vectors.flatten(1)
-        products = torch.bmm(vectors, vectors.transpose(1, 2))  # (B, F + 1, F + 1)
-        return torch.cat([dense_vector, products.flatten(1).index_select(1, self.pairs)], dim=1)
+        products = DotInteraction.apply(vectors, self.pairs, self.pair_of, self.itself)
+        return torch.cat([dense_vector, products], dim=1)
 
     def forward(self, dense: Tensor, rows: Tensor) -> Tensor:
         """Logits (B,) of a click."""
@@ -99,7 +109,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 - the name the field knows
 def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
     """The MLPs' optimizer: SGD, or Adagrad beside row-wise Adagrad; the trainer sets its rate."""
     kind = torch.optim.SGD if name == "sgd" else torch.optim.Adagrad
-    return kind(model.parameters(), lr=0.0)
+    return kind(model.parameters(), lr=0.0, fused=name == "sgd")
 
 
 def run_training(
@@ -115,8 +125,7 @@ def run_training(
     and `drop_settings` are what makes the method, with the data in `prepared`.
     """
     device = choose_device(args.device)
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    settings = tune_process(device, args.num_threads, args.precision, args.deterministic)
     if args.save_model:
         model_file(args.save_model, to_write=True).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,7 +139,7 @@ def run_training(
         ) from error
     log = RunLog(args.runs_dir, args.run_name, method)
     clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
-    _log_start(log, method, args, prepared, table)
+    _log_start(log, method, args, prepared, table, settings)
     drops: list[dict[str, Any]] = []
     rule = None
     if drop_settings is not None:
@@ -176,8 +185,14 @@ def _build(
     num_resident = args.num_resident
     if num_resident == -1:
         num_resident = len(rows) if device.type == "cpu" else prepared.num_hot
-    batch_rows = max(args.mini_batch_size, args.test_mini_batch_size) * num_features
-    table = EmbeddingTable(rows, num_resident, batch_rows, device, args.optimizer)
+    table = EmbeddingTable(
+        rows,
+        num_resident,
+        args.mini_batch_size * num_features,
+        device,
+        args.optimizer,
+        args.test_mini_batch_size * num_features,
+    )
     return model.to(device), table
 
 
@@ -187,6 +202,7 @@ def _log_start(
     args: argparse.Namespace,
     prepared: PreparedData,
     table: EmbeddingTable,
+    settings: dict[str, Any],
 ) -> None:
     log.write(
         "start",
@@ -196,6 +212,7 @@ def _log_start(
         commit=git_commit(),
         seed=args.seed,
         machine=describe_machine(table.device),
+        settings=settings,
         data=prepared.manifest,
         table_sizes=prepared.table_sizes.tolist(),
         num_hot=prepared.num_hot,
@@ -216,21 +233,31 @@ def _trainer(
     log: RunLog,
     clocks: Clocks,
 ) -> Trainer:
+    data = prepared.data
+    if args.device_data != "false" and table.device.type == "cuda":
+        data = move_resident_inputs(data, prepared, table, args.device_data == "true")
+    overlap = args.overlap == "true" or (args.overlap == "auto" and table.device.type == "cuda")
     return Trainer(
-        model=model,
-        table=table,
-        optimizer=make_optimizer(model, args.optimizer),
+        step=TrainStep(
+            torch.compile(model) if args.compile else model,
+            table,
+            make_optimizer(model, args.optimizer),
+            args.mini_batch_size,
+            args.precision,
+            args.cuda_graph,
+        ),
+        overlap=overlap,
+        hot_rows_resident=table.num_resident >= prepared.num_hot,
         learning_rate=LearningRate(
             args.learning_rate,
             args.lr_num_warmup_steps,
             args.lr_decay_start_step,
             args.lr_num_decay_steps,
         ),
-        data=prepared.data,
+        data=data,
         drop_rule=rule,
         log=log,
         clocks=clocks,
-        batch_size=args.mini_batch_size,
         test_batch_size=args.test_mini_batch_size,
         num_epochs=args.nepochs,
         schedule=schedule,
@@ -265,6 +292,7 @@ def _summary(
         "segregation_s": prepared.manifest.get("seconds") if prepared.num_hot else None,
         "samples_per_s": progress.samples / max(seconds["training_s"], 1e-9),
         "peak_rss_bytes": peak_rss_bytes(),
+        "peak_device_bytes": peak_device_bytes(),
         "num_train": prepared.data.num_train,
     }
 
@@ -281,6 +309,11 @@ def _print_summary(summary: dict[str, Any]) -> None:
     print(
         f"trained {summary['samples']:,} samples ({summary['hot_share']:.1%} hot), dropped "
         f"{summary['dropped']:,} ({summary['dropped_share']:.1%} of both)"
+    )
+    device_bytes = summary["peak_device_bytes"]
+    print(
+        f"peak memory {summary['peak_rss_bytes'] / 1e6:,.0f} MB"
+        + (f", on the device {device_bytes / 1e6:,.0f} MB" if device_bytes is not None else "")
     )
     print(
         f"training {summary['training_s']:.1f} s ({summary['samples_per_s']:,.0f} samples/s), "

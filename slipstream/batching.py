@@ -1,8 +1,8 @@
 """The order of an epoch: which inputs form each mini-batch, hot and cold batches evenly mixed.
 
 A batch is all hot or all cold. `interleaved` spreads the rarer kind evenly, so that host work for a
-cold batch can one day hide behind device work (staging does not overlap with it yet); `phased` runs
-all cold, then all hot, as FAE's published code does. A baseline epoch is one with cold inputs only.
+cold batch hides behind the device's on hot ones; `phased` runs all cold, then all hot, as FAE's
+published code does. A baseline epoch is one with cold inputs only.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class PlannedBatch:
     hot: bool
     inputs: np.ndarray
     weights: np.ndarray | None  # (B,) float32, None: all 1
+    key: tuple[int, int] = (0, 0)  # how often its kind was replaced, and its start there
 
 
 class EpochPlan:
@@ -71,6 +72,7 @@ class EpochPlan:
         self.num_hot_trained = 0
         self._inputs = {True: hot_order, False: cold_order}  # still to train, by hot
         self._next = {True: 0, False: 0}
+        self._num_replaced = 0
         self._hot_weights: np.ndarray | None = None
         self._mix()
 
@@ -95,17 +97,26 @@ class EpochPlan:
         """The next mini-batch; None at the end of the epoch."""
         if self.is_finished:
             return None
-        hot = bool(self._kinds[self._position])
+        batch = self.peek(bool(self._kinds[self._position]))
+        assert batch is not None
         self._position += 1
+        self._next[batch.hot] += len(batch.inputs)
+        if batch.hot:
+            self.num_hot_trained += len(batch.inputs)
+        return batch
+
+    def peek(self, hot: bool) -> PlannedBatch | None:
+        """The next batch of a kind, which stays to be trained; None where none is left.
+
+        A cold one is certain to come; a hot one may be replaced before.
+        """
         start = self._next[hot]
-        inputs = self._inputs[hot][start : start + self.batch_size]
-        self._next[hot] = start + len(inputs)
-        weights = None
-        if hot:
-            self.num_hot_trained += len(inputs)
-            if self._hot_weights is not None:
-                weights = self._hot_weights[start : start + len(inputs)]
-        return PlannedBatch(hot, inputs, weights)
+        part = slice(start, start + self.batch_size)
+        inputs = self._inputs[hot][part]
+        if not len(inputs):
+            return None
+        weights = self._hot_weights[part] if hot and self._hot_weights is not None else None
+        return PlannedBatch(hot, inputs, weights, (self._num_replaced if hot else 0, start))
 
     def remaining_hot(self) -> np.ndarray:
         """The hot inputs still to train, in training order."""
@@ -116,4 +127,5 @@ class EpochPlan:
         self._inputs[True] = inputs
         self._hot_weights = weights
         self._next[True] = 0
+        self._num_replaced += 1
         self._mix()

@@ -255,7 +255,49 @@ def _add_run_flags(group: argparse._ActionsContainer) -> None:
         "--num-threads",
         type=_number(int, 0, 1024),
         default=0,
-        help="CPU threads of PyTorch; 0: its own choice",
+        help="CPU threads of PyTorch; 0: its own choice, one a physical core",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16"),
+        default="fp32",
+        help="of the MLPs and the interaction; weights and rows stay fp32. tf32 is CUDA's; bf16 "
+        "pays on CUDA and on CPUs with AVX512-BF16",
+    )
+    group.add_argument(
+        "--compile",
+        type=boolean,
+        default="false",
+        metavar="true|false",
+        help="compile the model with torch.compile: needs a C++ compiler, takes a minute to start",
+    )
+    group.add_argument(
+        "--deterministic",
+        type=boolean,
+        default="false",
+        metavar="true|false",
+        help="CUDA: the same bits in every run, slower; a CPU gives them anyway",
+    )
+    group.add_argument(
+        "--overlap",
+        choices=("auto", "true", "false"),
+        default="auto",
+        help="prepare the next mini-batches on a host thread while the device trains; auto: on "
+        "CUDA. The result is the same",
+    )
+    group.add_argument(
+        "--cuda-graph",
+        type=boolean,
+        default="true",
+        metavar="true|false",
+        help="CUDA with sgd: replay full mini-batches as one graph",
+    )
+    group.add_argument(
+        "--device-data",
+        choices=("auto", "true", "false"),
+        default="auto",
+        help="CUDA: keep the training inputs whose rows are all resident on the device; auto: "
+        "where they take at most half of its free memory",
     )
     group.add_argument(
         "--num-resident",

@@ -1,27 +1,41 @@
 """One table for all embedding rows: every row has one home, every batch one path.
 
 Rows are numbered by *slot*, most popular first. Slots `[0, num_resident)` live on the device, the
-rest in host memory. The device array is followed by a staging area: the host rows that a batch
-needs (each once) are copied into it before the step and copied back after it. Lookup and update
+rest in host memory. The device array is followed by staging areas: the host rows that a batch needs
+(each once) are copied into one of them before the step and copied back after it. Lookup and update
 then work on one contiguous array with one index tensor, whatever the batch. No row ever has two
 homes, so there is nothing to synchronise between phases, and on the CPU training gives the same
 weights bit for bit for any `num_resident`.
 
-Price: a batch of B inputs with F features stages at most B * F rows, so the staging area takes
-B * F * dim * 4 bytes on the device (27 MB for B = 16384, F = 26, dim = 16).
+Two areas serve training in turn, so that a host thread can stage a batch while the one before it is
+still being trained. A row that both need reaches the second area from the first one, on the device,
+after the first batch's update (`enter`); what the host thread gathered for it is overwritten. So
+stage(k + 1) may run before write_back(k), but never before write_back(k - 1). A third area serves
+evaluation, which may come between the two.
+
+Memory, for B inputs a training batch and E an evaluation batch of F features, at most:
+device: (num_resident + 2 B F + E F) * bytes_per_row; host: the other rows, 12 bytes each to find
+distinct ones, and with CUDA as much page-locked memory as the largest two areas. The rows
+themselves stay pageable: the CPU gathers them, so page-locking would copy the table for nothing.
+(B = 2048, E = 16384, F = 26, dim = 16: 34 MB of areas.)
 
 Shapes: B inputs, F sparse features (one row each), dim values a row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 ADAGRAD_EPS = 1e-10
 OPTIMIZERS = ("sgd", "rwsadagrad")
+EVALUATION = 2  # the area of batches that are only read; 0 and 1 are for training
 
 
 def bytes_per_row(dim: int, optimizer: str) -> int:
@@ -50,14 +64,54 @@ def initial_rows(table_sizes: list[int], dim: int, slot_of_row: Tensor | None, s
     return weight
 
 
+class CopyLane:
+    """Copies beside the device's main stream. On a CPU there is one order, and nothing to wait for.
+
+    A *mark* is a point in the work given to the device; `None` on a CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def mark(self) -> Any:
+        """The end of the work given so far to the calling thread's current stream."""
+        return None if self._stream is None else torch.cuda.current_stream().record_event()
+
+    @contextmanager
+    def copies(self, after: Any) -> Iterator[None]:
+        """Queue the body's copies on the lane, behind the mark `after`."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            if after is not None:
+                self._stream.wait_event(after)
+            yield
+
+    def hold(self, mark: Any) -> None:
+        """Let the main stream wait for `mark`; the calling thread goes on."""
+        if mark is not None:
+            torch.cuda.current_stream().wait_event(mark)
+
+
 @dataclass(frozen=True)
 class StagedBatch:
-    """A batch's places in the device array, and which host rows lie in the staging area."""
+    """A batch's places in the device array, and which host rows lie in a staging area.
 
-    index: Tensor  # (B, F) int64 on the device
-    host_rows: (
-        Tensor | None
-    )  # (U,) int64 on the host: distinct slots minus num_resident; None: none
+    Attributes:
+        index: (B, F) int64.
+        area: where its host rows lie.
+        host_rows: (U,) distinct slots minus num_resident, on the host; None: no host row.
+        shared: two (S,) arrays: places in the device array of rows of the batch before, and of the
+            same rows in this batch; None where no row is shared.
+        arrived: mark behind which the rows are in the area.
+    """
+
+    index: Tensor
+    area: int = 0
+    host_rows: np.ndarray | None = None
+    shared: tuple[Tensor, Tensor] | None = None
+    arrived: Any = None
 
 
 class EmbeddingTable:
@@ -66,9 +120,10 @@ class EmbeddingTable:
     Args:
         weight: (num_rows, dim) float32 on the host, in slot order. Used in place where possible.
         num_resident: rows kept on the device, from 0 to num_rows.
-        max_batch_rows: the most rows a batch looks up, B * F; bounds the staging area.
+        max_batch_rows: the most rows a training batch looks up, B * F; bounds a staging area.
         device: where lookups and updates run.
         optimizer: `sgd` or `rwsadagrad` (one sum per row of the mean squared gradient).
+        max_evaluation_rows: the most rows an evaluation batch looks up; 0: as in training.
     """
 
     def __init__(
@@ -78,6 +133,7 @@ class EmbeddingTable:
         max_batch_rows: int,
         device: torch.device,
         optimizer: str = "sgd",
+        max_evaluation_rows: int = 0,
     ) -> None:
         num_rows, dim = weight.shape
         if not 0 <= num_resident <= num_rows:
@@ -85,64 +141,147 @@ class EmbeddingTable:
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"got optimizer {optimizer!r}; expected one of {OPTIMIZERS}")
         self.num_rows, self.dim, self.num_resident = num_rows, dim, num_resident
-        self.device = device
-        self.staging_rows = min(max_batch_rows, num_rows - num_resident)
+        self.device, self.lane = device, CopyLane(device)
+        num_host = num_rows - num_resident
+        self._area_rows = [
+            min(rows, num_host)
+            for rows in (max_batch_rows, max_batch_rows, max_evaluation_rows or max_batch_rows)
+        ]
+        self._area_start = [num_resident + sum(self._area_rows[:area]) for area in range(3)]
+        # Where a host row lies in each area. Checked before use, so never cleared.
+        self._place = [np.zeros(num_host, np.int32) for _ in range(3)]
         # Arrays that move together: weights, and the optimizer's sums where it has any.
         whole = [weight]
         if optimizer == "rwsadagrad":
             whole.append(torch.zeros(num_rows))
         self._device_arrays = [self._device_part(array) for array in whole]
-        # Pageable: a batch's rows pass through a temporary anyway, and pinning would copy the
-        # table.
         self._host_arrays = [array[num_resident:] for array in whole]
+        self._arrived: list[Any] = [None] * 3
+        # Page-locked, so that copies need not wait: one for each training area and evaluation,
+        # and one for the way home. A CPU needs none.
+        self._bounce: list[list[Tensor]] = []
+        if device.type == "cuda":
+            self._bounce = [
+                [
+                    torch.empty(rows, *array.shape[1:], pin_memory=torch.cuda.is_available())
+                    for rows in (*self._area_rows, self._area_rows[0])
+                ]
+                for array in whole
+            ]
 
     def _device_part(self, array: Tensor) -> Tensor:
         if self.num_resident == self.num_rows and array.device == self.device:
             return array
         part = torch.empty(
-            self.num_resident + self.staging_rows, *array.shape[1:], device=self.device
+            self.num_resident + sum(self._area_rows), *array.shape[1:], device=self.device
         )
         part[: self.num_resident].copy_(array[: self.num_resident])
         return part
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of device memory held: resident rows, optimizer sums and staging area."""
+        """Bytes of device memory held: resident rows, optimizer sums and staging areas."""
         return sum(array.numel() * array.element_size() for array in self._device_arrays)
 
-    def stage(self, slots: Tensor) -> StagedBatch:
-        """Bring a batch's host rows into the staging area.
+    def stage(
+        self,
+        slots: Tensor,
+        area: int = 0,
+        before: StagedBatch | None = None,
+        after: Any = None,
+    ) -> StagedBatch:
+        """Bring a batch's host rows into a staging area; a host thread may do so ahead of `enter`.
 
-        Takes slots (B, F) int64 on the host. A batch without host rows touches no host row memory.
-        Raises `ValueError` when the batch needs more distinct host rows than the staging area
-        holds.
+        Takes slots (B, F) int64 on the host; on a device only those of resident rows. `before` is
+        the batch before it, where that one has not been written back yet. The area is written
+        behind the mark `after`. A batch without host rows touches no host row memory. Raises
+        `ValueError` when the batch needs more distinct host rows than the area holds.
         """
-        if self.num_resident == self.num_rows:
-            return StagedBatch(slots.to(self.device, non_blocking=True), None)
-        on_host = slots >= self.num_resident
-        if not bool(on_host.any()):
-            return StagedBatch(slots.to(self.device, non_blocking=True), None)
-        distinct, place = torch.unique(slots[on_host], return_inverse=True)
-        if len(distinct) > self.staging_rows:
+        if self.num_resident == self.num_rows or slots.device.type != "cpu":
+            return StagedBatch(slots)
+        places = slots.numpy()
+        on_host = places >= self.num_resident
+        if not on_host.any():
+            return StagedBatch(slots)
+        host_rows, place = self._distinct(places[on_host] - self.num_resident, area)
+        if len(host_rows) > self._area_rows[area]:
             raise ValueError(
-                f"a batch needs {len(distinct)} host rows; the staging area holds "
-                f"{self.staging_rows}"
+                f"a batch needs {len(host_rows)} host rows; the staging area holds "
+                f"{self._area_rows[area]}"
             )
-        host_rows = distinct - self.num_resident
-        index = slots.clone()
-        index[on_host] = place + self.num_resident
-        for on_device, array in zip(self._device_arrays, self._host_arrays, strict=True):
-            staging = on_device[self.num_resident : self.num_resident + len(host_rows)]
-            staging.copy_(array.index_select(0, host_rows))
-        return StagedBatch(index.to(self.device, non_blocking=True), host_rows)
+        index = places.copy()
+        index[on_host] = place + self._area_start[area]
+        shared = self._shared(before, host_rows, area)
+        selected = torch.from_numpy(host_rows)
+        if self._arrived[area] is not None:
+            self._arrived[area].synchronize()  # its page-locked memory is about to be overwritten
+        with self.lane.copies(after):
+            for number, on_device in enumerate(self._device_arrays):
+                home, staging = self._host_arrays[number], self._staged(on_device, area, host_rows)
+                if self._bounce:
+                    bounce = self._bounce[number][area][: len(host_rows)]
+                    torch.index_select(home, 0, selected, out=bounce)
+                    staging.copy_(bounce, non_blocking=True)
+                else:
+                    torch.index_select(home, 0, selected, out=staging)
+            self._arrived[area] = arrived = self.lane.mark()
+        return StagedBatch(torch.from_numpy(index), area, host_rows, shared, arrived)
 
-    def write_back(self, staged: StagedBatch) -> None:
-        """Copy a trained batch's staged rows home; evaluation, which only reads, does not."""
+    def _staged(self, on_device: Tensor, area: int, host_rows: np.ndarray) -> Tensor:
+        start = self._area_start[area]
+        return on_device[start : start + len(host_rows)]
+
+    def _distinct(self, rows: np.ndarray, area: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct rows, and where each of `rows` is among them; several times a sort's speed."""
+        place, order = self._place[area], np.arange(len(rows), dtype=np.int32)
+        place[rows] = order
+        distinct = rows[place[rows] == order]  # of equal rows one is left
+        place[distinct] = order[: len(distinct)]
+        return distinct, place[rows]
+
+    def _shared(
+        self, before: StagedBatch | None, host_rows: np.ndarray, area: int
+    ) -> tuple[Tensor, Tensor] | None:
+        if before is None or before.host_rows is None:
+            return None
+        old = self._place[before.area][host_rows]
+        known = np.flatnonzero(old < len(before.host_rows))
+        known = known[before.host_rows[old[known]] == host_rows[known]]
+        if not len(known):
+            return None
+        source = old[known].astype(np.int64) + self._area_start[before.area]
+        return torch.from_numpy(source), torch.from_numpy(known + self._area_start[area])
+
+    def enter(self, staged: StagedBatch) -> StagedBatch:
+        """Make a staged batch the current one: its index on the device, its rows up to date."""
+        self.lane.hold(staged.arrived)
+        if staged.shared is not None:
+            source, target = (place.to(self.device, non_blocking=True) for place in staged.shared)
+            for on_device in self._device_arrays:
+                on_device.index_copy_(0, target, on_device.index_select(0, source))
+        if staged.index.device == self.device:
+            return staged
+        return replace(staged, index=staged.index.to(self.device, non_blocking=True))
+
+    def write_back(self, staged: StagedBatch, after: Any = None) -> None:
+        """Copy a trained batch's staged rows home, once the device is past the mark `after`.
+
+        Evaluation, which only reads, does not.
+        """
         if staged.host_rows is None:
             return
-        for on_device, array in zip(self._device_arrays, self._host_arrays, strict=True):
-            staging = on_device[self.num_resident : self.num_resident + len(staged.host_rows)]
-            array[staged.host_rows] = staging.to(array.device)
+        rows = torch.from_numpy(staged.host_rows)
+        for number, on_device in enumerate(self._device_arrays):
+            staging = self._staged(on_device, staged.area, staged.host_rows)
+            if self._bounce:
+                bounce = self._bounce[number][-1][: len(rows)]
+                with self.lane.copies(after):
+                    bounce.copy_(staging, non_blocking=True)
+                    arrived = self.lane.mark()
+                if arrived is not None:
+                    arrived.synchronize()
+                staging = bounce
+            self._host_arrays[number].index_copy_(0, rows, staging)
 
     def lookup(self, staged: StagedBatch) -> Tensor:
         """The batch's rows (B, F, dim), outside autograd: their gradient goes to `update`."""
@@ -152,7 +291,7 @@ class EmbeddingTable:
         )
 
     @torch.no_grad()
-    def update(self, staged: StagedBatch, gradient: Tensor, learning_rate: float) -> None:
+    def update(self, staged: StagedBatch, gradient: Tensor, learning_rate: float | Tensor) -> None:
         """Step the batch's rows; a row looked up several times takes the sum of its gradients.
 
         `gradient` is (B, F, dim) and is overwritten. SGD: w -= lr * g. Row-wise Adagrad:
@@ -163,12 +302,10 @@ class EmbeddingTable:
         gradient = gradient.view(-1, self.dim)
         if len(self._device_arrays) > 1:
             sums = self._device_arrays[1]
-            rows, place = torch.unique(index, return_inverse=True)
-            gradient = gradient.new_zeros(len(rows), self.dim).index_add_(0, place, gradient)
-            total = sums.index_select(0, rows).add_(gradient.pow(2).mean(1))
-            sums[rows] = total
-            gradient = gradient.div_(total.sqrt_().add_(ADAGRAD_EPS).unsqueeze(1))
-            index = rows
+            index, gradient = _sum_by_row(index, gradient)
+            sums.index_add_(0, index, gradient.pow(2).mean(1))
+            step = sums.index_select(0, index).sqrt_().add_(ADAGRAD_EPS)
+            gradient = gradient.div_(step.unsqueeze(1))
         # Scaling first: index_add_ with alpha is six times slower on a CPU.
         weight.index_add_(0, index, gradient.mul_(-learning_rate))
 
@@ -187,3 +324,17 @@ class EmbeddingTable:
             for on_device, array in zip(self._device_arrays, self._host_arrays, strict=True)
         ]
         return dict(zip(("rows", "row_sums"), parts, strict=False))
+
+
+def _sum_by_row(index: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Add up the gradients (n, dim) of equal rows; n rows again, of which the surplus ones add 0.
+
+    Sorted rather than `torch.unique`: the shapes are known ahead, so the device is not waited for.
+    """
+    ordered, order = torch.sort(index, stable=True)
+    starts = torch.ones_like(ordered)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    group = starts.cumsum(0) - 1  # (n,) which distinct row
+    rows = torch.zeros_like(index).scatter_(0, group, ordered)
+    sums = torch.zeros_like(gradient).index_add_(0, group, gradient.index_select(0, order))
+    return rows, sums

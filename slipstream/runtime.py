@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import platform
@@ -10,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,22 @@ def peak_rss_bytes() -> int:
     """Peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_bytes() -> int | None:
+    """Peak memory of tensors on the CUDA device so far, in bytes; None where none is in use."""
+    import torch
+
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    return torch.cuda.max_memory_allocated()
+
+
+def free_device_bytes(device: Any) -> int:
+    """Memory of a CUDA device that is free now, in bytes."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def git_commit() -> str | None:
@@ -83,6 +99,31 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def tune_process(
+    device: Any, num_threads: int, precision: str, deterministic: bool
+) -> dict[str, Any]:
+    """Make this process's settings for training on `device`; returns them for the log.
+
+    With `deterministic` PyTorch refuses operations that differ from run to run. On a CPU none does;
+    on CUDA adding up row gradients then sorts them first, which is slower.
+    """
+    import torch
+
+    from slipstream.cpu import tune_cpu
+    from slipstream.step import set_precision
+
+    set_precision(device, precision)
+    if device.type == "cuda":
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(deterministic)
+    chosen = {"precision": precision, "deterministic": deterministic, **tune_cpu(num_threads)}
+    with contextlib.suppress(OSError):
+        # Other work on the same cores disturbs every time that is measured here.
+        chosen["load_average"] = os.getloadavg()[0]
+    return chosen
+
+
 def choose_device(name: str) -> Any:
     """The device for `--device auto|cpu|cuda`; `ValueError` when CUDA is asked for and absent."""
     import torch
@@ -96,7 +137,7 @@ def choose_device(name: str) -> Any:
     return torch.device(name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Let one process at a time write below `folder`, which is made; another one waits.
 

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from slipstream.batching import EpochPlan
-from slipstream.embedding import EmbeddingTable
 
 POLICIES = ("stale", "random", "none")
 CHUNK = 1 << 16  # inputs, or rows, handled at once
@@ -196,28 +195,34 @@ class DropRule:
     def touch(self, slots: Tensor) -> None:
         """Note the rows (B, F) that a batch updates while a window is open."""
         if self._touched is not None:
-            self._touched[slots.clamp(max=self.num_hot)] = True
+            rows = slots.flatten().clamp(max=self.num_hot)
+            self._touched.index_fill_(0, rows.to(self._touched.device), True)
 
     def before_batch(
         self,
         plan: EpochPlan,
         hot: HotInputs,
-        table: EmbeddingTable,
+        leading_rows: Callable[[int], Tensor],
         count: Callable[[str], AbstractContextManager[None]],
     ) -> None:
-        """Take the snapshot or make the choice if the hot stream has come that far."""
+        """Take the snapshot or make the choice if the hot stream has come that far.
+
+        `leading_rows(n)` returns a copy of the weights of slots [0, n), on the device.
+        """
         trained = plan.num_hot_trained
         if self._before is None:
             if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:
                 with count("snapshot"):
                     self._snapshot_at = trained
-                    self._before = table.leading_rows(self.num_hot)
-                    self._touched = torch.zeros(self.num_hot + 1, dtype=torch.bool)
+                    self._before = leading_rows(self.num_hot)
+                    self._touched = torch.zeros(
+                        self.num_hot + 1, dtype=torch.bool, device=self._before.device
+                    )
         elif trained - self._snapshot_at >= max(self.settings.window * plan.num_hot_inputs, 1) and (
             len(plan.remaining_hot())
         ):
             with count("snapshot"):
-                change = self._window_change(table.leading_rows(self.num_hot))
+                change = self._window_change(leading_rows(self.num_hot))
             self._choose(plan, hot, change, count)
             every = self.settings.recalibrate_every
             self._next_start = trained / plan.num_hot_inputs + every if every else math.inf
@@ -227,7 +232,7 @@ class DropRule:
         change = row_change(self._before, after)
         if not bool(torch.isfinite(change).all()):
             raise ValueError("the hot rows are not finite; lower --learning-rate")
-        touched = self._touched[: self.num_hot].to(change.device)
+        touched = self._touched[: self.num_hot]
         self._share_touched = float(touched.float().mean())
         if not self.settings.count_untouched_as_stale:
             change[~touched] = math.inf

@@ -6,9 +6,8 @@ arguments.
     FAE         some row cold   all rows hot    the hot ones          None
     Slipstream  as FAE          as FAE          the hot ones          DropRule
 
-A step: stage the batch's host rows, look all rows up, forward, backward to the MLPs and to the
-looked-up rows, update both, copy staged rows home. The table takes no part in autograd: its
-gradient is that of the rows a batch looked up.
+`slipstream.loader` cuts mini-batches and brings host rows, `slipstream.step` trains on one batch.
+The loop itself waits for the device only where it prints, tests or takes a snapshot.
 
 Shapes: B inputs, F sparse features, dim values a row, dense features (B, num_dense).
 """
@@ -18,32 +17,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as nn_functional
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from slipstream.batching import EpochPlan, PlannedBatch, epoch_order
-from slipstream.embedding import EmbeddingTable
+from slipstream.batching import EpochPlan, epoch_order
+from slipstream.embedding import EVALUATION, EmbeddingTable
+from slipstream.loader import Batch, Inputs, Loader
 from slipstream.metrics import click_metrics
 from slipstream.runlog import Clocks, RunLog
-from slipstream.staleness import DropRule, HotInputs
+from slipstream.staleness import DropRule
+from slipstream.step import TrainStep, autocast
 
 MIN_LEARNING_RATE = 1e-7
-
-
-class Inputs(HotInputs, Protocol):
-    """A set of inputs that mini-batches are cut from."""
-
-    day_offsets: np.ndarray  # (days + 1,) int64
-
-    def __len__(self) -> int: ...
-
-    def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32, on the host."""
 
 
 @dataclass(frozen=True)
@@ -103,35 +92,38 @@ class Progress:
         }
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
-    model: nn.Module, table: EmbeddingTable, inputs: Inputs, batch_size: int
+    model: nn.Module,
+    table: EmbeddingTable,
+    inputs: Inputs,
+    batch_size: int,
+    precision: str = "fp32",
 ) -> dict[str, float]:
     """AUC, log loss and accuracy of the model on `inputs`, in batches, without autograd.
 
     Raises `ValueError` when an output of the model is not finite.
     """
-    logits = [np.empty(0, np.float32)]
+    logits = [torch.empty(0, device=table.device)]
     for start in range(0, len(inputs), batch_size):
         dense, slots, _ = inputs.batch(slice(start, start + batch_size))
-        rows = table.lookup(table.stage(slots))
-        logits.append(model(dense.to(table.device), rows).float().cpu().numpy())
-    outputs = np.concatenate(logits)
+        rows = table.lookup(table.enter(table.stage(slots, EVALUATION, after=table.lane.mark())))
+        with autocast(table.device, precision):
+            logits.append(model(dense.to(table.device), rows).float())
+    outputs = torch.cat(logits).cpu().numpy()
     if not np.isfinite(outputs).all():
         raise ValueError("the model's outputs are not finite; lower --learning-rate")
     return click_metrics(outputs, np.asarray(inputs.labels))
 
 
 class Trainer:
-    """Trains a model and a table on `data`; call `run` once.
+    """Trains `step`'s model and table on `data`; call `run` once.
 
     Args:
-        model: maps dense features (B, num_dense) and rows (B, F, dim) to logits (B,).
-        table: the embedding rows; the model's device is `table.device`.
-        optimizer: of the model's own parameters; the table updates its rows itself.
+        overlap, hot_rows_resident: see `slipstream.loader`.
         drop_rule: Slipstream's; None trains every input.
         log, clocks: of the run; evaluations and drops are written as they happen.
-        batch_size, test_batch_size: inputs a mini-batch in training and evaluation.
+        test_batch_size: inputs a mini-batch in evaluation.
         schedule, randomize: see `slipstream.batching`.
         test_freq: steps between evaluations on the test set; 0: at the end only.
         print_freq: steps between progress reports; 0: none.
@@ -141,15 +133,14 @@ class Trainer:
     def __init__(
         self,
         *,
-        model: nn.Module,
-        table: EmbeddingTable,
-        optimizer: torch.optim.Optimizer,
+        step: TrainStep,
         learning_rate: LearningRate,
         data: TrainingData,
+        overlap: bool,
+        hot_rows_resident: bool,
         drop_rule: DropRule | None,
         log: RunLog,
         clocks: Clocks,
-        batch_size: int,
         test_batch_size: int,
         num_epochs: int,
         schedule: str,
@@ -159,10 +150,11 @@ class Trainer:
         print_freq: int = 0,
         max_steps: int = 0,
     ) -> None:
-        self.model, self.table, self.optimizer = model, table, optimizer
+        self.step, self.table = step, step.table
+        self.loader = Loader(data.hot, data.cold, step.table, overlap, hot_rows_resident)
         self.learning_rate, self.data, self.drop_rule = learning_rate, data, drop_rule
         self.log, self.clocks = log, clocks
-        self.batch_size, self.test_batch_size = batch_size, test_batch_size
+        self.test_batch_size = test_batch_size
         self.num_epochs, self.schedule, self.randomize, self.seed = (
             num_epochs,
             schedule,
@@ -171,7 +163,6 @@ class Trainer:
         )
         self.test_freq, self.print_freq, self.max_steps = test_freq, print_freq, max_steps
         self.progress = Progress()
-        self._loss_sum = torch.zeros((), device=table.device)
         self._loss_weight = 0.0
 
     def run(self) -> Progress:
@@ -179,9 +170,12 @@ class Trainer:
 
         Raises `ValueError` when the loss stops being finite (seen at each report and at the end).
         """
-        for epoch in range(self.num_epochs):
-            if not self._run_epoch(epoch):
-                break
+        try:
+            for epoch in range(self.num_epochs):
+                if not self._run_epoch(epoch):
+                    break
+        finally:
+            self.loader.close()
         self._take_loss()
         final = self._evaluation(final=True)
         final["val"] = self._timed_evaluate(self.data.val)
@@ -195,7 +189,8 @@ class Trainer:
                 epoch_order(inputs.day_offsets, self.randomize, self.seed, epoch)
                 for inputs in (self.data.hot, self.data.cold)
             ]
-            plan = EpochPlan(orders[0], orders[1], self.batch_size, self.schedule)
+            plan = EpochPlan(orders[0], orders[1], self.step.batch_size, self.schedule)
+            self.loader.start(plan)
         if self.drop_rule is not None:
             self.drop_rule.begin_epoch(epoch)
         description = f"epoch {epoch + 1}/{self.num_epochs}"
@@ -220,11 +215,11 @@ class Trainer:
         while self.max_steps == 0 or self.progress.step < self.max_steps:
             if self.drop_rule is not None:
                 self._follow_drop_rule(plan, bar)
-            batch = plan.next_batch()
+            batch = self.loader.next()
             if batch is None:
                 return False
             self._train_step(batch)
-            bar.update(len(batch.inputs))
+            bar.update(len(batch.labels))
             step = self.progress.step
             if _due(step, self.print_freq) or _due(step, self.test_freq):
                 return True
@@ -233,45 +228,26 @@ class Trainer:
     def _follow_drop_rule(self, plan: EpochPlan, bar: tqdm) -> None:
         assert self.drop_rule is not None
         before = self.drop_rule.num_dropped
-        self.drop_rule.before_batch(plan, self.data.hot, self.table, self.clocks.count)
+        self.drop_rule.before_batch(plan, self.data.hot, self._leading_rows, self.clocks.count)
         newly_dropped = self.drop_rule.num_dropped - before
         self.progress.dropped += newly_dropped
         bar.update(newly_dropped)
 
-    def _train_step(self, planned: PlannedBatch) -> None:
-        inputs = self.data.hot if planned.hot else self.data.cold
-        device = self.table.device
-        dense, slots, labels = inputs.batch(planned.inputs)
+    def _leading_rows(self, num_rows: int) -> Tensor:
+        self.loader.settle()
+        return self.table.leading_rows(num_rows)
+
+    def _train_step(self, batch: Batch) -> None:
         if self.drop_rule is not None:
-            self.drop_rule.touch(slots)
-        staged = self.table.stage(slots)
-        rows = self.table.lookup(staged).requires_grad_()
-        logits = self.model(dense.to(device, non_blocking=True), rows)
-        labels = labels.to(device, non_blocking=True)
-        weights = None
-        if planned.weights is not None:
-            weights = torch.from_numpy(planned.weights).to(device, non_blocking=True)
-        # Over the full batch size, not this batch's: each input counts alike. With a mean, a last
-        # batch of 55 inputs steps as far as one of 1024 and costs up to 0.05 of AUC.
-        loss_sum = nn_functional.binary_cross_entropy_with_logits(
-            logits, labels, weight=weights, reduction="sum"
-        )
-        loss = loss_sum / self.batch_size
-        learning_rate = self.learning_rate.at(self.progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        assert rows.grad is not None
-        self.table.update(staged, rows.grad, learning_rate)
-        self.table.write_back(staged)
-        self._loss_sum += loss_sum.detach()
-        weight = len(planned.inputs) if planned.weights is None else float(planned.weights.sum())
-        self._loss_weight += weight
+            self.drop_rule.touch(batch.slots)
+        rate = self.learning_rate.at(self.progress.step)
+        self.step(batch.dense, batch.staged, batch.labels, batch.weights, rate)
+        self.loader.done(batch)
+        num_inputs, weights = len(batch.labels), batch.planned.weights
+        self._loss_weight += num_inputs if weights is None else float(weights.sum())
         self.progress.step += 1
-        self.progress.samples += len(planned.inputs)
-        self.progress.hot_samples += len(planned.inputs) if planned.hot else 0
+        self.progress.samples += num_inputs
+        self.progress.hot_samples += num_inputs if batch.planned.hot else 0
 
     def _report(self, epoch: int, bar: tqdm) -> None:
         step = self.progress.step
@@ -293,11 +269,10 @@ class Trainer:
             bar.set_postfix(loss=f"{self.progress.loss:.4f}")
 
     def _take_loss(self) -> None:
-        """Mean loss since the last call; no hot batch waits for the device elsewhere."""
+        """Mean loss since the last call."""
         if self._loss_weight == 0:
             return
-        self.progress.loss = float(self._loss_sum) / self._loss_weight
-        self._loss_sum.zero_()
+        self.progress.loss = self.step.take_loss_sum() / self._loss_weight
         self._loss_weight = 0.0
         if not math.isfinite(self.progress.loss):
             raise ValueError(
@@ -307,7 +282,9 @@ class Trainer:
 
     def _timed_evaluate(self, inputs: Inputs) -> dict[str, float]:
         with self.clocks.count("paused"):
-            return evaluate(self.model, self.table, inputs, self.test_batch_size)
+            self.loader.settle()
+            model, precision = self.step.model, self.step.precision
+            return evaluate(model, self.table, inputs, self.test_batch_size, precision)
 
     def _evaluation(self, final: bool) -> dict[str, Any]:
         record = {

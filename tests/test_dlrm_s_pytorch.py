@@ -10,9 +10,9 @@ from torch import nn
 import dlrm_s_pytorch
 from dlrm_data_pytorch import baseline_data, load_processed
 from dlrm_s_pytorch import DLRM_Net
-from slipstream.batching import PlannedBatch, epoch_order
+from slipstream.batching import epoch_order
 from slipstream.embedding import EmbeddingTable, initial_rows
-from slipstream.trainer import LearningRate, Trainer
+from slipstream.step import TrainStep
 
 
 @pytest.mark.parametrize("itself", [False, True])
@@ -158,23 +158,11 @@ def moved_by(processed, inputs, weights=None):
     model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES), seed=1)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
-    trainer = Trainer(
-        model=model,
-        table=EmbeddingTable(rows, len(rows), 160, torch.device("cpu")),
-        optimizer=dlrm_s_pytorch.make_optimizer(model, "sgd"),
-        learning_rate=LearningRate(0.1),
-        data=data,
-        drop_rule=None,
-        log=None,
-        clocks=None,
-        batch_size=32,
-        test_batch_size=32,
-        num_epochs=1,
-        schedule="interleaved",
-        randomize="none",
-        seed=0,
-    )
-    trainer._train_step(PlannedBatch(False, np.array(inputs), weights))
+    table = EmbeddingTable(rows, len(rows), 160, torch.device("cpu"))
+    step = TrainStep(model, table, dlrm_s_pytorch.make_optimizer(model, "sgd"), 32)
+    dense, slots, labels = data.cold.batch(np.array(inputs))
+    weights = None if weights is None else torch.tensor(weights)
+    step(dense, table.enter(table.stage(slots)), labels, weights, 0.1)
     moved = {name: value - start[name] for name, value in model.state_dict().items()}
     assert max(value.abs().max() for value in moved.values()) > 1e-5
     return moved
@@ -188,7 +176,7 @@ def test_inputs_of_a_smaller_last_batch_count_like_all_others(processed):
 
 
 def test_a_weight_counts_an_input_that_often(processed):
-    weighted = moved_by(processed, [5, 9], np.array([3, 1], np.float32))
+    weighted = moved_by(processed, [5, 9], [3.0, 1.0])
     repeated = moved_by(processed, [5, 5, 5, 9])
     for name, value in weighted.items():
         torch.testing.assert_close(value, repeated[name], rtol=1e-4, atol=1e-7)

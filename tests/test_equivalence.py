@@ -33,26 +33,40 @@ def test_any_number_of_resident_rows(segregated, tmp_path, optimizer):
     assert 0 < prepared.num_hot < num_rows and len(prepared.data.hot) and len(prepared.data.cold)
     flags = ["--segregated-data-dir", segregated, "--optimizer", optimizer]
     for num_resident in (0, prepared.num_hot, num_rows):
-        summary = train(
-            fae_train, tmp_path, str(num_resident), *flags, "--num-resident", num_resident
-        )
-        assert summary["step"] == 200 and 0 < summary["hot_share"] < 1
-    for num_resident in (0, prepared.num_hot):
-        assert_same_weights(tmp_path / str(num_resident), tmp_path / str(num_rows))
+        for overlap in ("true", "false"):
+            name = f"{num_resident}-{overlap}"
+            where = ["--num-resident", num_resident, "--overlap", overlap]
+            summary = train(fae_train, tmp_path, name, *flags, *where)
+            assert summary["step"] == 200 and 0 < summary["hot_share"] < 1
+    for other in tmp_path.glob("*-*"):
+        assert_same_weights(tmp_path / f"{num_rows}-false", other)
 
 
-def test_slipstream_with_any_number_of_resident_rows(segregated, tmp_path):
-    """Also the snapshots, which then lie in two memories, and so the dropped set."""
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_slipstream_with_any_number_of_resident_rows(segregated, tmp_path, overlap):
+    """Also the snapshots, which then lie in two memories, and so the dropped set.
+
+    With overlap: hot batches that were cut before the choice, and are dropped by it, are not
+    trained.
+    """
     flags = ["--segregated-data-dir", segregated, "--alpha", "0.5", "--snapshot-window", "0.3"]
-    counts = []
-    for num_resident in (0, 60, 1348):
-        summary = train(
-            slipstream_train, tmp_path, str(num_resident), *flags, "--num-resident", num_resident
-        )
-        counts.append(summary["dropped"])
-    assert counts[0] == counts[1] == counts[2] > 0
-    assert_same_weights(tmp_path / "0", tmp_path / "1348")
-    assert_same_weights(tmp_path / "60", tmp_path / "1348")
+    expected = train(slipstream_train, tmp_path, "all", *flags, "--overlap", "false")
+    assert expected["dropped"] > 0
+    for num_resident in (0, 60, 120):
+        where = ["--num-resident", num_resident, "--overlap", overlap]
+        summary = train(slipstream_train, tmp_path, str(num_resident), *flags, *where)
+        assert summary["dropped"] == expected["dropped"]
+        assert_same_weights(tmp_path / str(num_resident), tmp_path / "all")
+
+
+@pytest.mark.parametrize("evaluate", ["0", "7"])
+def test_baseline_that_stages_every_batch_ahead(processed, tmp_path, evaluate):
+    """Every batch shares rows with the one before; evaluations on the way change nothing."""
+    flags = ["--processed-data-file", processed]
+    train(dlrm_s_pytorch, tmp_path, "all", *flags)
+    where = ["--num-resident", "0", "--overlap", "true", "--test-freq", evaluate]
+    train(dlrm_s_pytorch, tmp_path, "ahead", *flags, *where)
+    assert_same_weights(tmp_path / "ahead", tmp_path / "all")
 
 
 def test_fae_with_everything_cold_is_the_baseline(processed, tmp_path):

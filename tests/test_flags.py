@@ -43,8 +43,8 @@ class Spy:
         self.rates, self.mlp_rates, self.inputs, self.seeds = [], [], [], None
         step = Trainer._train_step
 
-        def spied(trainer, planned):
-            self.inputs.append((planned.hot, planned.inputs.tolist()))
+        def spied(trainer, batch):
+            self.inputs.append((batch.planned.hot, batch.planned.inputs.tolist()))
             update = trainer.table.update
 
             def update_spied(staged, gradient, learning_rate):
@@ -53,10 +53,10 @@ class Spy:
 
             with monkeypatch.context() as patch:
                 patch.setattr(trainer.table, "update", update_spied)
-                step(trainer, planned)
-            self.mlp_rates.append(trainer.optimizer.param_groups[0]["lr"])
-            self.optimizer = type(trainer.optimizer).__name__
-            self.model = trainer.model
+                step(trainer, batch)
+            self.mlp_rates.append(trainer.step.optimizer.param_groups[0]["lr"])
+            self.optimizer = type(trainer.step.optimizer).__name__
+            self.model = trainer.step.model
 
         monkeypatch.setattr(Trainer, "_train_step", spied)
 

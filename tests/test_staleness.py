@@ -115,7 +115,7 @@ def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
         rule.begin_epoch(epoch)
         trained, weights = [], []
         while True:
-            rule.before_batch(plan, hot, table, lambda name: nullcontext())
+            rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
             batch = plan.next_batch()
             if batch is None:
                 break
@@ -202,7 +202,7 @@ def test_recalibration_brings_inputs_back():
     )
     trained = []
     while True:
-        rule.before_batch(plan, hot, table, lambda name: nullcontext())
+        rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
         batch = plan.next_batch()
         if batch is None:
             break
@@ -264,9 +264,9 @@ def test_the_snapshot_waits_for_the_hot_phase():
     plan = EpochPlan(np.arange(100), np.arange(40), 20, "phased")
     hot = Hot(np.zeros((100, NUM_FEATURES), np.int64))
     for _ in range(2):
-        rule.before_batch(plan, hot, table, lambda name: nullcontext())
+        rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
         assert rule._before is None and not plan.next_batch().hot
-    rule.before_batch(plan, hot, table, lambda name: nullcontext())
+    rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
     assert rule._before is not None
 
 
@@ -281,7 +281,7 @@ def test_untouched_rows_are_not_stale_unless_asked():
         # The stream is ordered: the window sees only rows 0 and 1, and row 1 changes.
         plan = EpochPlan(np.arange(100), np.empty(0, np.int64), 5, "interleaved")
         while True:
-            rule.before_batch(plan, Hot(slots), table, lambda name: nullcontext())
+            rule.before_batch(plan, Hot(slots), table.leading_rows, lambda name: nullcontext())
             batch = plan.next_batch()
             if batch is None:
                 break

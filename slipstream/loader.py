@@ -1,0 +1,214 @@
+"""Mini-batches for the training loop: cut, staged and put on the device, ahead of it on a host
+thread.
+
+With `overlap` one thread works through, in this order for each cold batch k: cut k + 1 and stage
+its rows, write the rows of k back. So the rows of k + 1 travel while the device trains k and the
+hot batches after it; what k changes of them after they were gathered is handed on by the device
+(`EmbeddingTable.enter`). Hot batches are cut ahead too; one that the drop rule replaces meanwhile
+is cut again.
+
+Without `overlap` everything happens in the calling thread, in the order of the batches. Both give
+the same weights bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream.batching import EpochPlan, PlannedBatch
+from slipstream.embedding import EmbeddingTable, StagedBatch
+from slipstream.staleness import HotInputs
+
+T = TypeVar("T")
+
+
+class Inputs(HotInputs, Protocol):
+    """A set of inputs that mini-batches are cut from."""
+
+    day_offsets: np.ndarray  # (days + 1,) int64
+    device: torch.device  # where `batch` puts its tensors
+
+    def __len__(self) -> int: ...
+
+    def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A mini-batch on the device.
+
+    Attributes:
+        planned: its inputs.
+        dense: (B, num_dense) float32.
+        labels: (B,) float32.
+        weights: (B,) float32 loss weights; None: all 1.
+        slots: (B, F) int64, where they were cut.
+        staged: its rows.
+    """
+
+    planned: PlannedBatch
+    dense: Tensor
+    labels: Tensor
+    weights: Tensor | None
+    slots: Tensor
+    staged: StagedBatch
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A batch that a host thread has prepared; staged where that may be done ahead."""
+
+    planned: PlannedBatch
+    dense: Tensor
+    labels: Tensor
+    weights: Tensor | None
+    slots: Tensor
+    staged: StagedBatch | None
+
+
+class Loader:
+    """Gives the batches of an epoch's plan one by one; call `done` with each after its step.
+
+    Args:
+        hot, cold: the training inputs.
+        table: the embedding rows.
+        overlap: prepare batches ahead on a host thread.
+        hot_rows_resident: no hot input needs a host row, so the rows of the next cold batch may be
+            staged before the hot batches in between have been trained.
+    """
+
+    def __init__(
+        self,
+        hot: Inputs,
+        cold: Inputs,
+        table: EmbeddingTable,
+        overlap: bool,
+        hot_rows_resident: bool,
+    ) -> None:
+        self._inputs = {True: hot, False: cold}
+        self.table, self._hot_rows_resident = table, hot_rows_resident
+        self._worker = ThreadPoolExecutor(1, "loader") if overlap else None
+        self._ahead: dict[bool, Future[_Cut]] = {}
+        self._last_task: Future[Any] | None = None
+        self._failure: BaseException | None = None
+        self._plan: EpochPlan | None = None
+        self._num_staged = 0
+        self._current: StagedBatch | None = None  # staged and not yet given to write_back
+
+    def start(self, plan: EpochPlan) -> None:
+        """Begin an epoch."""
+        self._plan = plan
+        self._ahead = {}
+        for hot in (False, True):
+            self._cut_ahead(hot, None)
+
+    def next(self) -> Batch | None:
+        """The next batch, current from now on; None at the end of the epoch."""
+        assert self._plan is not None
+        planned = self._plan.next_batch()
+        if planned is None:
+            return None
+        cut = self._take(planned)
+        staged = cut.staged
+        if staged is None:
+            staged = self._do(lambda: self.table.stage(cut.slots))
+        device = self.table.device
+        staged = self.table.enter(staged)
+        if staged.host_rows is not None:
+            self._current = staged
+        self._cut_ahead(planned.hot, self.table.lane.mark())
+        weights = cut.weights
+        return Batch(
+            planned,
+            cut.dense.to(device, non_blocking=True),
+            cut.labels.to(device, non_blocking=True),
+            None if weights is None else weights.to(device, non_blocking=True),
+            cut.slots,
+            staged,
+        )
+
+    def done(self, batch: Batch) -> None:
+        """The batch's step has been given to the device: write its rows back when it is through."""
+        if batch.staged.host_rows is None:
+            return
+        mark = self.table.lane.mark()
+        if self._worker is None:
+            self.table.write_back(batch.staged, mark)
+        else:
+            self._submit(lambda: self._write_back(batch.staged, mark))
+        self._current = None
+
+    def _write_back(self, staged: StagedBatch, mark: Any) -> None:
+        try:
+            self.table.write_back(staged, mark)
+        except BaseException as error:
+            self._failure = error  # nobody waits for this task's result
+            raise
+
+    def settle(self) -> None:
+        """Wait until all host rows are home; needed before anything else reads them."""
+        if self._last_task is not None:
+            wait([self._last_task])
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """End the host thread after its last task."""
+        if self._worker is not None:
+            self._worker.shutdown()
+
+    def _take(self, planned: PlannedBatch) -> _Cut:
+        future = self._ahead.pop(planned.hot, None)
+        if future is not None:
+            cut = future.result()
+            if cut.planned.key == planned.key:
+                return cut
+        return self._cut(planned, None)
+
+    def _cut_ahead(self, hot: bool, after: Any) -> None:
+        """Let the host thread prepare the next batch of a kind."""
+        assert self._plan is not None
+        if self._worker is None or self._inputs[hot].device.type != "cpu":
+            return
+        planned = self._plan.peek(hot)
+        if planned is None:
+            return
+        if hot or not self._hot_rows_resident:
+            self._ahead[hot] = self._submit(lambda: self._cut(planned, None))
+            return
+        self._num_staged += 1
+        area, before = self._num_staged % 2, self._current
+
+        def stage(slots: Tensor) -> StagedBatch:
+            return self.table.stage(slots, area, before, after)
+
+        self._ahead[hot] = self._submit(lambda: self._cut(planned, stage))
+
+    def _cut(self, planned: PlannedBatch, stage: Callable[[Tensor], StagedBatch] | None) -> _Cut:
+        dense, slots, labels = self._inputs[planned.hot].batch(planned.inputs)
+        weights = None if planned.weights is None else torch.from_numpy(planned.weights)
+        staged = stage(slots) if stage is not None else None
+        if self.table.device.type == "cuda" and dense.device.type == "cpu":
+            # Page-locked, so that their copies need not wait for the device.
+            dense, labels = dense.pin_memory(), labels.pin_memory()
+            weights = None if weights is None else weights.pin_memory()
+        return _Cut(planned, dense, labels, weights, slots, staged)
+
+    def _do(self, task: Callable[[], T]) -> T:
+        """Run a task behind all that the host thread has still to do."""
+        return task() if self._worker is None else self._submit(task).result()
+
+    def _submit(self, task: Callable[[], T]) -> Future[T]:
+        assert self._worker is not None
+        if self._failure is not None:
+            raise self._failure
+        self._last_task = future = self._worker.submit(task)
+        return future
