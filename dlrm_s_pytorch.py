@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -128,15 +129,7 @@ def run_training(
     settings = tune_process(device, args.num_threads, args.precision, args.deterministic)
     if args.save_model:
         model_file(args.save_model, to_write=True).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        model, table = _build(args, prepared, device)
-    except RuntimeError as error:  # how PyTorch reports a failed allocation, on CPU and CUDA
-        if "allocate" not in str(error) and "out of memory" not in str(error):
-            raise
-        raise MemoryError(
-            f"no memory for {prepared.table_sizes.sum():,} embedding rows: smaller rows, tables or "
-            "--hot-emb-gpu-mem"
-        ) from error
+    model, table = build_model(args, prepared, device)
     log = RunLog(args.runs_dir, args.run_name, method)
     clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
     _log_start(log, method, args, prepared, table, settings)
@@ -144,7 +137,7 @@ def run_training(
     rule = None
     if drop_settings is not None:
         rule = DropRule(drop_settings, prepared.num_hot, args.seed, drop_report(log, drops))
-    trainer = _trainer(args, prepared, schedule, model, table, rule, log, clocks)
+    trainer = build_trainer(args, prepared, schedule, model, table, rule, log, clocks)
     progress = trainer.run()
     summary = _summary(method, progress, drops, clocks, prepared)
     log.write("summary", **summary)
@@ -157,10 +150,27 @@ def run_training(
     return {**summary, "log": str(log.path)}
 
 
+def build_model(
+    args: argparse.Namespace, prepared: PreparedData, device: torch.device
+) -> tuple[DLRM_Net, EmbeddingTable]:
+    """The model on its device and the table, with new or loaded weights.
+
+    Raises `MemoryError` where the rows do not fit.
+    """
+    try:
+        return _build(args, prepared, device)
+    except RuntimeError as error:  # how PyTorch reports a failed allocation, on CPU and CUDA
+        if "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"no memory for {prepared.table_sizes.sum():,} embedding rows: smaller rows, tables or "
+            "--hot-emb-gpu-mem"
+        ) from error
+
+
 def _build(
     args: argparse.Namespace, prepared: PreparedData, device: torch.device
 ) -> tuple[DLRM_Net, EmbeddingTable]:
-    """The model on its device and the table, with new or loaded weights."""
     num_dense, num_features = prepared.data.test.dense.shape[1], len(prepared.table_sizes)
     if args.arch_mlp_bot[0] != num_dense:
         raise ValueError(
@@ -223,16 +233,18 @@ def _log_start(
     )
 
 
-def _trainer(
+def build_trainer(
     args: argparse.Namespace,
     prepared: PreparedData,
     schedule: str,
     model: DLRM_Net,
     table: EmbeddingTable,
     rule: DropRule | None,
-    log: RunLog,
+    log: RunLog | None,
     clocks: Clocks,
+    on_report: Callable[[Progress], None] | None = None,
 ) -> Trainer:
+    """The training loop that `args` asks for; without `log`, `Trainer.run` must not be let end."""
     data = prepared.data
     if args.device_data != "false" and table.device.type == "cuda":
         data = move_resident_inputs(data, prepared, table, args.device_data == "true")
@@ -266,6 +278,7 @@ def _trainer(
         test_freq=args.test_freq,
         print_freq=args.print_freq,
         max_steps=args.num_batches,
+        on_report=on_report,
     )
 
 

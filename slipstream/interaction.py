@@ -1,4 +1,4 @@
-"""DLRM's dot interaction, forward and backward by one gather each.
+"""DLRM's dot interaction with its gradient by hand: one gather forward, one backward.
 
 PyTorch's own gradient of "take these entries of each input's products" adds into a zeroed matrix
 and multiplies it twice, once transposed. The gradient of a symmetric product is symmetric, so one

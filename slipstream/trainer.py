@@ -128,6 +128,7 @@ class Trainer:
         test_freq: steps between evaluations on the test set; 0: at the end only.
         print_freq: steps between progress reports; 0: none.
         max_steps: stop after as many steps; 0: train all epochs.
+        on_report: called at each report, after the device has been waited for, in its place.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class Trainer:
         test_freq: int = 0,
         print_freq: int = 0,
         max_steps: int = 0,
+        on_report: Callable[[Progress], None] | None = None,
     ) -> None:
         self.step, self.table = step, step.table
         self.loader = Loader(data.hot, data.cold, step.table, overlap, hot_rows_resident)
@@ -162,6 +164,7 @@ class Trainer:
             seed,
         )
         self.test_freq, self.print_freq, self.max_steps = test_freq, print_freq, max_steps
+        self._on_report = on_report
         self.progress = Progress()
         self._loss_weight = 0.0
 
@@ -252,7 +255,9 @@ class Trainer:
     def _report(self, epoch: int, bar: tqdm) -> None:
         step = self.progress.step
         self._take_loss()
-        if _due(step, self.test_freq):
+        if self._on_report is not None:
+            self._on_report(self.progress)
+        elif _due(step, self.test_freq):
             record = self._evaluation(final=False)
             self.log.write("evaluation", epoch=epoch, **record)
             tqdm.write(

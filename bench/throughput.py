@@ -1,0 +1,299 @@
+"""Samples a second of our trainers beside plain PyTorch, with the loader and the phases of a step.
+
+Each method runs in a process of its own with its own settings, and they train in turn, a block of
+mini-batches each, so that the machine's drift meets all alike. The engines run their real training
+loop, once over the log; plain PyTorch (`bench.plain_dlrm`) its usual one. The result is a table and
+a JSON file with the hardware in its name.
+
+    python -m bench.throughput --model kaggle --mini-batch-size 128 512 2048 16384
+
+A method is a name and options joined by `+`: plain, baseline, fae, slipstream; bf16, tf32, compile,
+eager (no CUDA graph), resident (all rows on the device), budget=BYTES (hot rows); for plain: tuned
+(our CPU settings), fbgemm, hybrid, gpu. For instance `plain+hybrid`, `fae+budget=268435456+bf16`.
+
+`consumed` counts dropped inputs as done: samples of the log a second. p10, p50 and p90 are over
+blocks. The first block of each method is a warm-up. About 10 minutes for the four sizes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # for `python bench/throughput.py`
+
+import input_segregation  # noqa: E402
+from bench.turns import measure_floor, parse_method, percentiles, work  # noqa: E402
+from slipstream import cli  # noqa: E402
+from slipstream.criteo import equal_days  # noqa: E402
+from slipstream.npz import write_npz  # noqa: E402
+from slipstream.runtime import choose_device, describe_machine, git_commit  # noqa: E402
+from slipstream.synthetic import KAGGLE_TABLE_SIZES, planted_clicks  # noqa: E402
+
+MODELS = {
+    "kaggle": {"dim": 16, "bot": "13-512-256-64-16", "top": "512-256-1"},
+    "terabyte": {"dim": 64, "bot": "13-512-256-64", "top": "512-512-256-1"},
+}
+DEFAULT_METHODS = ["plain", "baseline", "baseline+bf16", "fae", "slipstream"]
+
+
+def make_log(path: Path, num_rows: int, published_sizes: bool, seed: int) -> None:
+    """Write a synthetic processed log, unless it is there.
+
+    `published_sizes`: tables of Kaggle's size (34 M rows); else of the values that occur.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clicks = planted_clicks(num_rows, KAGGLE_TABLE_SIZES, seed)
+    ids, sizes = np.ascontiguousarray(clicks.X_cat), np.array(KAGGLE_TABLE_SIZES, np.int64)
+    if not published_sizes:
+        columns = [np.unique(column, return_inverse=True) for column in ids.T]
+        ids = np.stack([inverse for _, inverse in columns], axis=1).astype(np.int32)
+        sizes = np.array([len(values) for values, _ in columns], np.int64)
+    members = {"X_int": np.ascontiguousarray(clicks.X_int), "X_cat": ids, "y": clicks.y}
+    write_npz(path, {**members, "counts": sizes, "days": equal_days(num_rows)})
+
+
+def hot_cold_folder(processed: Path, budget: int, dim: int) -> Path:
+    """The folder that a hot-row budget gives, made where it is not there."""
+    folder = processed.parent / f"{processed.stem}_dim{dim}_hot{budget}"
+    input_segregation.main(
+        ["--processed-data-file", str(processed), "--segregated-data-dir", str(folder)]
+        + ["--hot-emb-gpu-mem", str(budget), "--arch-sparse-feature-size", str(dim)]
+    )
+    return folder
+
+
+def ask(connection: Connection, method: str) -> dict[str, Any]:
+    """Give a method its turn; raises `ValueError` with its error."""
+    connection.send("go")
+    return answer(connection, method)
+
+
+def answer(connection: Connection, method: str) -> dict[str, Any]:
+    """What a process sends."""
+    try:
+        got = connection.recv()
+    except EOFError:
+        raise ValueError(f"{method}: its process ended; out of memory?") from None
+    if "error" in got:
+        raise ValueError(f"{method}: {got['error']}")
+    return got
+
+
+def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
+    """All methods at one mini-batch size, block by block in turn."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=measure_floor, args=(theirs, job), daemon=True)
+    process.start()
+    theirs.close()
+    results: dict[str, Any] = {"floor": answer(ours, "matrix products")}
+    process.join()
+    connections, processes = {}, []
+    for method in methods:
+        connections[method], theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(theirs, method, job), daemon=True))
+        processes[-1].start()
+        theirs.close()
+    try:
+        for method in methods:  # nobody measures while another still starts
+            answer(connections[method], method)
+        alone = {method: ask(connection, method) for method, connection in connections.items()}
+        blocks: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+        running = list(methods)
+        while running:
+            for method in list(running):
+                block = ask(connections[method], method)
+                blocks[method].append(block)
+                if block["done"]:
+                    running.remove(method)
+        for method in methods:
+            peaks = ask(connections[method], method)
+            results[method] = {**alone[method], **_totals(blocks[method]), **peaks}
+    finally:
+        for process in processes:
+            process.kill() if sys.exc_info()[0] else process.join()
+    return results
+
+
+def _totals(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    counted = blocks[1:] or blocks  # the first one warms up
+    seconds = sum(block["seconds"] for block in counted)
+    return {
+        "num_blocks": len(counted),
+        "trained_per_s": percentiles([b["trained"] / b["seconds"] for b in counted]),
+        "consumed_per_s": sum(block["consumed"] for block in counted) / seconds,
+    }
+
+
+def print_table(batch_size: int, results: dict[str, Any], methods: list[str]) -> None:
+    """One line a method; ratios are to the first."""
+    print(f"\nmini-batch {batch_size}: thousand samples/s")
+    print(
+        f"{'method':<28}{'p10':>8}{'p50':>8}{'p90':>8}{'consumed':>10}{'ratio':>7}{'loader':>9}"
+        f"{'step':>9}{'RSS MB':>8}{'GPU MB':>8}"
+    )
+    first = results[methods[0]]["consumed_per_s"]
+    for method in methods:
+        row = results[method]
+        trained = "".join(f"{row['trained_per_s'][f'p{q}'] / 1e3:>8.1f}" for q in (10, 50, 90))
+        device = row["peak_device_bytes"]
+        print(
+            f"{method:<28}{trained}{row['consumed_per_s'] / 1e3:>10.1f}"
+            f"{row['consumed_per_s'] / first:>6.2f}x{row['loader']['p50'] / 1e3:>9.0f}"
+            f"{row['step']['p50'] / 1e3:>9.1f}{row['peak_rss_bytes'] / 1e6:>8.0f}"
+            + (f"{device / 1e6:>8.0f}" if device is not None else f"{'-':>8}")
+        )
+    for method in methods:
+        if "phases_ms" in results[method]:
+            phases = results[method]["phases_ms"]
+            words = ", ".join(f"{phase} {value:.2f}" for phase, value in phases.items())
+            print(f"  {method} ms: {words}")
+    for precision, floor in results["floor"].items():
+        flops = floor["flops"] / floor["products_ms"] / 1e6
+        print(
+            f"  matrix products {precision}: {floor['products_ms']:.2f} ms, {flops:,.0f} GFLOP/s; "
+            f"4096 x 4096 x 4096: {floor['peak_gflops']:,.0f} GFLOP/s"
+        )
+
+
+def hardware_name(machine: dict[str, Any]) -> str:
+    """The machine as a part of a file name."""
+    words = machine.get("gpu") or f"{machine['cpu']} {machine['cpu_cores']}core"
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--model", choices=MODELS, default="kaggle", help="dimensions and MLPs")
+    parser.add_argument(
+        "--mini-batch-size",
+        type=cli.positive_int,
+        nargs="+",
+        default=[128, 512, 2048, 16384],
+        help="inputs a mini-batch",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=DEFAULT_METHODS, help="see above; ratios are to the first"
+    )
+    parser.add_argument(
+        "--processed-data-file",
+        default=None,
+        help="a processed .npz; not given: a synthetic log of --rows",
+    )
+    parser.add_argument(
+        "--rows", type=cli.positive_int, default=1_000_000, help="rows of the synthetic log"
+    )
+    parser.add_argument(
+        "--published-sizes",
+        type=cli.boolean,
+        default="false",
+        metavar="true|false",
+        help="synthetic log with tables of Kaggle's size, 34 M rows; false: the values that occur",
+    )
+    parser.add_argument(
+        "--hot-emb-gpu-mem",
+        type=cli.positive_int,
+        default=4194304,
+        help="memory for hot rows in bytes, where a method names no budget",
+    )
+    parser.add_argument(
+        "--drop-percentage", type=cli.percent, default=30, help="D of slipstream, in percent"
+    )
+    parser.add_argument(
+        "--block-samples", type=cli.positive_int, default=65536, help="inputs a block, about"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of our trainers"
+    )
+    parser.add_argument(
+        "--num-threads", type=cli.nonnegative_int, default=0, help="CPU threads; 0: PyTorch's"
+    )
+    parser.add_argument(
+        "--num-workers", type=cli.nonnegative_int, default=0, help="of plain's DataLoader"
+    )
+    parser.add_argument(
+        "--learning-rate", type=cli.positive_float, default=0.1, help="of every method"
+    )
+    parser.add_argument(
+        "--work-dir", default="input/bench", help="where the synthetic log and its folders are made"
+    )
+    parser.add_argument(
+        "--output-dir", default="bench/results", help="folder of the JSON file; '': print only"
+    )
+    cli.add_seed_flag(parser)
+    args = parser.parse_args(argv)
+    for method in args.methods:
+        try:
+            parse_method(method)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            parser.error(str(error))
+    args.methods = list(dict.fromkeys(args.methods))
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure; returns what the JSON file holds."""
+    args = parse_args(argv)
+    device = choose_device(args.device)
+    processed = args.processed_data_file
+    if processed is None:
+        kind = "published" if args.published_sizes else "occurring"
+        processed = Path(args.work_dir) / f"synthetic_{args.rows}_{kind}_processed.npz"
+        make_log(processed, args.rows, args.published_sizes, args.seed)
+    shape = MODELS[args.model]
+    folders = {}
+    for name, _, budget in map(parse_method, args.methods):
+        if name in ("fae", "slipstream"):
+            budget = budget or args.hot_emb_gpu_mem
+            folders[str(budget)] = str(hot_cold_folder(Path(processed), budget, shape["dim"]))
+    machine = describe_machine(device)
+    report: dict[str, Any] = {
+        "argv": sys.argv[1:] if argv is None else list(argv),
+        "commit": git_commit(),
+        "machine": machine,
+        "model": args.model,
+        "methods": args.methods,
+        "sizes": {},
+    }
+    for batch_size in args.mini_batch_size:
+        job = {
+            **shape,
+            "processed": str(processed),
+            "folders": folders,
+            "budget": args.hot_emb_gpu_mem,
+            "batch_size": batch_size,
+            "block_steps": max(args.block_samples // batch_size, 1),
+            "device": device.type,
+            "num_threads": args.num_threads,
+            "num_workers": args.num_workers,
+            "learning_rate": args.learning_rate,
+            "drop_percentage": args.drop_percentage,
+            "seed": args.seed,
+        }
+        results = compare(args.methods, job)
+        report["sizes"][str(batch_size)] = results
+        print_table(batch_size, results, args.methods)
+    if args.output_dir:
+        path = Path(args.output_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        path = path / f"throughput_{args.model}_{hardware_name(machine)}.json"
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nresults: {path}")
+    return report
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

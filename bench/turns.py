@@ -1,0 +1,392 @@
+"""One method of `bench.throughput` in a process of its own: alone first, then block by block."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import dlrm_s_pytorch  # noqa: E402
+import slipstream_train  # noqa: E402
+from bench import plain_dlrm  # noqa: E402
+from dlrm_data_pytorch import (  # noqa: E402
+    PreparedData,
+    baseline_data,
+    load_processed,
+    load_segregated,
+)
+from slipstream import cli  # noqa: E402
+from slipstream.cpu import tune_cpu  # noqa: E402
+from slipstream.embedding import bytes_per_row  # noqa: E402
+from slipstream.runlog import Clocks  # noqa: E402
+from slipstream.runtime import (  # noqa: E402
+    choose_device,
+    peak_device_bytes,
+    peak_rss_bytes,
+    tune_process,
+)
+from slipstream.staleness import DropRule, DropSettings  # noqa: E402
+from slipstream.synthetic import KAGGLE_TABLE_SIZES  # noqa: E402
+from slipstream.trainer import Progress, Trainer  # noqa: E402
+
+OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "tuned", "fbgemm", "hybrid", "gpu"}
+SECONDS_ALONE = 1.0  # how long the loader and the step are measured alone
+NUM_PHASE_STEPS = 30
+
+
+class Enough(Exception):
+    """A method has consumed the log once."""
+
+
+def parse_method(text: str) -> tuple[str, set[str], int | None]:
+    """Split `name+option+budget=BYTES`; raises `ValueError` for a part that is not known."""
+    name, *words = text.split("+")
+    budget = None
+    options = set()
+    for word in words:
+        if word.startswith("budget="):
+            budget = cli.positive_int(word.removeprefix("budget="))
+        else:
+            options.add(word)
+    if name not in ("plain", "baseline", "fae", "slipstream") or options - OPTIONS:
+        raise ValueError(f"method {text!r} is not known; --help lists names and options")
+    return name, options, budget
+
+
+class Pace:
+    """Takes turns with the other methods; `report` is a training loop's block boundary."""
+
+    def __init__(self, connection: Connection, num_inputs: int) -> None:
+        self._connection, self._num_inputs = connection, num_inputs
+        self._trained = self._consumed = 0
+
+    def begin(self) -> None:
+        """Wait for the first turn."""
+        self._wait()
+
+    def report(self, trained: int, consumed: int) -> None:
+        """Say what the block did, in totals since the start, and wait for the next turn."""
+        seconds = time.perf_counter() - self._start
+        block = {"trained": trained - self._trained, "consumed": consumed - self._consumed}
+        self._trained, self._consumed = trained, consumed
+        done = consumed >= self._num_inputs
+        self._connection.send({**block, "seconds": seconds, "done": done})
+        if done:
+            raise Enough
+        self._wait()
+
+    def _wait(self) -> None:
+        self._connection.recv()
+        self._start = time.perf_counter()
+
+
+def repeat_for(seconds: float, task: Callable[[], Any]) -> list[float]:
+    """Seconds of each of as many runs of `task` as fit, after two to warm up."""
+    task()
+    task()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(times) < 5:
+        start = time.perf_counter()
+        task()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def rates(batch_size: int, times: list[float]) -> dict[str, float]:
+    """p10, p50 and p90 of samples a second."""
+    return percentiles([batch_size / seconds for seconds in times])
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """p10, p50 and p90."""
+    return {f"p{q}": float(np.percentile(values, q)) for q in (10, 50, 90)}
+
+
+def work(connection: Connection, method: str, job: dict[str, Any]) -> None:
+    """A method's process: measures alone what can be, then trains block by block."""
+    try:
+        if parse_method(method)[0] == "plain":
+            _work_plain(connection, method, job)
+        else:
+            _work_engine(connection, method, job)
+    except Enough:
+        connection.recv()  # stay until all are through: ending takes time that the others need
+        connection.send(
+            {"peak_rss_bytes": peak_rss_bytes(), "peak_device_bytes": peak_device_bytes()}
+        )
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        connection.send({"error": f"{type(error).__name__}: {error}"})
+
+
+def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> None:
+    _, options, _ = parse_method(method)
+    if job["num_threads"]:
+        torch.set_num_threads(job["num_threads"])
+    if "tuned" in options:
+        tune_cpu(job["num_threads"])
+    log = load_processed(job["processed"])
+    train = plain_dlrm.ClickDataset(log.splits()[0])
+    placement = next(iter(options & {"hybrid", "gpu"}), "cpu")
+    model = plain_dlrm.PlainDLRM(
+        cli.layer_sizes(job["bot"]),
+        cli.layer_sizes(job["top"]),
+        log.table_sizes.tolist(),
+        job["seed"],
+        placement,
+        job["learning_rate"] if "fbgemm" in options else None,
+    )
+    batch_size = job["batch_size"]
+    training = plain_dlrm.PlainTraining(model, job["learning_rate"], batch_size)
+
+    def synchronize() -> None:
+        if placement != "cpu":
+            torch.cuda.synchronize()
+
+    def loader() -> Any:
+        pin = placement != "cpu"
+        return plain_dlrm.batches(train, batch_size, job["seed"], job["num_workers"], pin)
+
+    def step() -> None:
+        training.step(batch)
+        synchronize()
+
+    connection.send({"ready": True})
+    connection.recv()
+    stream = iter(loader())
+    batch = next(stream)
+    alone: dict[str, Any] = {"step": rates(batch_size, repeat_for(SECONDS_ALONE, step))}
+    alone["loader"] = rates(batch_size, _times_of(stream))
+    connection.send(alone)
+    pace, trained, num_steps = Pace(connection, len(train)), 0, 0
+    pace.begin()
+    while True:
+        for batch in loader():
+            training.step(batch)
+            trained, num_steps = trained + len(batch[2]), num_steps + 1
+            if num_steps % job["block_steps"] == 0:
+                synchronize()
+                pace.report(trained, trained)
+
+
+def _times_of(stream: Iterator[Any]) -> list[float]:
+    """Seconds that each item of a stream took, for a while."""
+    times: list[float] = []
+    begin = start = time.perf_counter()
+    for _ in stream:
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+        if now - begin > SECONDS_ALONE:
+            break
+    return times
+
+
+def _work_engine(connection: Connection, method: str, job: dict[str, Any]) -> None:
+    trainer, clocks, pace, settings = _build_engine(connection, method, job)
+    connection.send({"ready": True})
+    connection.recv()
+    alone = _alone(trainer, job["batch_size"])
+    connection.send({**alone, "settings": settings})
+    pace.begin()
+    try:
+        trainer.run()
+    finally:
+        trainer.loader.close()
+
+
+def _build_engine(
+    connection: Connection, method: str, job: dict[str, Any]
+) -> tuple[Trainer, Clocks, Pace, dict[str, Any]]:
+    name, options, budget = parse_method(method)
+    precision = next(iter(options & {"bf16", "tf32"}), "fp32")
+    flags = (
+        f"--segregated-data-dir - --mini-batch-size {job['batch_size']} --nepochs 1000 "
+        f"--arch-sparse-feature-size {job['dim']} --arch-mlp-bot {job['bot']} "
+        f"--arch-mlp-top {job['top']} --learning-rate {job['learning_rate']} "
+        f"--seed {job['seed']} --print-freq {job['block_steps']} --device {job['device']} "
+        f"--precision {precision} --num-threads {job['num_threads']} "
+        f"--compile {'compile' in options} --cuda-graph {'eager' not in options} "
+        f"--drop-percentage {job['drop_percentage']}"
+    )
+    args = slipstream_train.parse_args(flags.split())
+    prepared: PreparedData
+    if name == "baseline":
+        prepared = baseline_data(load_processed(job["processed"]))
+    else:
+        folder = job["folders"][str(budget or job["budget"])]
+        prepared = load_segregated(folder, job["processed"], bytes_per_row(job["dim"], "sgd"))
+    if "resident" in options:
+        args.num_resident = int(prepared.table_sizes.sum())
+    device = choose_device(job["device"])
+    settings = tune_process(device, job["num_threads"], precision, False)
+    model, table = dlrm_s_pytorch.build_model(args, prepared, device)
+    clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
+    rule = None
+    if name == "slipstream":
+        drop = DropSettings(drop_fraction=job["drop_percentage"] / 100)
+        rule = DropRule(drop, prepared.num_hot, job["seed"], lambda record: None)
+    pace = Pace(connection, prepared.data.num_train)
+
+    def report(progress: Progress) -> None:
+        pace.report(progress.samples, progress.samples + progress.dropped)
+
+    trainer = dlrm_s_pytorch.build_trainer(
+        args, prepared, "interleaved", model, table, rule, None, clocks, report
+    )
+    hot_inputs = len(prepared.data.hot) / prepared.data.num_train
+    settings |= {"num_resident": table.num_resident, "hot_inputs": hot_inputs}
+    return trainer, clocks, pace, settings
+
+
+def _alone(trainer: Trainer, batch_size: int) -> dict[str, Any]:
+    """The loader, the step, and the phases of steps, each without the rest.
+
+    The rows are put back afterwards: training starts from the same weights in every method.
+    """
+    step, data = trainer.step, trainer.data
+    inputs = data.cold if len(data.cold) >= batch_size else data.hot
+    order = np.random.default_rng(0).permutation(len(inputs))
+    starts = iter(range(0, 1 << 60, batch_size))
+
+    def chosen() -> np.ndarray:
+        start = next(starts) % max(len(order) - batch_size, 1)
+        return order[start : start + batch_size]
+
+    def synchronize() -> None:
+        if step.table.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def load() -> None:
+        inputs.batch(chosen())
+        synchronize()
+
+    alone: dict[str, Any] = {"loader": rates(batch_size, repeat_for(SECONDS_ALONE, load))}
+    dense, slots, labels = (part.to(step.table.device) for part in inputs.batch(chosen()))
+    if step.table.num_resident < step.table.num_rows:
+        slots = slots.cpu()
+    staged = step.table.enter(step.table.stage(slots))
+
+    def run_step() -> None:
+        step(dense, staged, labels, None, 0.0)  # at learning rate 0 no weight moves
+        synchronize()
+
+    alone["step"] = rates(batch_size, repeat_for(SECONDS_ALONE, run_step))
+    alone["phases_ms"] = _phases(trainer, inputs.batch, chosen, synchronize)
+    step.take_loss_sum()
+    return alone
+
+
+def _phases(
+    trainer: Trainer,
+    cut: Callable[..., Any],
+    chosen: Callable[[], np.ndarray],
+    synchronize: Callable[[], None],
+) -> dict[str, float]:
+    """Median milliseconds of each phase of a step, the device waited for between them."""
+    step, table = trainer.step, trainer.table
+    times: dict[str, list[float]] = {}
+
+    @contextmanager
+    def timed(phase: str) -> Iterator[None]:
+        synchronize()
+        start = time.perf_counter()
+        yield
+        synchronize()
+        times.setdefault(phase, []).append(time.perf_counter() - start)
+
+    def wrapped(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: Any) -> Any:
+            with timed(phase):
+                return function(*values)
+
+        return call
+
+    plain = {
+        (table, "lookup"): "gather",
+        (table, "update"): "row update",
+        (step.model, "forward"): "forward",
+        (step.optimizer, "step"): "optimizer",
+    }
+    use_graph, step._use_graph = step._use_graph, False
+    originals = {key: getattr(*key) for key in plain}
+    for (owner, name), phase in plain.items():
+        setattr(owner, name, wrapped(phase, originals[owner, name]))
+    try:
+        for _ in range(NUM_PHASE_STEPS):
+            with timed("loader"):
+                dense, slots, labels = cut(chosen())
+            with timed("staging"):
+                staged = table.enter(table.stage(slots))
+            dense, labels = dense.to(table.device), labels.to(table.device)
+            with timed("step"):
+                step(dense, staged, labels, None, 0.0)
+            with timed("write back"):
+                table.write_back(staged)
+    finally:
+        for (owner, name), original in originals.items():
+            setattr(owner, name, original)
+        step._use_graph = use_graph
+    medians = {phase: 1e3 * float(np.median(values[3:])) for phase, values in times.items()}
+    inside = sum(medians[phase] for phase in plain.values())
+    medians["loss and backward"] = medians["step"] - inside
+    return medians
+
+
+def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.device, bf16: bool):
+    """Milliseconds of a step's matrix products alone, and the peak rate (GFLOP/s) of a square one.
+
+    For each layer the product forward, to its input's gradient (not the first) and to its weight's,
+    timed alone and summed: a step cannot be faster than that, whatever surrounds them.
+    """
+    dtype = torch.bfloat16 if bf16 else torch.float32
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+        def product() -> None:
+            left @ right
+            synchronize()
+
+        return float(np.median(repeat_for(0.1, product)))
+
+    total, num_flops = 0.0, 0
+    for sizes in (bot, top):
+        for number, (num_in, num_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            x = torch.randn(batch_size, num_in, device=device, dtype=dtype)
+            gradient = torch.randn(batch_size, num_out, device=device, dtype=dtype)
+            weight = torch.randn(num_out, num_in, device=device, dtype=dtype)
+            products = [(x, weight.t()), (gradient.t(), x)]
+            if number or sizes is top:
+                products.append((gradient, weight))
+            total += sum(seconds(*pair) for pair in products)
+            num_flops += 2 * len(products) * batch_size * num_in * num_out
+    square = torch.randn(4096, 4096, device=device, dtype=dtype)
+    peak = 2 * 4096**3 / seconds(square, square) / 1e9
+    return {"products_ms": 1e3 * total, "flops": num_flops, "peak_gflops": peak}
+
+
+def measure_floor(connection: Connection, job: dict[str, Any]) -> None:
+    """`floor_ms` for fp32 and bf16, with our settings, in a process of its own."""
+    device = choose_device(job["device"])
+    tune_cpu(job["num_threads"])
+    bot, top = cli.layer_sizes(job["bot"]), cli.layer_sizes(job["top"])
+    num_vectors = len(KAGGLE_TABLE_SIZES) + 1
+    top = [job["dim"] + num_vectors * (num_vectors - 1) // 2, *top]
+    result = {
+        precision: floor_ms(bot, top, job["batch_size"], device, precision == "bf16")
+        for precision in ("fp32", "bf16")
+    }
+    tune_process(device, job["num_threads"], "fp32", False)
+    connection.send(result)
