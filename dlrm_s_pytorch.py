@@ -109,8 +109,10 @@ class DLRM_Net(nn.Module):  # noqa: N801 - the name the field knows
 
 def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
     """The MLPs' optimizer: SGD, or Adagrad beside row-wise Adagrad; the trainer sets its rate."""
-    kind = torch.optim.SGD if name == "sgd" else torch.optim.Adagrad
-    return kind(model.parameters(), lr=0.0, fused=name == "sgd")
+    if name != "sgd":
+        return torch.optim.Adagrad(model.parameters(), lr=0.0)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.SGD(model.parameters(), lr=0.0, fused=fused)
 
 
 def run_training(

@@ -1,4 +1,5 @@
 """One method of `bench.throughput` in a process of its own: alone first, then block by block."""
+
 from __future__ import annotations
 
 import sys

@@ -160,10 +160,10 @@ class EmbeddingTable:
         # Page-locked, so that copies need not wait: one for each training area and evaluation,
         # and one for the way home. A CPU needs none.
         self._bounce: list[list[Tensor]] = []
-        if device.type == "cuda":
+        if device.type != "cpu":
             self._bounce = [
                 [
-                    torch.empty(rows, *array.shape[1:], pin_memory=torch.cuda.is_available())
+                    torch.empty(rows, *array.shape[1:], pin_memory=device.type == "cuda")
                     for rows in (*self._area_rows, self._area_rows[0])
                 ]
                 for array in whole

@@ -20,7 +20,7 @@ A = 3.9 k: 3.8 MB, and 64 MB at B = 2048.
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,9 +35,9 @@ NUM_WARMUP_STEPS = 3  # before a capture, as PyTorch's documentation asks
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context in which the model computes at a precision."""
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
-    )
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def set_precision(device: torch.device, precision: str) -> None:
