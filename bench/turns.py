@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,18 @@ from slipstream.staleness import DropRule, DropSettings  # noqa: E402
 from slipstream.synthetic import KAGGLE_TABLE_SIZES  # noqa: E402
 from slipstream.trainer import Progress, Trainer  # noqa: E402
 
-OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "tuned", "fbgemm", "hybrid", "gpu"}
-SECONDS_ALONE = 1.0  # how long the loader and the step are measured alone
+OPTIONS = {
+    "bf16",
+    "tf32",
+    "compile",
+    "eager",
+    "resident",
+    "hot",
+    "tuned",
+    "fbgemm",
+    "hybrid",
+    "gpu",
+}
 NUM_PHASE_STEPS = 30
 
 
@@ -165,8 +176,8 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
     connection.recv()
     stream = iter(loader())
     batch = next(stream)
-    alone: dict[str, Any] = {"step": rates(batch_size, repeat_for(SECONDS_ALONE, step))}
-    alone["loader"] = rates(batch_size, _times_of(stream))
+    alone: dict[str, Any] = {"step": rates(batch_size, repeat_for(job["seconds_alone"], step))}
+    alone["loader"] = rates(batch_size, _times_of(stream, job["seconds_alone"]))
     connection.send(alone)
     pace, trained, num_steps = Pace(connection, len(train)), 0, 0
     pace.begin()
@@ -179,7 +190,7 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
                 pace.report(trained, trained)
 
 
-def _times_of(stream: Iterator[Any]) -> list[float]:
+def _times_of(stream: Iterator[Any], seconds: float) -> list[float]:
     """Seconds that each item of a stream took, for a while."""
     times: list[float] = []
     begin = start = time.perf_counter()
@@ -187,7 +198,7 @@ def _times_of(stream: Iterator[Any]) -> list[float]:
         now = time.perf_counter()
         times.append(now - start)
         start = now
-        if now - begin > SECONDS_ALONE:
+        if now - begin > seconds:
             break
     return times
 
@@ -196,7 +207,7 @@ def _work_engine(connection: Connection, method: str, job: dict[str, Any]) -> No
     trainer, clocks, pace, settings = _build_engine(connection, method, job)
     connection.send({"ready": True})
     connection.recv()
-    alone = _alone(trainer, job["batch_size"])
+    alone = _alone(trainer, job["batch_size"], job["seconds_alone"])
     connection.send({**alone, "settings": settings})
     pace.begin()
     try:
@@ -226,6 +237,9 @@ def _build_engine(
     else:
         folder = job["folders"][str(budget or job["budget"])]
         prepared = load_segregated(folder, job["processed"], bytes_per_row(job["dim"], "sgd"))
+    if "hot" in options:
+        nothing = prepared.data.cold.rows(0, 0)
+        prepared = replace(prepared, data=replace(prepared.data, cold=nothing))
     if "resident" in options:
         args.num_resident = int(prepared.table_sizes.sum())
     device = choose_device(job["device"])
@@ -249,13 +263,15 @@ def _build_engine(
     return trainer, clocks, pace, settings
 
 
-def _alone(trainer: Trainer, batch_size: int) -> dict[str, Any]:
+def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
     """The loader, the step, and the phases of steps, each without the rest.
 
     The rows are put back afterwards: training starts from the same weights in every method.
     """
     step, data = trainer.step, trainer.data
     inputs = data.cold if len(data.cold) >= batch_size else data.hot
+    if len(inputs) < batch_size:
+        raise ValueError(f"{len(inputs)} inputs are no mini-batch of {batch_size}; more --rows")
     order = np.random.default_rng(0).permutation(len(inputs))
     starts = iter(range(0, 1 << 60, batch_size))
 
@@ -271,7 +287,7 @@ def _alone(trainer: Trainer, batch_size: int) -> dict[str, Any]:
         inputs.batch(chosen())
         synchronize()
 
-    alone: dict[str, Any] = {"loader": rates(batch_size, repeat_for(SECONDS_ALONE, load))}
+    alone: dict[str, Any] = {"loader": rates(batch_size, repeat_for(seconds, load))}
     dense, slots, labels = (part.to(step.table.device) for part in inputs.batch(chosen()))
     if step.table.num_resident < step.table.num_rows:
         slots = slots.cpu()
@@ -281,7 +297,10 @@ def _alone(trainer: Trainer, batch_size: int) -> dict[str, Any]:
         step(dense, staged, labels, None, 0.0)  # at learning rate 0 no weight moves
         synchronize()
 
-    alone["step"] = rates(batch_size, repeat_for(SECONDS_ALONE, run_step))
+    alone["step"] = rates(batch_size, repeat_for(seconds, run_step))
+    if staged.host_rows is not None:
+        row_bytes = 4 * step.table.dim
+        alone["staged_bytes"] = len(staged.host_rows) * row_bytes
     alone["phases_ms"] = _phases(trainer, inputs.batch, chosen, synchronize)
     step.take_loss_sum()
     return alone
@@ -373,8 +392,8 @@ def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.devi
                 products.append((gradient, weight))
             total += sum(seconds(*pair) for pair in products)
             num_flops += 2 * len(products) * batch_size * num_in * num_out
-    square = torch.randn(4096, 4096, device=device, dtype=dtype)
-    peak = 2 * 4096**3 / seconds(square, square) / 1e9
+    square = torch.randn(2048, 2048, device=device, dtype=dtype)
+    peak = 2 * 2048**3 / seconds(square, square) / 1e9
     return {"products_ms": 1e3 * total, "flops": num_flops, "peak_gflops": peak}
 
 

@@ -54,14 +54,6 @@ def test_any_number_of_resident_rows_gives_the_same_bits(optimizer, num_resident
         assert torch.equal(state[name], expected[name]), name
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("num_resident", [0, 20, 50])
-def test_cuda_agrees_with_the_cpu(num_resident):
-    state = train(num_resident, "sgd", torch.device("cuda"))
-    torch.testing.assert_close(state["rows"], train(50, "sgd")["rows"], rtol=1e-5, atol=1e-6)
-
-
 def test_hot_batches_touch_no_host_row():
     table = EmbeddingTable(torch.rand(10, 2), 4, 8, CPU)
     assert table.stage(torch.tensor([[0, 3], [1, 2]])).host_rows is None

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Everything that a machine with CUDA must show, in one command: under 8 minutes on one H200.
+#
+#   bench/gpu_suite.sh [folder for the results, default bench/results]
+#
+# Needs python3 (or PYTHON) with torch, numpy, scikit-learn and tqdm, and pytest for the tests; no
+# network and no data: logs are made with numpy. Memory: 64 GB, on the GPU 16 GB.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+results="${1:-bench/results}"
+PYTHON="${PYTHON:-python3}"
+ROWS="${ROWS:-2000000}"
+WORK_DIR="${WORK_DIR:-input/bench}"
+DEVICE="${DEVICE:-cuda}"
+read -ra methods <<<"${METHODS:-plain+hybrid plain+gpu baseline baseline+resident fae+hot fae \
+  fae+budget=67108864 fae+budget=16777216 fae+eager fae+bf16 slipstream slipstream+bf16}"
+status=0
+
+echo "== tests marked gpu"
+if "$PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
+  "$PYTHON" -m pytest -p no:cacheprovider -q tests/test_gpu.py || status=$?
+else
+  echo "skipped: no pytest or hypothesis here"
+fi
+
+echo "== the GPU against the CPU"
+"$PYTHON" -m bench.gpu_check --device "$DEVICE" --output-dir "$results" || status=$?
+
+# Hybrid first: ratios are to it. `hot` trains hot inputs alone, to be held against all rows resident.
+echo "== throughput, Kaggle's model and table sizes, mini-batch 2048"
+"$PYTHON" -m bench.throughput --model kaggle --published-sizes true --rows "$ROWS" \
+  --work-dir "$WORK_DIR" --output-dir "$results" --device "$DEVICE" \
+  --mini-batch-size 2048 --hot-emb-gpu-mem 268435456 --block-samples 131072 --num-workers 4 \
+  --methods "${methods[@]}" || status=$?
+exit "$status"

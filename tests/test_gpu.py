@@ -1,0 +1,86 @@
+"""What only a GPU can show; each has a twin on the CPU in another module."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import MODEL_FLAGS, saved_rows
+from test_embedding import train as train_table
+from test_equivalence import train
+
+import dlrm_s_pytorch
+import fae_train
+import slipstream_train
+from dlrm_data_pytorch import load_segregated
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
+CUDA = ["--device", "cuda"]
+# Sums in another order, over 200 steps; a row missed or updated twice is far outside.
+CLOSE = {"rtol": 1e-2, "atol": 1e-4}
+
+
+def assert_close(first, second):
+    first, second = saved_rows(first), saved_rows(second)
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], **CLOSE, err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+@pytest.mark.parametrize("num_resident", [0, 20, 50])
+def test_the_table_agrees_with_the_cpu(num_resident, optimizer):
+    state = train_table(num_resident, optimizer, torch.device("cuda"))
+    expected = train_table(50, optimizer)
+    torch.testing.assert_close(state["rows"], expected["rows"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+@pytest.mark.parametrize("graph", ["true", "false"])
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_any_number_of_resident_rows(segregated, tmp_path, overlap, graph, optimizer):
+    """Consecutive cold batches share rows, so a row that staging loses or doubles shows."""
+    prepared = load_segregated(segregated)
+    flags = ["--segregated-data-dir", segregated, "--optimizer", optimizer]
+    if optimizer == "rwsadagrad":
+        flags += ["--learning-rate", "0.01"]
+    train(fae_train, tmp_path, "cpu", *flags)
+    for num_resident in (0, prepared.num_hot, len(prepared.slot_of_row)):
+        where = ["--num-resident", num_resident, "--overlap", overlap, "--cuda-graph", graph]
+        train(fae_train, tmp_path, str(num_resident), *flags, *CUDA, *where)
+        assert_close(tmp_path / "cpu", tmp_path / str(num_resident))
+
+
+@pytest.mark.parametrize("device_data", ["true", "false"])
+def test_baseline_stages_every_batch_ahead(processed, tmp_path, device_data):
+    flags = ["--processed-data-file", processed, "--device-data", device_data]
+    train(dlrm_s_pytorch, tmp_path, "cpu", *flags)
+    train(dlrm_s_pytorch, tmp_path, "cuda", *flags, *CUDA, "--test-freq", "7")
+    assert_close(tmp_path / "cpu", tmp_path / "cuda")
+
+
+def test_deterministic_runs_have_the_same_bits(segregated, tmp_path):
+    flags = ["--segregated-data-dir", segregated, *CUDA, "--deterministic", "true"]
+    try:
+        for name in ("first", "second"):
+            train(fae_train, tmp_path, name, *flags)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    first, second = saved_rows(tmp_path / "first"), saved_rows(tmp_path / "second")
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_precisions_learn_alike(segregated, tmp_path, precision):
+    flags = ["--segregated-data-dir", segregated, *CUDA, "--alpha", "0.5"]
+    auc = {}
+    for name in ("fp32", precision):
+        auc[name] = train(slipstream_train, tmp_path, name, *flags, "--precision", name)["auc"]
+    assert auc["fp32"] == pytest.approx(auc[precision], abs=0.01)
+
+
+def test_peak_memory_is_reported(segregated, tmp_path):
+    summary = fae_train.main(
+        ["--segregated-data-dir", str(segregated), "--runs-dir", str(tmp_path), *MODEL_FLAGS] + CUDA
+    )
+    assert summary["peak_device_bytes"] > 120 * 8 * 4

@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import TABLE_SIZES
+
+from bench import plain_dlrm, throughput
+from bench.turns import parse_method
+from dlrm_data_pytorch import baseline_data, load_processed
+from dlrm_s_pytorch import DLRM_Net, make_optimizer
+from slipstream.embedding import EmbeddingTable, initial_rows
+from slipstream.step import TrainStep
+from slipstream.trainer import evaluate
+
+BOT, TOP = [3, 16, 8], [16, 1]
+
+
+def test_the_yardstick_is_the_same_model(processed):
+    """Plain PyTorch and the engine, the same 40 mini-batches: equal weights, equal evaluation."""
+    prepared = baseline_data(load_processed(processed))
+    train, test = prepared.data.cold, prepared.data.test
+    plain_model = plain_dlrm.PlainDLRM(BOT, TOP, TABLE_SIZES.tolist(), 1)
+    plain = plain_dlrm.PlainTraining(plain_model, 0.2, 64)
+    model = DLRM_Net(BOT, TOP, len(TABLE_SIZES), seed=1)
+    rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
+    table = EmbeddingTable(rows, len(rows), 64 * 5, torch.device("cpu"))
+    step = TrainStep(model, table, make_optimizer(model, "sgd"), 64)
+    dataset = plain_dlrm.ClickDataset(train)
+    seen = 0
+    for start in range(0, 40 * 64, 64):
+        chosen = torch.arange(start, start + 64)
+        plain.step(dataset[chosen])
+        dense, slots, labels = train.batch(chosen.numpy())
+        step(dense, table.enter(table.stage(slots)), labels, None, 0.2)
+        seen += len(labels)
+    learned = torch.cat([bag.weight for bag in plain_model.rows.tables]).detach()
+    torch.testing.assert_close(learned, table.state()["rows"], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(learned, initial_rows(TABLE_SIZES.tolist(), 8, None, 1), atol=1e-3)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(plain_model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    expected = evaluate(model, table, test, 100)
+    got = plain_dlrm.evaluate(plain_model, plain_dlrm.ClickDataset(test), 100)
+    assert got["auc"] == pytest.approx(expected["auc"], abs=1e-3)
+    assert got["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-4)
+
+
+def test_an_epoch_of_the_yardstick_holds_every_input_once(processed):
+    train = load_processed(processed).splits()[0]
+    dataset = plain_dlrm.ClickDataset(train)
+    dataset.dense[:, 0] = torch.arange(len(train))
+    batches = list(plain_dlrm.batches(dataset, 100, 1, 0, False))
+    seen = torch.cat([dense[:, 0] for dense, _, _ in batches]).long()
+    assert sorted(seen.tolist()) == list(range(len(train))) != seen.tolist()
+    dense, ids, labels = batches[3]
+    chosen = dense[:, 0].long().numpy()
+    assert np.array_equal(ids.t().numpy(), train.categories[chosen])
+    assert np.array_equal(labels.numpy(), train.labels[chosen])
+
+
+def test_methods_are_read():
+    assert parse_method("fae+budget=500+bf16") == ("fae", {"bf16"}, 500)
+    for wrong in ("other", "fae+fast", "fae+budget=0"):
+        with pytest.raises((ValueError, Exception), match="not known|expected"):
+            parse_method(wrong)
+
+
+def test_throughput_of_all_methods(tmp_path, capsys):
+    """Every method consumes the log once; the file holds what the table shows."""
+    methods = ["plain", "baseline", "fae", "slipstream"]
+    report = throughput.main(
+        ["--rows", "7000", "--work-dir", str(tmp_path), "--output-dir", str(tmp_path)]
+        + ["--mini-batch-size", "64", "--methods", *methods, "--hot-emb-gpu-mem", "100000"]
+        + [
+            "--block-samples",
+            "640",
+            "--device",
+            "cpu",
+            "--num-threads",
+            "1",
+            "--seconds-alone",
+            "0.05",
+        ]
+    )
+    [path] = tmp_path.glob("throughput_kaggle_*.json")
+    assert json.loads(path.read_text()) == report
+    results = report["sizes"]["64"]
+    shown = capsys.readouterr().out
+    for method in methods:
+        row = results[method]
+        assert row["trained_per_s"]["p10"] <= row["trained_per_s"]["p50"] and method in shown
+        assert row["consumed_per_s"] > 0 and row["loader"]["p50"] > row["step"]["p50"]
+    assert results["slipstream"]["num_blocks"] < results["fae"]["num_blocks"]
+    phases = results["fae"]["phases_ms"]
+    assert phases["step"] > phases["forward"] > 0 and phases["gather"] > 0
+    assert results["floor"]["fp32"]["products_ms"] > 0
