@@ -119,7 +119,10 @@ class DeviceInputs:
     def _select(self, inputs: np.ndarray | slice, *arrays: Tensor) -> list[Tensor]:
         if isinstance(inputs, slice):
             return [array[inputs] for array in arrays]
-        chosen = torch.from_numpy(inputs).to(self.device, non_blocking=True)
+        numbers = torch.from_numpy(inputs)
+        if self.device.type == "cuda":
+            numbers = numbers.pin_memory()  # else a large batch's copy waits for the device
+        chosen = numbers.to(self.device, non_blocking=True)
         return [array.index_select(0, chosen) for array in arrays]
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:

@@ -33,11 +33,13 @@ from slipstream.npz import fingerprint  # noqa: E402
 
 METHODS = {
     "baseline": ("dlrm_s_pytorch.py", ()),
+    "baseline-bf16": ("dlrm_s_pytorch.py", ("--precision", "bf16")),
     "fae": ("fae_train.py", ()),
     "slipstream-none": ("slipstream_train.py", ("--drop-policy", "none")),
     "slipstream-stale": ("slipstream_train.py", ("--drop-policy", "stale")),
     "slipstream-random": ("slipstream_train.py", ("--drop-policy", "random")),
 }
+DEFAULT_METHODS = [name for name in METHODS if name != "baseline-bf16"]
 FIGURES = ("auc", "log_loss", "samples", "training_s", "program_s")
 
 
@@ -140,7 +142,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         "--methods",
         nargs="+",
         choices=METHODS,
-        default=list(METHODS),
+        default=DEFAULT_METHODS,
         help="methods to compare; differences are to the first",
     )
     parser.add_argument(

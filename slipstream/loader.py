@@ -4,8 +4,8 @@ thread.
 With `overlap` one thread works through, in this order for each cold batch k: cut k + 1 and stage
 its rows, write the rows of k back. So the rows of k + 1 travel while the device trains k and the
 hot batches after it; what k changes of them after they were gathered is handed on by the device
-(`EmbeddingTable.enter`). Hot batches are cut ahead too; one that the drop rule replaces meanwhile
-is cut again.
+(`EmbeddingTable.enter`). Another thread cuts hot batches ahead, for the first one waits for the
+device; a batch that the drop rule replaces meanwhile is cut again.
 
 Without `overlap` everything happens in the calling thread, in the order of the batches. Both give
 the same weights bit for bit on a CPU.
@@ -96,6 +96,7 @@ class Loader:
         self._inputs = {True: hot, False: cold}
         self.table, self._hot_rows_resident = table, hot_rows_resident
         self._worker = ThreadPoolExecutor(1, "loader") if overlap else None
+        self._cutter = ThreadPoolExecutor(1, "cutter") if overlap else None
         self._ahead: dict[bool, Future[_Cut]] = {}
         self._last_task: Future[Any] | None = None
         self._failure: BaseException | None = None
@@ -118,8 +119,10 @@ class Loader:
             return None
         cut = self._take(planned)
         staged = cut.staged
-        if staged is None:
-            staged = self._do(lambda: self.table.stage(cut.slots))
+        if staged is None and planned.hot and self._hot_rows_resident:
+            staged = self.table.stage(cut.slots)  # no host row: nothing to wait for
+        elif staged is None:
+            staged = self._in_turn(lambda: self.table.stage(cut.slots))
         device = self.table.device
         staged = self.table.enter(staged)
         if staged.host_rows is not None:
@@ -161,9 +164,10 @@ class Loader:
             raise self._failure
 
     def close(self) -> None:
-        """End the host thread after its last task."""
-        if self._worker is not None:
-            self._worker.shutdown()
+        """End the host threads after their last tasks."""
+        for thread in (self._worker, self._cutter):
+            if thread is not None:
+                thread.shutdown()
 
     def _take(self, planned: PlannedBatch) -> _Cut:
         future = self._ahead.pop(planned.hot, None)
@@ -176,13 +180,13 @@ class Loader:
     def _cut_ahead(self, hot: bool, after: Any) -> None:
         """Let the host thread prepare the next batch of a kind."""
         assert self._plan is not None
-        if self._worker is None or self._inputs[hot].device.type != "cpu":
+        if self._cutter is None or self._inputs[hot].device.type != "cpu":
             return
         planned = self._plan.peek(hot)
         if planned is None:
             return
         if hot or not self._hot_rows_resident:
-            self._ahead[hot] = self._submit(lambda: self._cut(planned, None))
+            self._ahead[hot] = self._cutter.submit(lambda: self._cut(planned, None))
             return
         self._num_staged += 1
         area, before = self._num_staged % 2, self._current
@@ -202,8 +206,8 @@ class Loader:
             weights = None if weights is None else weights.pin_memory()
         return _Cut(planned, dense, labels, weights, slots, staged)
 
-    def _do(self, task: Callable[[], T]) -> T:
-        """Run a task behind all that the host thread has still to do."""
+    def _in_turn(self, task: Callable[[], T]) -> T:
+        """Run a task behind all staging and writing back that was asked for before."""
         return task() if self._worker is None else self._submit(task).result()
 
     def _submit(self, task: Callable[[], T]) -> Future[T]:

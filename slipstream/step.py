@@ -147,6 +147,7 @@ class _StepGraph:
     def __init__(self, step: TrainStep, dense: Tensor, index: Tensor, labels: Tensor) -> None:
         self.dense, self.index = dense.clone(), index.clone()
         self.labels, self.weights = labels.clone(), torch.ones_like(labels)
+        self._is_weighted = False
         # Warming up and capturing must not train: at learning rate 0 nothing moves.
         self.learning_rate = torch.zeros((), device=dense.device)
         staged = StagedBatch(self.index)
@@ -177,9 +178,10 @@ class _StepGraph:
         self.dense.copy_(dense, non_blocking=True)
         self.index.copy_(index, non_blocking=True)
         self.labels.copy_(labels, non_blocking=True)
-        if weights is None:
-            self.weights.fill_(1.0)
-        else:
+        if weights is not None:
             self.weights.copy_(weights, non_blocking=True)
+        elif self._is_weighted:
+            self.weights.fill_(1.0)
+        self._is_weighted = weights is not None
         self.learning_rate.fill_(learning_rate)
         self.graph.replay()

@@ -92,7 +92,7 @@ def train(num_resident, optimizer="sgd", overlap=False, device_data=False, spoil
         )
         if overlap:
             trainer.loader.close()
-            trainer.loader._worker = Inline()
+            trainer.loader._worker = trainer.loader._cutter = Inline()
         if spoil is not None:
             spoil(trainer)
         try:
