@@ -66,7 +66,7 @@ def train(method: str, seed: int, args: argparse.Namespace, flags: list[str]) ->
     if method.startswith("slipstream"):
         command += shlex.split(args.drop_flags)
     command += [*own_flags, "--processed-data-file", args.processed_data_file]
-    if method != "baseline":
+    if script != "dlrm_s_pytorch.py":
         command += ["--segregated-data-dir", args.segregated_data_dir]
     command += ["--runs-dir", args.runs_dir, "--run-name", name, "--seed", str(seed)]
     done = subprocess.run(

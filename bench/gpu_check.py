@@ -34,6 +34,7 @@ from slipstream.npz import open_npz  # noqa: E402
 from slipstream.runtime import choose_device, describe_machine, git_commit  # noqa: E402
 
 COPY_BYTES = 1 << 28
+MIN_ROWS = 6000
 # Largest difference from the CPU allowed: of a loss along the way, and of a weight at the end
 # relative to how far training moved the weights.
 TOLERANCES = {"fp32": (1e-4, 1e-3), "tf32": (2e-3, 5e-2), "bf16": (1e-2, 3e-1)}
@@ -151,7 +152,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", default="bench/results", help="folder of the JSON file; '': print only"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.rows < MIN_ROWS:
+        parser.error(f"--rows {args.rows}: at least {MIN_ROWS:,}, for ten mini-batches of 512")
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ instead of EmbeddingBags, where that package is installed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -36,6 +37,8 @@ from dlrm_s_pytorch import DLRM_Net  # noqa: E402
 from slipstream import cli  # noqa: E402
 from slipstream.embedding import initial_rows  # noqa: E402
 from slipstream.metrics import click_metrics  # noqa: E402
+from slipstream.runtime import choose_device  # noqa: E402
+from slipstream.step import autocast  # noqa: E402
 
 PLACEMENTS = ("cpu", "hybrid", "gpu")
 
@@ -137,7 +140,7 @@ class PlainDLRM(nn.Module):
         num_vectors = len(table_sizes) + 1
         start = DLRM_Net(arch_mlp_bot, arch_mlp_top, len(table_sizes), seed=seed)
         rows = initial_rows(table_sizes, arch_mlp_bot[-1], None, seed).split(table_sizes)
-        tables = [table.clone().to(self.table_device) for table in rows]
+        tables = [table.to(self.table_device) for table in rows]  # parts of one array on a CPU
         self.rows: nn.Module
         if fbgemm_learning_rate is None:
             self.rows = EmbeddingBags(tables)
@@ -163,16 +166,21 @@ class PlainDLRM(nn.Module):
 class PlainTraining:
     """A model and its optimizer, one `step` a mini-batch."""
 
-    def __init__(self, model: PlainDLRM, learning_rate: float, batch_size: int) -> None:
-        self.model, self.batch_size = model, batch_size
+    def __init__(
+        self, model: PlainDLRM, learning_rate: float, batch_size: int, precision: str = "fp32"
+    ) -> None:
+        self.model, self.batch_size, self.precision = model, batch_size, precision
         self.optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         """Train on one mini-batch, its loss divided by the full size as in our trainers."""
         dense, ids, labels = batch
-        logits = self.model(dense, ids)
+        with autocast(self.model.mlp_device, self.precision):
+            logits = self.model(dense, ids)
         labels = labels.to(logits.device, non_blocking=True)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            logits.float(), labels, reduction="sum"
+        )
         self.optimizer.zero_grad()
         (loss / self.batch_size).backward()
         self.optimizer.step()
@@ -222,13 +230,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="FBGEMM's fused tables",
     )
     cli.add_seed_flag(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.arch_mlp_top[-1] != 1:
+        parser.error(f"--arch-mlp-top ends in {args.arch_mlp_top[-1]}; expected 1, the logit")
+    if args.fbgemm and importlib.util.find_spec("fbgemm_gpu") is None:
+        parser.error("--fbgemm true: the package fbgemm-gpu is not installed")
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one epoch and evaluate; prints and returns the result."""
     args = parse_args(argv)
+    choose_device("cpu" if args.placement == "cpu" else "cuda")
     log = load_processed(args.processed_data_file)
+    num_dense = log.inputs.dense.shape[1]
+    if args.arch_mlp_bot[0] != num_dense:
+        raise ValueError(
+            f"--arch-mlp-bot starts with {args.arch_mlp_bot[0]}; the data have {num_dense} dense "
+            "features"
+        )
     train, test, _ = (ClickDataset(part) for part in log.splits())
     model = PlainDLRM(
         args.arch_mlp_bot,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,22 +37,19 @@ from slipstream.runtime import (  # noqa: E402
     tune_process,
 )
 from slipstream.staleness import DropRule, DropSettings  # noqa: E402
-from slipstream.synthetic import KAGGLE_TABLE_SIZES  # noqa: E402
+from slipstream.step import set_precision  # noqa: E402
 from slipstream.trainer import Progress, Trainer  # noqa: E402
 
+ENGINE_OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "budget"}
 OPTIONS = {
-    "bf16",
-    "tf32",
-    "compile",
-    "eager",
-    "resident",
-    "hot",
-    "tuned",
-    "fbgemm",
-    "hybrid",
-    "gpu",
+    "plain": {"bf16", "tf32", "tuned", "fbgemm", "hybrid", "gpu"},
+    "baseline": ENGINE_OPTIONS - {"budget"},
+    "fae": ENGINE_OPTIONS | {"hot"},
+    "slipstream": ENGINE_OPTIONS,
 }
+EXCLUSIVE = ({"bf16", "tf32"}, {"hybrid", "gpu"})
 NUM_PHASE_STEPS = 30
+NUM_PRODUCTS = 5  # in a row, so that launching them is not what is measured
 
 
 class Enough(Exception):
@@ -60,18 +57,18 @@ class Enough(Exception):
 
 
 def parse_method(text: str) -> tuple[str, set[str], int | None]:
-    """Split `name+option+budget=BYTES`; raises `ValueError` for a part that is not known."""
+    """Split `name+option+budget=BYTES`; raises `ValueError` for what does not go together."""
     name, *words = text.split("+")
-    budget = None
-    options = set()
-    for word in words:
-        if word.startswith("budget="):
-            budget = cli.positive_int(word.removeprefix("budget="))
-        else:
-            options.add(word)
-    if name not in ("plain", "baseline", "fae", "slipstream") or options - OPTIONS:
-        raise ValueError(f"method {text!r} is not known; --help lists names and options")
-    return name, options, budget
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    if name not in OPTIONS:
+        raise ValueError(f"method {text!r}: {name} is not known; --help lists names and options")
+    unknown = sorted(given.keys() - OPTIONS[name])
+    clash = [sorted(group) for group in EXCLUSIVE if len(group & given.keys()) > 1]
+    if unknown or clash:
+        reason = f"takes no {unknown[0]}" if unknown else f"takes one of {' and '.join(clash[0])}"
+        raise ValueError(f"method {text!r}: {name} {reason}; --help lists names and options")
+    budget = cli.positive_int(given.pop("budget")) if "budget" in given else None
+    return name, set(given), budget
 
 
 class Pace:
@@ -136,7 +133,7 @@ def work(connection: Connection, method: str, job: dict[str, Any]) -> None:
         connection.send(
             {"peak_rss_bytes": peak_rss_bytes(), "peak_device_bytes": peak_device_bytes()}
         )
-    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+    except Exception as error:  # whatever it is, the conductor names the method and ends
         connection.send({"error": f"{type(error).__name__}: {error}"})
 
 
@@ -148,17 +145,23 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
         tune_cpu(job["num_threads"])
     log = load_processed(job["processed"])
     train = plain_dlrm.ClickDataset(log.splits()[0])
+    num_features, table_sizes = train.ids.shape[1], log.table_sizes.tolist()
+    del log  # the dataset holds copies
+    check_batch(len(train), job["batch_size"])
     placement = next(iter(options & {"hybrid", "gpu"}), "cpu")
     model = plain_dlrm.PlainDLRM(
         cli.layer_sizes(job["bot"]),
         cli.layer_sizes(job["top"]),
-        log.table_sizes.tolist(),
+        table_sizes,
         job["seed"],
         placement,
         job["learning_rate"] if "fbgemm" in options else None,
     )
+    assert num_features == len(table_sizes)
     batch_size = job["batch_size"]
-    training = plain_dlrm.PlainTraining(model, job["learning_rate"], batch_size)
+    precision = next(iter(options & {"bf16", "tf32"}), "fp32")
+    set_precision(model.mlp_device, precision)
+    training = plain_dlrm.PlainTraining(model, job["learning_rate"], batch_size, precision)
 
     def synchronize() -> None:
         if placement != "cpu":
@@ -172,12 +175,13 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
         training.step(batch)
         synchronize()
 
-    connection.send({"ready": True})
-    connection.recv()
-    stream = iter(loader())
-    batch = next(stream)
-    alone: dict[str, Any] = {"step": rates(batch_size, repeat_for(job["seconds_alone"], step))}
-    alone["loader"] = rates(batch_size, _times_of(stream, job["seconds_alone"]))
+    be_ready(connection)
+    alone: dict[str, Any] = {"loader": rates(batch_size, _times_of(loader(), job["seconds_alone"]))}
+    batch = next(iter(loader()))
+    [group] = training.optimizer.param_groups
+    group["lr"] = 0.0  # (FBGEMM's tables keep their own rate)
+    alone["step"] = rates(batch_size, repeat_for(job["seconds_alone"], step))
+    group["lr"] = job["learning_rate"]
     connection.send(alone)
     pace, trained, num_steps = Pace(connection, len(train)), 0, 0
     pace.begin()
@@ -190,8 +194,24 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
                 pace.report(trained, trained)
 
 
-def _times_of(stream: Iterator[Any], seconds: float) -> list[float]:
-    """Seconds that each item of a stream took, for a while."""
+def check_batch(num_inputs: int, batch_size: int) -> None:
+    """Raise `ValueError` for fewer inputs than two mini-batches."""
+    if num_inputs < 2 * batch_size:
+        raise ValueError(f"{num_inputs} inputs are too few for mini-batches of {batch_size}")
+
+
+def be_ready(connection: Connection) -> None:
+    """Say so, forget the memory that starting took, and wait for the first turn."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    connection.send({"ready": True})
+    connection.recv()
+
+
+def _times_of(stream: Any, seconds: float) -> list[float]:
+    """Seconds that each full mini-batch of a DataLoader took, for a while."""
     times: list[float] = []
     begin = start = time.perf_counter()
     for _ in stream:
@@ -200,13 +220,12 @@ def _times_of(stream: Iterator[Any], seconds: float) -> list[float]:
         start = now
         if now - begin > seconds:
             break
-    return times
+    return times[:-1] or times  # the last one may be smaller
 
 
 def _work_engine(connection: Connection, method: str, job: dict[str, Any]) -> None:
     trainer, clocks, pace, settings = _build_engine(connection, method, job)
-    connection.send({"ready": True})
-    connection.recv()
+    be_ready(connection)
     alone = _alone(trainer, job["batch_size"], job["seconds_alone"])
     connection.send({**alone, "settings": settings})
     pace.begin()
@@ -240,6 +259,7 @@ def _build_engine(
     if "hot" in options:
         nothing = prepared.data.cold.rows(0, 0)
         prepared = replace(prepared, data=replace(prepared.data, cold=nothing))
+    check_batch(prepared.data.num_train, job["batch_size"])
     if "resident" in options:
         args.num_resident = int(prepared.table_sizes.sum())
     device = choose_device(job["device"])
@@ -260,14 +280,13 @@ def _build_engine(
     )
     hot_inputs = len(prepared.data.hot) / prepared.data.num_train
     settings |= {"num_resident": table.num_resident, "hot_inputs": hot_inputs}
+    if prepared.num_hot:
+        settings["segregation_s"] = prepared.manifest.get("seconds")
     return trainer, clocks, pace, settings
 
 
 def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
-    """The loader, the step, and the phases of steps, each without the rest.
-
-    The rows are put back afterwards: training starts from the same weights in every method.
-    """
+    """The loader, the step with its staging on a batch at hand, and the phases of steps."""
     step, data = trainer.step, trainer.data
     inputs = data.cold if len(data.cold) >= batch_size else data.hot
     if len(inputs) < batch_size:
@@ -288,19 +307,20 @@ def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
         synchronize()
 
     alone: dict[str, Any] = {"loader": rates(batch_size, repeat_for(seconds, load))}
-    dense, slots, labels = (part.to(step.table.device) for part in inputs.batch(chosen()))
-    if step.table.num_resident < step.table.num_rows:
-        slots = slots.cpu()
-    staged = step.table.enter(step.table.stage(slots))
+    table = step.table
+    dense, slots, labels = inputs.batch(chosen())
 
     def run_step() -> None:
-        step(dense, staged, labels, None, 0.0)  # at learning rate 0 no weight moves
+        staged = table.enter(table.stage(slots))
+        # At learning rate 0 no weight moves.
+        step(dense.to(table.device), staged, labels.to(table.device), None, 0.0)
+        table.write_back(staged, table.lane.mark())
         synchronize()
 
     alone["step"] = rates(batch_size, repeat_for(seconds, run_step))
-    if staged.host_rows is not None:
-        row_bytes = 4 * step.table.dim
-        alone["staged_bytes"] = len(staged.host_rows) * row_bytes
+    host_rows = table.stage(slots).host_rows
+    if host_rows is not None:
+        alone["staged_bytes"] = len(host_rows) * 4 * table.dim
     alone["phases_ms"] = _phases(trainer, inputs.batch, chosen, synchronize)
     step.take_loss_sum()
     return alone
@@ -312,11 +332,14 @@ def _phases(
     chosen: Callable[[], np.ndarray],
     synchronize: Callable[[], None],
 ) -> dict[str, float]:
-    """Median milliseconds of each phase of a step, the device waited for between them."""
+    """Median milliseconds of each phase of a step, the device waited for between them.
+
+    On CUDA without a graph, and so slower in sum than the steps that are trained.
+    """
     step, table = trainer.step, trainer.table
     times: dict[str, list[float]] = {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(phase: str) -> Iterator[None]:
         synchronize()
         start = time.perf_counter()
@@ -347,7 +370,8 @@ def _phases(
                 dense, slots, labels = cut(chosen())
             with timed("staging"):
                 staged = table.enter(table.stage(slots))
-            dense, labels = dense.to(table.device), labels.to(table.device)
+            with timed("inputs to device"):
+                dense, labels = dense.to(table.device), labels.to(table.device)
             with timed("step"):
                 step(dense, staged, labels, None, 0.0)
             with timed("write back"):
@@ -363,10 +387,11 @@ def _phases(
 
 
 def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.device, bf16: bool):
-    """Milliseconds of a step's matrix products alone, and the peak rate (GFLOP/s) of a square one.
+    """Milliseconds of the MLPs' matrix products alone, and the rate (GFLOP/s) of a square one.
 
     For each layer the product forward, to its input's gradient (not the first) and to its weight's,
-    timed alone and summed: a step cannot be faster than that, whatever surrounds them.
+    timed alone, several in a row, and summed: about what a step takes if all else is free. The
+    interaction's small products are not in it.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
 
@@ -375,11 +400,12 @@ def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.devi
             torch.cuda.synchronize()
 
     def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-        def product() -> None:
-            left @ right
+        def products() -> None:
+            for _ in range(NUM_PRODUCTS):
+                left @ right
             synchronize()
 
-        return float(np.median(repeat_for(0.1, product)))
+        return float(np.median(repeat_for(0.1, products))) / NUM_PRODUCTS
 
     total, num_flops = 0.0, 0
     for sizes in (bot, top):
@@ -399,14 +425,19 @@ def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.devi
 
 def measure_floor(connection: Connection, job: dict[str, Any]) -> None:
     """`floor_ms` for fp32 and bf16, with our settings, in a process of its own."""
+    try:
+        connection.send(_floors(job))
+    except Exception as error:
+        connection.send({"error": f"{type(error).__name__}: {error}"})
+
+
+def _floors(job: dict[str, Any]) -> dict[str, Any]:
     device = choose_device(job["device"])
-    tune_cpu(job["num_threads"])
+    tune_process(device, job["num_threads"], "fp32", False)
     bot, top = cli.layer_sizes(job["bot"]), cli.layer_sizes(job["top"])
-    num_vectors = len(KAGGLE_TABLE_SIZES) + 1
+    num_vectors = job["num_features"] + 1
     top = [job["dim"] + num_vectors * (num_vectors - 1) // 2, *top]
-    result = {
+    return {
         precision: floor_ms(bot, top, job["batch_size"], device, precision == "bf16")
         for precision in ("fp32", "bf16")
     }
-    tune_process(device, job["num_threads"], "fp32", False)
-    connection.send(result)

@@ -1,3 +1,5 @@
+import ctypes
+
 import pytest
 import torch
 
@@ -35,6 +37,35 @@ def test_products_that_would_be_rounded_are_refused(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", rounded)
     assert not use_onednn(True)
     assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize(
+    "differs", [{"amx_tile": True}, {"avx512_f": False}, {"architecture": "x"}]
+)
+def test_other_cpus_keep_pytorchs_choice(monkeypatch, differs):
+    able = {"amx_tile": False, "avx512_f": True, "architecture": "x86_64", **differs}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert not use_onednn(True)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+
+
+def test_what_is_said_is_so():
+    taken = use_onednn(True)
+    assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if taken else "ieee")
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_both_thresholds_of_malloc_are_set(monkeypatch, taken):
+    calls = []
+
+    class Library:
+        def mallopt(self, option, value):
+            calls.append((option, value))
+            return taken
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    assert keep_freed_memory() == bool(taken)
+    assert (-3, 1 << 30) in calls and (not taken or (-1, 1 << 30) in calls)
 
 
 def test_settings_are_reported():

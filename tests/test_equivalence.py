@@ -1,5 +1,8 @@
 """What must not change the result, does not change one bit of any weight."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 from helpers import MODEL_FLAGS, assert_same_weights, saved_rows, segregate_small
@@ -8,6 +11,7 @@ import dlrm_s_pytorch
 import fae_train
 import slipstream_train
 from dlrm_data_pytorch import load_segregated
+from slipstream.embedding import EmbeddingTable
 
 STEPS = ["--num-batches", "200", "--nepochs", "5"]
 
@@ -67,6 +71,32 @@ def test_baseline_that_stages_every_batch_ahead(processed, tmp_path, evaluate):
     where = ["--num-resident", "0", "--overlap", "true", "--test-freq", evaluate]
     train(dlrm_s_pytorch, tmp_path, "ahead", *flags, *where)
     assert_same_weights(tmp_path / "ahead", tmp_path / "all")
+
+
+def test_evaluation_waits_for_rows_on_their_way_home(processed, tmp_path, monkeypatch):
+    """Write-backs that take longer than a step: what is evaluated is what was trained."""
+    flags = ["--processed-data-file", processed, "--num-batches", "30", "--test-freq", "1"]
+    expected = train(dlrm_s_pytorch, tmp_path, "all", *flags)
+    plain = EmbeddingTable.write_back
+
+    def slow(*values):
+        time.sleep(0.02)
+        plain(*values)
+
+    monkeypatch.setattr(EmbeddingTable, "write_back", slow)
+    where = ["--num-resident", "0", "--overlap", "true"]
+    train(dlrm_s_pytorch, tmp_path, "ahead", *flags, *where)
+    for kind in ("auc", "log_loss"):
+        curves = [
+            [record[kind] for record in evaluations(tmp_path, name)] for name in ("all", "ahead")
+        ]
+        assert curves[0] == curves[1] and len(curves[0]) == 31
+    assert expected["step"] == 30
+
+
+def evaluations(tmp_path, name):
+    lines = (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == "evaluation"]
 
 
 def test_fae_with_everything_cold_is_the_baseline(processed, tmp_path):

@@ -9,6 +9,7 @@ from helpers import MODEL_FLAGS
 
 import dlrm_s_pytorch
 import slipstream_train
+from dlrm_s_pytorch import DLRM_Net
 from slipstream.staleness import DropSettings
 from slipstream.trainer import Trainer
 
@@ -119,3 +120,46 @@ def test_reported_losses_are_means_since_the_last_report(processed, tmp_path, mo
     losses = [r["loss"] for r in map(json.loads, lines) if r["kind"] == "evaluation"]
     assert len(losses) > 4 and np.ptp(losses) < 0.2 * losses[0]
     assert spy.summary["paused_s"] > 0 and spy.summary["training_s"] > 0
+
+
+def test_precision_reaches_training_and_evaluation(processed, tmp_path, monkeypatch):
+    plain, seen = DLRM_Net.forward, []
+
+    def forward(model, dense, rows):
+        logits = plain(model, dense, rows)
+        seen.append((torch.is_grad_enabled(), logits.dtype))
+        return logits
+
+    monkeypatch.setattr(DLRM_Net, "forward", forward)
+    weights = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        seen.clear()
+        spy = run(processed, tmp_path, monkeypatch, "--num-batches", "3", "--precision", precision)
+        assert set(seen) == {(True, dtype), (False, dtype)}
+        weights[precision] = spy.model.bot_l[0].weight
+        assert weights[precision].dtype == torch.float32
+    assert not torch.equal(*weights.values())
+    torch.testing.assert_close(*weights.values(), rtol=0.05, atol=1e-2)
+
+
+def test_settings_are_logged(processed, tmp_path, monkeypatch):
+    run(processed, tmp_path, monkeypatch, "--num-batches", "1", "--num-threads", "1")
+    [path] = tmp_path.glob("baseline-*/log.jsonl")
+    start, *_, summary = map(json.loads, path.read_text().splitlines())
+    settings = start["settings"]
+    assert settings["threads"] == 1 and settings["precision"] == "fp32"
+    assert settings["matrix_products"] in ("onednn", "default") and "load_average" in settings
+    assert summary["peak_rss_bytes"] > 1e7 and summary["peak_device_bytes"] is None
+
+
+def test_tf32_is_refused_on_a_cpu(processed, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="tf32 is CUDA's"):
+        run(processed, tmp_path, monkeypatch, "--precision", "tf32")
+
+
+def test_a_compiled_model_learns_the_same(processed, tmp_path, monkeypatch):
+    """What is compiled here stays plain Python: only that the flag leads there."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    run(processed, tmp_path, monkeypatch, "--num-batches", "1", "--compile", "true")
+    assert len(compiled) == 1

@@ -106,3 +106,34 @@ def test_inputs_on_a_device_are_the_same_inputs():
         for got, expected in zip(moved.batch(chosen), source.batch(chosen), strict=True):
             torch.testing.assert_close(got, expected)
         assert torch.equal(moved.slots_of(chosen), source.slots_of(chosen))
+
+
+def spoil_write_back(loader, which):
+    """Let the `which`-th write-back fail."""
+    plain, count = loader.table.write_back, iter(range(1000))
+
+    def write_back(*values):
+        if next(count) == which:
+            raise ValueError("disk gone")
+        plain(*values)
+
+    loader.table.write_back = write_back
+
+
+def test_a_failed_write_back_is_raised_by_a_later_batch():
+    loader, *_ = make(True)
+    spoil_write_back(loader, 1)
+    with pytest.raises(ValueError, match="disk gone"):
+        while (batch := loader.next()) is not None:
+            loader.done(batch)
+    loader.close()
+
+
+def test_a_failed_last_write_back_is_raised_when_all_must_be_home():
+    loader, *_ = make(True, num_hot=0)
+    spoil_write_back(loader, 9)  # of 10 cold batches
+    while (batch := loader.next()) is not None:
+        loader.done(batch)
+    with pytest.raises(ValueError, match="disk gone"):
+        loader.settle()
+    loader.close()

@@ -1,9 +1,10 @@
+import argparse
 import json
 
 import numpy as np
 import pytest
 import torch
-from helpers import TABLE_SIZES
+from helpers import TABLE_SIZES, run_script
 
 from bench import plain_dlrm, throughput
 from bench.turns import parse_method
@@ -60,14 +61,33 @@ def test_an_epoch_of_the_yardstick_holds_every_input_once(processed):
 
 def test_methods_are_read():
     assert parse_method("fae+budget=500+bf16") == ("fae", {"bf16"}, 500)
-    for wrong in ("other", "fae+fast", "fae+budget=0"):
-        with pytest.raises((ValueError, Exception), match="not known|expected"):
-            parse_method(wrong)
+    assert parse_method("plain+bf16+hybrid") == ("plain", {"bf16", "hybrid"}, None)
+    wrong = ["other", "fae+fast", "plain+hot", "plain+budget=7", "baseline+tuned", "baseline+hot"]
+    for method in [*wrong, "fae+bf16+tf32", "plain+hybrid+gpu", "fae+budget=0"]:
+        with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+            parse_method(method)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("throughput", ["--methods", "fae+quick"], "fae takes no quick"),
+        ("throughput", ["--processed-data-file", "no.npz"], "does not exist"),
+        ("throughput", ["--processed-data-file", "LOG", "--mini-batch-size", "9999"], "too few"),
+        ("plain_dlrm", ["--processed-data-file", "LOG", "--arch-mlp-bot", "7-8"], "3 dense"),
+        ("plain_dlrm", ["--processed-data-file", "LOG", "--arch-mlp-top", "7-8"], "expected 1"),
+        ("gpu_check", ["--device", "cpu", "--rows", "100"], "at least 6,000"),
+    ],
+)
+def test_bad_input_is_one_line(processed, tmp_path, script, flags, message):
+    flags = [str(processed) if flag == "LOG" else flag for flag in flags]
+    status, _, errors = run_script(f"bench/{script}.py", *flags)
+    assert status == 2 and len(errors) == 1 and message in errors[0], errors
 
 
 def test_throughput_of_all_methods(tmp_path, capsys):
     """Every method consumes the log once; the file holds what the table shows."""
-    methods = ["plain", "baseline", "fae", "slipstream"]
+    methods = ["plain", "plain+bf16+tuned", "baseline", "fae", "slipstream"]
     report = throughput.main(
         ["--rows", "7000", "--work-dir", str(tmp_path), "--output-dir", str(tmp_path)]
         + ["--mini-batch-size", "64", "--methods", *methods, "--hot-emb-gpu-mem", "100000"]
