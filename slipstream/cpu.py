@@ -23,17 +23,17 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 1 << 30
 
 
-def tune_cpu(num_threads: int = 0) -> dict[str, Any]:
+def tune_cpu(num_threads: int = 0, products: bool = True) -> dict[str, Any]:
     """Apply the module's settings; returns what took effect, for the log.
 
-    `num_threads` 0 leaves PyTorch's choice.
+    `num_threads` 0 leaves PyTorch's choice; `products` false leaves matrix products alone.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
     return {
         "threads": torch.get_num_threads(),
         "memory_kept": keep_freed_memory(),
-        "matrix_products": "onednn" if use_onednn(True) else "default",
+        "matrix_products": "onednn" if products and use_onednn(True) else "default",
     }
 
 

@@ -197,12 +197,14 @@ class EmbeddingTable:
         behind the mark `after`. A batch without host rows touches no host row memory. Raises
         `ValueError` when the batch needs more distinct host rows than the area holds.
         """
-        if self.num_resident == self.num_rows or slots.device.type != "cpu":
+        if slots.device.type != "cpu":
             return StagedBatch(slots)
+        if self.num_resident == self.num_rows:
+            return StagedBatch(self._locked(slots))
         places = slots.numpy()
         on_host = places >= self.num_resident
         if not on_host.any():
-            return StagedBatch(slots)
+            return StagedBatch(self._locked(slots))
         host_rows, place = self._distinct(places[on_host] - self.num_resident, area)
         if len(host_rows) > self._area_rows[area]:
             raise ValueError(
@@ -225,7 +227,11 @@ class EmbeddingTable:
                 else:
                     torch.index_select(home, 0, selected, out=staging)
             self._arrived[area] = arrived = self.lane.mark()
-        return StagedBatch(torch.from_numpy(index), area, host_rows, shared, arrived)
+        return StagedBatch(self._locked(torch.from_numpy(index)), area, host_rows, shared, arrived)
+
+    def _locked(self, values: Tensor) -> Tensor:
+        """Page-locked for CUDA: copies of 64 kB and more from other memory wait for the device."""
+        return values.pin_memory() if self.device.type == "cuda" else values
 
     def _staged(self, on_device: Tensor, area: int, host_rows: np.ndarray) -> Tensor:
         start = self._area_start[area]
@@ -250,7 +256,8 @@ class EmbeddingTable:
         if not len(known):
             return None
         source = old[known].astype(np.int64) + self._area_start[before.area]
-        return torch.from_numpy(source), torch.from_numpy(known + self._area_start[area])
+        target = known + self._area_start[area]
+        return self._locked(torch.from_numpy(source)), self._locked(torch.from_numpy(target))
 
     def enter(self, staged: StagedBatch) -> StagedBatch:
         """Make a staged batch the current one: its index on the device, its rows up to date."""

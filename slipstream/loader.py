@@ -119,8 +119,8 @@ class Loader:
             return None
         cut = self._take(planned)
         staged = cut.staged
-        if staged is None and planned.hot and self._hot_rows_resident:
-            staged = self.table.stage(cut.slots)  # no host row: nothing to wait for
+        if staged is None and self._needs_no_host_row(cut):
+            staged = self.table.stage(cut.slots)  # nothing to wait for
         elif staged is None:
             staged = self._in_turn(lambda: self.table.stage(cut.slots))
         device = self.table.device
@@ -168,6 +168,10 @@ class Loader:
         for thread in (self._worker, self._cutter):
             if thread is not None:
                 thread.shutdown()
+
+    def _needs_no_host_row(self, cut: _Cut) -> bool:
+        all_resident = self.table.num_resident == self.table.num_rows
+        return all_resident or (cut.planned.hot and self._hot_rows_resident)
 
     def _take(self, planned: PlannedBatch) -> _Cut:
         future = self._ahead.pop(planned.hot, None)

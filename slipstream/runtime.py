@@ -118,10 +118,11 @@ def tune_process(
 
     set_precision(device, precision)
     if device.type == "cuda":
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        # What determinism needs is read once, when cuBLAS starts: so for every run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
-    chosen = {"precision": precision, "deterministic": deterministic, **tune_cpu(num_threads)}
+    chosen = {"precision": precision, "deterministic": deterministic}
+    chosen |= tune_cpu(num_threads, products=device.type == "cpu")
     with contextlib.suppress(OSError):
         # Other work on the same cores disturbs every time that is measured here.
         chosen["load_average"] = os.getloadavg()[0]

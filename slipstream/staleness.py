@@ -67,7 +67,12 @@ def critical_thresholds(change: Tensor, hot: HotInputs, inputs: np.ndarray, k: i
         part = slice(start, start + CHUNK)
         slots = hot.slots_of(inputs[part]).to(change.device)
         changes = change[slots]  # (chunk, F)
-        kth = changes.amax(1) if k == changes.shape[1] else changes.kthvalue(k, dim=1).values
+        if k == changes.shape[1]:
+            kth = changes.amax(1)
+        elif changes.device.type == "cpu":
+            kth = changes.kthvalue(k, dim=1).values
+        else:  # CUDA's kthvalue is no deterministic operation
+            kth = changes.sort(dim=1).values[:, k - 1]
         critical[part] = kth.cpu().numpy()
     return critical
 
@@ -193,7 +198,10 @@ class DropRule:
         return len(self._pool)
 
     def touch(self, slots: Tensor) -> None:
-        """Note the rows (B, F) that a batch updates while a window is open."""
+        """Note the rows (B, F) that a batch updates while a window is open.
+
+        Places in the device array serve as well, where all hot rows are resident.
+        """
         if self._touched is not None:
             rows = slots.flatten().clamp(max=self.num_hot)
             self._touched.index_fill_(0, rows.to(self._touched.device), True)

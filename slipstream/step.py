@@ -48,7 +48,7 @@ def set_precision(device: torch.device, precision: str) -> None:
     if precision == "tf32" and device.type != "cuda":
         raise ValueError("--precision tf32 is CUDA's; take fp32 or bf16 on a CPU")
     if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 class TrainStep:
@@ -132,9 +132,13 @@ class TrainStep:
         self._loss_sum += loss_sum.detach()
 
     def _capture(self, dense: Tensor, staged: StagedBatch, labels: Tensor) -> _StepGraph | None:
+        stream, loss_sum = torch.cuda.current_stream(), self._loss_sum.clone()
         try:
             return _StepGraph(self, dense, staged.index, labels)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own one current
+            torch.cuda.synchronize()
+            self._loss_sum.copy_(loss_sum)
             # Another kind of optimizer step or a driver that cannot: slower, not wrong.
             warnings.warn(f"no CUDA graph, steps run one kernel at a time: {error}", stacklevel=2)
             self._use_graph = False

@@ -14,11 +14,11 @@ def train(num_resident, optimizer, device=CPU, steps=30, num_rows=50, dim=4):
     table = EmbeddingTable(weight, num_resident, 6 * 3, device, optimizer)
     for _ in range(steps):
         slots = torch.randint(0, num_rows, (6, 3), generator=generator)
-        staged = table.stage(slots)
+        staged = table.enter(table.stage(slots))
         rows = table.lookup(staged)
         gradient = rows * torch.rand(6, 3, dim, generator=generator).to(device)
         table.update(staged, gradient, 0.1)
-        table.write_back(staged)
+        table.write_back(staged, table.lane.mark())
     return table.state()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL_FLAGS, saved_rows
+from helpers import MODEL_FLAGS, saved_rows, segregate_small
 from test_embedding import train as train_table
 from test_equivalence import train
 
@@ -38,8 +38,9 @@ def test_the_table_agrees_with_the_cpu(num_resident, optimizer):
 @pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
 @pytest.mark.parametrize("graph", ["true", "false"])
 @pytest.mark.parametrize("overlap", ["true", "false"])
-def test_any_number_of_resident_rows(segregated, tmp_path, overlap, graph, optimizer):
+def test_any_number_of_resident_rows(processed, tmp_path, overlap, graph, optimizer):
     """Consecutive cold batches share rows, so a row that staging loses or doubles shows."""
+    segregated = segregate_small(processed, "--hot-threshold", "0.0005", "--optimizer", optimizer)
     prepared = load_segregated(segregated)
     flags = ["--segregated-data-dir", segregated, "--optimizer", optimizer]
     if optimizer == "rwsadagrad":
