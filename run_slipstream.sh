@@ -4,7 +4,7 @@
 #
 #   RAW_DATA=path/to/train.txt ./run_slipstream.sh --drop-percentage 20
 #
-# Synthetic log (1 M rows), 2 cores: 17 s of training, 1.0 GB of memory, test AUC 0.772.
+# Synthetic log (1 M rows), 2 cores: 9 s of training, 0.9 GB of memory, test AUC 0.772.
 set -euo pipefail
 RAW_DATA="${RAW_DATA:+$(realpath -m -- "$RAW_DATA")}"
 cd "$(dirname "$0")"

@@ -5,7 +5,7 @@
 #
 # Disk: 7.2 GB processed (14 GB while preprocessing), as much again segregated. Memory: 2.2 GB of
 # embedding rows. Expected: AUC about 0.79 to 0.80 after 1 epoch (Meta's script at mini-batch 128:
-# 0.80), about 20 minutes on 2 CPU cores. Both from smaller logs and others' runs, not yet measured.
+# 0.80), about 10 minutes on 2 CPU cores. Both from smaller logs and others' runs, not yet measured.
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"
