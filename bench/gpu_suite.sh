@@ -13,7 +13,7 @@ ROWS="${ROWS:-2000000}"
 WORK_DIR="${WORK_DIR:-input/bench}"
 DEVICE="${DEVICE:-cuda}"
 read -ra methods <<<"${METHODS:-plain+hybrid plain+gpu baseline baseline+resident fae+hot fae \
-  fae+budget=67108864 fae+budget=16777216 fae+eager fae+bf16 slipstream slipstream+bf16}"
+  slipstream fae+budget=16777216 slipstream+budget=16777216 fae+eager fae+bf16 slipstream+bf16}"
 status=0
 
 echo "== tests marked gpu"
@@ -26,6 +26,8 @@ fi
 echo "== the GPU against the CPU"
 "$PYTHON" -m bench.gpu_check --device "$DEVICE" --output-dir "$results" || status=$?
 
+# On a log of 2 M rows 256 MB hold every row that occurs: all inputs are hot. 16 MB leave about a
+# quarter of them cold, which is more like 256 MB on the whole of Kaggle.
 # Hybrid first: ratios are to it. `hot` trains hot inputs alone, to be held against all rows resident.
 echo "== throughput, Kaggle's model and table sizes, mini-batch 2048"
 "$PYTHON" -m bench.throughput --model kaggle --published-sizes true --rows "$ROWS" \

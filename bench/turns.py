@@ -49,6 +49,7 @@ OPTIONS = {
 }
 EXCLUSIVE = ({"bf16", "tf32"}, {"hybrid", "gpu"})
 NUM_PHASE_STEPS = 30
+MIN_BATCHES = 20  # more than the workers of a DataLoader have ready
 NUM_PRODUCTS = 5  # in a row, so that launching them is not what is measured
 
 
@@ -211,14 +212,16 @@ def be_ready(connection: Connection) -> None:
 
 
 def _times_of(stream: Any, seconds: float) -> list[float]:
-    """Seconds that each full mini-batch of a DataLoader took, for a while."""
+    """Seconds that each full mini-batch of a DataLoader took, for a while, once it has started."""
     times: list[float] = []
+    stream = iter(stream)
+    next(stream)
     begin = start = time.perf_counter()
     for _ in stream:
         now = time.perf_counter()
         times.append(now - start)
         start = now
-        if now - begin > seconds:
+        if now - begin > seconds and len(times) > MIN_BATCHES:
             break
     return times[:-1] or times  # the last one may be smaller
 

@@ -163,3 +163,16 @@ def test_a_compiled_model_learns_the_same(processed, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
     run(processed, tmp_path, monkeypatch, "--num-batches", "1", "--compile", "true")
     assert len(compiled) == 1
+
+
+def test_reported_losses_are_means_of_weighted_inputs_too(segregated, tmp_path):
+    """Without learning the loss stays where it was, though kept inputs count five times."""
+    summary = slipstream_train.main(
+        ["--segregated-data-dir", str(segregated), "--runs-dir", str(tmp_path), *MODEL_FLAGS]
+        + "--learning-rate 1e-9 --test-freq 10 --drop-percentage 80 --stale-keep-rate 0.2".split()
+        + ["--count-untouched-as-stale", "true", "--run-name", "kept"]
+    )
+    assert summary["dropped"] > 0
+    lines = (tmp_path / "kept/log.jsonl").read_text().splitlines()
+    losses = [r["loss"] for r in map(json.loads, lines) if r["kind"] == "evaluation"]
+    assert len(losses) > 4 and np.ptp(losses) < 0.3 * losses[0]
