@@ -7,7 +7,7 @@ rows are fp32; `precision` says in what the MLPs and the interaction compute:
     tf32   CUDA: matrix products with 10 bits of mantissa
     bf16   autocast; 1.1 (mini-batch 128) to 1.5 times fp32's speed on a CPU with AVX512-BF16
 
-On CUDA a step of full size is captured once as a graph and replayed: some 80 kernels of a few
+On CUDA a step of full size is captured once as a graph and replayed: dozens of kernels of a few
 microseconds each would otherwise wait for Python. Where capture fails, or for another size or an
 optimizer that cannot be captured (Adagrad), the step runs as written.
 
