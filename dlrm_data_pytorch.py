@@ -346,7 +346,7 @@ def load_segregated(
 
 
 def move_resident_inputs(
-    data: TrainingData, prepared: PreparedData, table: EmbeddingTable, always: bool
+    prepared: PreparedData, table: EmbeddingTable, always: bool
 ) -> TrainingData:
     """Copy the training inputs whose rows are all on the device there too.
 
@@ -359,11 +359,11 @@ def move_resident_inputs(
         "cold": table.num_resident == table.num_rows,
     }
     for name in (name for name, fits in resident.items() if fits):
-        inputs = getattr(data, name)
+        inputs = getattr(prepared.data, name)
         needed = DeviceInputs.bytes_needed(inputs)
         if always or 2 * needed <= free_device_bytes(table.device):
             moved[name] = DeviceInputs(inputs, table.device)
-    return replace(data, **moved)
+    return replace(prepared.data, **moved)
 
 
 def baseline_data(log: ClickLog) -> PreparedData:

@@ -174,11 +174,7 @@ def _build(
     args: argparse.Namespace, prepared: PreparedData, device: torch.device
 ) -> tuple[DLRM_Net, EmbeddingTable]:
     num_dense, num_features = prepared.data.test.dense.shape[1], len(prepared.table_sizes)
-    if args.arch_mlp_bot[0] != num_dense:
-        raise ValueError(
-            f"--arch-mlp-bot starts with {args.arch_mlp_bot[0]}; the data have {num_dense} dense "
-            "features"
-        )
+    cli.check_mlp_bot(args.arch_mlp_bot, num_dense)
     model = DLRM_Net(
         args.arch_mlp_bot,
         args.arch_mlp_top,
@@ -249,7 +245,7 @@ def build_trainer(
     """The training loop that `args` asks for; without `log`, `Trainer.run` must not be let end."""
     data = prepared.data
     if args.device_data != "false" and table.device.type == "cuda":
-        data = move_resident_inputs(data, prepared, table, args.device_data == "true")
+        data = move_resident_inputs(prepared, table, args.device_data == "true")
     overlap = args.overlap == "true" or (args.overlap == "auto" and table.device.type == "cuda")
     return Trainer(
         step=TrainStep(

@@ -36,6 +36,7 @@ from dlrm_data_pytorch import ClickInputs, load_processed  # noqa: E402
 from dlrm_s_pytorch import DLRM_Net  # noqa: E402
 from slipstream import cli  # noqa: E402
 from slipstream.embedding import initial_rows  # noqa: E402
+from slipstream.interaction import interaction_pairs  # noqa: E402
 from slipstream.metrics import click_metrics  # noqa: E402
 from slipstream.runtime import choose_device  # noqa: E402
 from slipstream.step import autocast  # noqa: E402
@@ -149,8 +150,7 @@ class PlainDLRM(nn.Module):
         # Plain layers with the start's weights.
         self.bot_l = nn.Sequential(*start.bot_l).to(self.mlp_device)
         self.top_l = nn.Sequential(*start.top_l).to(self.mlp_device)
-        row, column = torch.tril_indices(num_vectors, num_vectors, -1)
-        self.pairs = (row * num_vectors + column).to(self.mlp_device)
+        self.pairs = interaction_pairs(num_vectors, False)[0].to(self.mlp_device)
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         """Dense (B, num_dense) and ids (F, B) to logits (B,)."""
@@ -231,8 +231,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     cli.add_seed_flag(parser)
     args = parser.parse_args(argv)
-    if args.arch_mlp_top[-1] != 1:
-        parser.error(f"--arch-mlp-top ends in {args.arch_mlp_top[-1]}; expected 1, the logit")
+    cli.check_mlp_top(parser, args.arch_mlp_top)
     if args.fbgemm and importlib.util.find_spec("fbgemm_gpu") is None:
         parser.error("--fbgemm true: the package fbgemm-gpu is not installed")
     return args
@@ -243,12 +242,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     choose_device("cpu" if args.placement == "cpu" else "cuda")
     log = load_processed(args.processed_data_file)
-    num_dense = log.inputs.dense.shape[1]
-    if args.arch_mlp_bot[0] != num_dense:
-        raise ValueError(
-            f"--arch-mlp-bot starts with {args.arch_mlp_bot[0]}; the data have {num_dense} dense "
-            "features"
-        )
+    cli.check_mlp_bot(args.arch_mlp_bot, log.inputs.dense.shape[1])
     train, test, _ = (ClickDataset(part) for part in log.splits())
     model = PlainDLRM(
         args.arch_mlp_bot,

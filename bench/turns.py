@@ -99,6 +99,12 @@ class Pace:
         self._start = time.perf_counter()
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for a CUDA device; a CPU has nothing outstanding."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def repeat_for(seconds: float, task: Callable[[], Any]) -> list[float]:
     """Seconds of each of as many runs of `task` as fit, after two to warm up."""
     task()
@@ -146,7 +152,7 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
         tune_cpu(job["num_threads"])
     log = load_processed(job["processed"])
     train = plain_dlrm.ClickDataset(log.splits()[0])
-    num_features, table_sizes = train.ids.shape[1], log.table_sizes.tolist()
+    table_sizes = log.table_sizes.tolist()
     del log  # the dataset holds copies
     check_batch(len(train), job["batch_size"])
     placement = next(iter(options & {"hybrid", "gpu"}), "cpu")
@@ -158,15 +164,10 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
         placement,
         job["learning_rate"] if "fbgemm" in options else None,
     )
-    assert num_features == len(table_sizes)
     batch_size = job["batch_size"]
     precision = next(iter(options & {"bf16", "tf32"}), "fp32")
     set_precision(model.mlp_device, precision)
     training = plain_dlrm.PlainTraining(model, job["learning_rate"], batch_size, precision)
-
-    def synchronize() -> None:
-        if placement != "cpu":
-            torch.cuda.synchronize()
 
     def loader() -> Any:
         pin = placement != "cpu"
@@ -174,7 +175,7 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
 
     def step() -> None:
         training.step(batch)
-        synchronize()
+        synchronize(model.mlp_device)
 
     be_ready(connection)
     alone: dict[str, Any] = {"loader": rates(batch_size, _times_of(loader(), job["seconds_alone"]))}
@@ -191,7 +192,7 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
             training.step(batch)
             trained, num_steps = trained + len(batch[2]), num_steps + 1
             if num_steps % job["block_steps"] == 0:
-                synchronize()
+                synchronize(model.mlp_device)
                 pace.report(trained, trained)
 
 
@@ -227,7 +228,7 @@ def _times_of(stream: Any, seconds: float) -> list[float]:
 
 
 def _work_engine(connection: Connection, method: str, job: dict[str, Any]) -> None:
-    trainer, clocks, pace, settings = _build_engine(connection, method, job)
+    trainer, pace, settings = _build_engine(connection, method, job)
     be_ready(connection)
     alone = _alone(trainer, job["batch_size"], job["seconds_alone"])
     connection.send({**alone, "settings": settings})
@@ -240,7 +241,7 @@ def _work_engine(connection: Connection, method: str, job: dict[str, Any]) -> No
 
 def _build_engine(
     connection: Connection, method: str, job: dict[str, Any]
-) -> tuple[Trainer, Clocks, Pace, dict[str, Any]]:
+) -> tuple[Trainer, Pace, dict[str, Any]]:
     name, options, budget = parse_method(method)
     precision = next(iter(options & {"bf16", "tf32"}), "fp32")
     flags = (
@@ -285,7 +286,7 @@ def _build_engine(
     settings |= {"num_resident": table.num_resident, "hot_inputs": hot_inputs}
     if prepared.num_hot:
         settings["segregation_s"] = prepared.manifest.get("seconds")
-    return trainer, clocks, pace, settings
+    return trainer, pace, settings
 
 
 def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
@@ -301,16 +302,12 @@ def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
         start = next(starts) % max(len(order) - batch_size, 1)
         return order[start : start + batch_size]
 
-    def synchronize() -> None:
-        if step.table.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def load() -> None:
         inputs.batch(chosen())
-        synchronize()
+        synchronize(table.device)
 
-    alone: dict[str, Any] = {"loader": rates(batch_size, repeat_for(seconds, load))}
     table = step.table
+    alone: dict[str, Any] = {"loader": rates(batch_size, repeat_for(seconds, load))}
     dense, slots, labels = inputs.batch(chosen())
 
     def run_step() -> None:
@@ -318,13 +315,13 @@ def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
         # At learning rate 0 no weight moves.
         step(dense.to(table.device), staged, labels.to(table.device), None, 0.0)
         table.write_back(staged, table.lane.mark())
-        synchronize()
+        synchronize(table.device)
 
     alone["step"] = rates(batch_size, repeat_for(seconds, run_step))
     host_rows = table.stage(slots).host_rows
     if host_rows is not None:
         alone["staged_bytes"] = len(host_rows) * 4 * table.dim
-    alone["phases_ms"] = _phases(trainer, inputs.batch, chosen, synchronize)
+    alone["phases_ms"] = _phases(trainer, inputs.batch, chosen)
     step.take_loss_sum()
     return alone
 
@@ -333,7 +330,6 @@ def _phases(
     trainer: Trainer,
     cut: Callable[..., Any],
     chosen: Callable[[], np.ndarray],
-    synchronize: Callable[[], None],
 ) -> dict[str, float]:
     """Median milliseconds of each phase of a step, the device waited for between them.
 
@@ -344,10 +340,10 @@ def _phases(
 
     @contextlib.contextmanager
     def timed(phase: str) -> Iterator[None]:
-        synchronize()
+        synchronize(table.device)
         start = time.perf_counter()
         yield
-        synchronize()
+        synchronize(table.device)
         times.setdefault(phase, []).append(time.perf_counter() - start)
 
     def wrapped(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -398,15 +394,11 @@ def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.devi
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
 
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
         def products() -> None:
             for _ in range(NUM_PRODUCTS):
                 left @ right
-            synchronize()
+            synchronize(device)
 
         return float(np.median(repeat_for(0.1, products))) / NUM_PRODUCTS
 

@@ -354,7 +354,18 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
             f"--arch-mlp-bot ends in {args.arch_mlp_bot[-1]}; expected {dim}, the value of "
             "--arch-sparse-feature-size"
         )
-    if args.arch_mlp_top[-1] != 1:
-        parser.error(
-            f"--arch-mlp-top ends in {args.arch_mlp_top[-1]}; expected 1, the click's logit"
+    check_mlp_top(parser, args.arch_mlp_top)
+
+
+def check_mlp_top(parser: argparse.ArgumentParser, sizes: list[int]) -> None:
+    """Refuse a top MLP that does not end in one value, by `parser.error`."""
+    if sizes[-1] != 1:
+        parser.error(f"--arch-mlp-top ends in {sizes[-1]}; expected 1, the click's logit")
+
+
+def check_mlp_bot(sizes: list[int], num_dense: int) -> None:
+    """Raise `ValueError` for a bottom MLP that does not start with the data's dense features."""
+    if sizes[0] != num_dense:
+        raise ValueError(
+            f"--arch-mlp-bot starts with {sizes[0]}; the data have {num_dense} dense features"
         )

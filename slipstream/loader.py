@@ -94,7 +94,7 @@ class Loader:
         hot_rows_resident: bool,
     ) -> None:
         self._inputs = {True: hot, False: cold}
-        self.table, self._hot_rows_resident = table, hot_rows_resident
+        self.table, self.hot_rows_resident = table, hot_rows_resident
         self._worker = ThreadPoolExecutor(1, "loader") if overlap else None
         self._cutter = ThreadPoolExecutor(1, "cutter") if overlap else None
         self._ahead: dict[bool, Future[_Cut]] = {}
@@ -171,7 +171,7 @@ class Loader:
 
     def _needs_no_host_row(self, cut: _Cut) -> bool:
         all_resident = self.table.num_resident == self.table.num_rows
-        return all_resident or (cut.planned.hot and self._hot_rows_resident)
+        return all_resident or (cut.planned.hot and self.hot_rows_resident)
 
     def _take(self, planned: PlannedBatch) -> _Cut:
         future = self._ahead.pop(planned.hot, None)
@@ -189,7 +189,7 @@ class Loader:
         planned = self._plan.peek(hot)
         if planned is None:
             return
-        if hot or not self._hot_rows_resident:
+        if hot or not self.hot_rows_resident:
             self._ahead[hot] = self._cutter.submit(lambda: self._cut(planned, None))
             return
         self._num_staged += 1

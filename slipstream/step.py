@@ -101,11 +101,6 @@ class TrainStep:
         self._loss_sum.zero_()
         return loss_sum
 
-    @property
-    def is_graph(self) -> bool:
-        """Whether full batches are replayed as a graph."""
-        return self._graph is not None
-
     def _run(
         self,
         dense: Tensor,

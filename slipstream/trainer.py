@@ -164,7 +164,7 @@ class Trainer:
             seed,
         )
         self.test_freq, self.print_freq, self.max_steps = test_freq, print_freq, max_steps
-        self._on_report, self._hot_rows_resident = on_report, hot_rows_resident
+        self._on_report = on_report
         self.progress = Progress()
         self._loss_weight = 0.0
 
@@ -243,7 +243,9 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         if self.drop_rule is not None:
             # The index is on the device; the slots would have to be brought there.
-            self.drop_rule.touch(batch.staged.index if self._hot_rows_resident else batch.slots)
+            self.drop_rule.touch(
+                batch.staged.index if self.loader.hot_rows_resident else batch.slots
+            )
         rate = self.learning_rate.at(self.progress.step)
         self.step(batch.dense, batch.staged, batch.labels, batch.weights, rate)
         self.loader.done(batch)
