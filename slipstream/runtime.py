@@ -25,6 +25,30 @@ def check_free_disk(folder: str | Path, needed_bytes: int, purpose: str) -> None
         )
 
 
+def available_memory_bytes() -> int:
+    """Memory that this process may still take: what the machine, or its control group, has free.
+
+    Page cache counts as free, for the kernel gives it back.
+    """
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = 1024 * int(
+            next(li for li in lines if li.startswith("MemAvailable:")).split()[1]
+        )
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, StopIteration, ValueError):  # "max" where none is set
+            group = Path("/sys/fs/cgroup")
+            most, taken = (int((group / name).read_text()) for name in (limit, used))
+            statistics = (group / limit).with_name("memory.stat").read_text().splitlines()
+            spare = next(li for li in statistics if li.startswith(cache + " ")).split()[1]
+            available = min(available, most - taken + int(spare))
+    return max(available, 0)
+
+
 def peak_rss_bytes() -> int:
     """Peak resident memory of this process so far, in bytes."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
