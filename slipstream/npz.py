@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import struct
 import zipfile
@@ -23,8 +24,165 @@ import numpy as np
 
 ALIGNMENT = 64  # bytes; a cache line, and what the .npy format pads its own header to
 LOCAL_HEADER_BYTES = 30
-ZIP64_EXTRA_BYTES = 20  # what zipfile itself appends to the extra field of a zip64 member
-COPY_BYTES = 1 << 24
+ZIP64_EXTRA_BYTES = 20
+ZIP64_SIZE = 0xFFFFFFFF  # in a field of 32 bits: see the zip64 one
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and type of a member that `NpzWriter` is to write."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the data alone."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class NpzWriter:
+    """Writes an uncompressed .npz whose shapes are known, its members in any order or interleaved.
+
+    Data go to `<path>.partial`, each array at a multiple of 64 bytes; `finish` completes, syncs and
+    renames it, so `path` is either the old file or the whole new one. `progress` makes what was
+    written durable and returns what a later process needs to go on from there.
+
+    Args:
+        path: the file to write.
+        specs: the members in the order of the file.
+        progress: of an earlier writer of the same file and specs; None starts anew.
+    """
+
+    def __init__(
+        self, path: str | Path, specs: Mapping[str, Spec], progress: dict[str, Any] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._members = _layout(specs)
+        self._file = open(self.partial, "wb" if progress is None else "r+b")
+        for name, member in self._members.items():
+            if progress is not None:
+                member.num_written, member.crc = progress[name]
+            else:
+                self._write_at(member.start, member.array_header)
+
+    def append(self, name: str, chunk: np.ndarray) -> None:
+        """Write the next values of a member: an array of its type, cut along the first axis.
+
+        Members may be appended to by several threads, each by one. Raises `OSError` (full disk).
+        """
+        member = self._members[name]
+        data = np.ascontiguousarray(chunk, member.spec.dtype).reshape(-1).view(np.uint8).data
+        if member.num_written + len(data) > member.spec.num_bytes:
+            raise ValueError(f"{name}: got more values than its shape {member.spec.shape}")
+        self._write_at(member.start + len(member.array_header) + member.num_written, data)
+        member.crc = zlib.crc32(data, member.crc)
+        member.num_written += len(data)
+
+    def _write_at(self, offset: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            num_written = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[num_written:], offset + num_written
+
+    def progress(self) -> dict[str, Any]:
+        """Sync what was written; the result is plain JSON, for the constructor."""
+        os.fsync(self._file.fileno())
+        return {name: [part.num_written, part.crc] for name, part in self._members.items()}
+
+    def finish(self) -> None:
+        """Write the directory and put the file in its place. `ValueError`: a member is short."""
+        for name, member in self._members.items():
+            if member.num_written != member.spec.num_bytes:
+                raise ValueError(
+                    f"{name}: got {member.num_written} bytes; expected shape {member.spec.shape}"
+                )
+            self._write_at(member.header_offset, member.local_header())
+        end = max((member.end for member in self._members.values()), default=0)
+        directory = b"".join(member.directory_entry() for member in self._members.values())
+        self._write_at(end, directory + _end_of_zip(len(self._members), len(directory), end))
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self.partial, self.path)
+
+    def close(self) -> None:
+        """Close the file; it stays as `<path>.partial` unless finished."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Close the file and delete it, unless finished."""
+        self._file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+@dataclass
+class _Member:
+    """A stored zip64 member of known size (PKWARE's APPNOTE, 4.3 and 4.5.3)."""
+
+    name: bytes
+    spec: Spec
+    header_offset: int
+    array_header: bytes
+    crc: int
+    num_written: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the .npy inside."""
+        return len(self.array_header) + self.spec.num_bytes
+
+    @property
+    def start(self) -> int:
+        """Where the .npy starts; its padding makes the data start on a multiple of 64."""
+        unpadded = self.header_offset + LOCAL_HEADER_BYTES + len(self.name) + ZIP64_EXTRA_BYTES + 4
+        return unpadded + -unpadded % ALIGNMENT
+
+    @property
+    def end(self) -> int:
+        """Where the next member may start."""
+        return self.start + self.size
+
+    def _fields(self, extra_length: int) -> bytes:
+        # Version 4.5, no flags, stored, 1980-01-01: the same arrays give the same bytes.
+        sizes = (ZIP64_SIZE, ZIP64_SIZE, len(self.name), extra_length)
+        return struct.pack("<HHHHHLLLHH", 45, 0, 0, 0, 0x21, self.crc, *sizes)
+
+    def local_header(self) -> bytes:
+        """The header before the data."""
+        extra = struct.pack("<HHQQ", 1, 16, self.size, self.size)
+        before = self.header_offset + LOCAL_HEADER_BYTES + len(self.name) + len(extra) + 4
+        extra += struct.pack("<HH", 0x5853, self.start - before) + bytes(self.start - before)
+        return b"PK\x03\x04" + self._fields(len(extra)) + self.name + extra
+
+    def directory_entry(self) -> bytes:
+        """The entry in the directory at the file's end."""
+        extra = struct.pack("<HHQQQ", 1, 24, self.size, self.size, self.header_offset)
+        made_by_unix = struct.pack("<H", 3 << 8 | 45)
+        rest = struct.pack("<HHHLL", 0, 0, 0, 0o600 << 16, ZIP64_SIZE)
+        fields = self._fields(len(extra)) + rest
+        return b"PK\x01\x02" + made_by_unix + fields + self.name + extra
+
+
+def _layout(specs: Mapping[str, Spec]) -> dict[str, _Member]:
+    members, offset = {}, 0
+    for name, spec in specs.items():
+        header = io.BytesIO()
+        described = {"fortran_order": False, "shape": spec.shape}
+        described["descr"] = np.lib.format.dtype_to_descr(spec.dtype)
+        np.lib.format.write_array_header_1_0(header, described)
+        data = header.getvalue()
+        member = _Member(f"{name}.npy".encode(), spec, offset, data, zlib.crc32(data))
+        members[name], offset = member, member.end
+    return members
+
+
+def _end_of_zip(num_members: int, directory_bytes: int, directory_offset: int) -> bytes:
+    numbers = (num_members, num_members, directory_bytes, directory_offset)
+    end64 = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, *numbers)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, directory_offset + directory_bytes, 1)
+    short = (min(num_members, 0xFFFF),) * 2 + (ZIP64_SIZE, ZIP64_SIZE, 0)
+    return end64 + locator + struct.pack("<4sHHHHLLH", b"PK\x05\x06", 0, 0, *short)
 
 
 @dataclass(frozen=True)
@@ -40,55 +198,19 @@ class ArrayStream:
 
 
 def write_npz(path: str | Path, members: Mapping[str, np.ndarray | ArrayStream]) -> None:
-    """Write `members` to `path` uncompressed, each array's data at a multiple of 64 bytes.
+    """Write `members` to `path`, uncompressed and atomically.
 
-    The file is written beside `path` as `<name>.partial`, synced and renamed, so `path` is either
-    the old file or the whole new one. Raises `OSError` (full disk, no permission) and `ValueError`
-    (a stream that does not add up to its shape); nothing is left behind in either case.
+    Raises `OSError` (full disk, no permission) and `ValueError` (a stream that does not add up to
+    its shape); nothing is left behind in either case.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    writer = NpzWriter(path, {name: Spec(data.shape, data.dtype) for name, data in members.items()})
     try:
-        with open(partial, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                for name, array in members.items():
-                    _write_member(archive, file, name, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        for name, data in members.items():
+            for chunk in data.chunks if isinstance(data, ArrayStream) else (data,):
+                writer.append(name, chunk)
+        writer.finish()
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_member(
-    archive: zipfile.ZipFile, file: BinaryIO, name: str, array: np.ndarray | ArrayStream
-) -> None:
-    if isinstance(array, np.ndarray):
-        array = ArrayStream(array.shape, array.dtype, (array,))
-    # A fixed time stamp: the same arrays give the same bytes.
-    info = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
-    fixed = LOCAL_HEADER_BYTES + len(info.filename.encode()) + ZIP64_EXTRA_BYTES + 4
-    padding = -(file.tell() + fixed) % ALIGNMENT
-    info.extra = struct.pack("<HH", 0x5853, padding) + bytes(padding)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header,
-        {
-            "descr": np.lib.format.dtype_to_descr(array.dtype),
-            "fortran_order": False,
-            "shape": array.shape,
-        },
-    )
-    num_written = 0
-    with archive.open(info, "w", force_zip64=True) as member:
-        member.write(header.getvalue())
-        for chunk in array.chunks:
-            chunk = np.ascontiguousarray(chunk, dtype=array.dtype)
-            num_written += chunk.size
-            if chunk.size:
-                member.write(chunk.reshape(-1).view(np.uint8).data)
-    if num_written != int(np.prod(array.shape)):
-        raise ValueError(f"{name}: got {num_written} values; expected shape {array.shape}")
+        writer.discard()
 
 
 def open_npz(path: str | Path, required: Sequence[str] = ()) -> dict[str, np.ndarray]:
