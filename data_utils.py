@@ -1,66 +1,50 @@
-"""Turn raw Criteo click logs into one processed .npz file that the trainers map into memory.
+"""Turn raw click logs into one processed .npz file that the trainers map into memory.
 
     python data_utils.py --data-set kaggle --raw-data-file input/kaggle/train.txt
 
-The log is streamed once, in blocks of whole lines, parsed by polars and checked to the last byte.
-Price: 2 to 3 seconds per million rows on 2 cores; 157 bytes of disk per row, and as much again
-while it runs; memory for the distinct categories (8 to 24 bytes each), not for the rows. A
-category's id is its rank among the sorted distinct values of its column, empty first, so ids
-depend on the log alone. A second run finds the file up to date and does nothing.
+The log is streamed once, in blocks of whole lines, parsed on all cores and checked to the last
+byte. A category's id is its rank among the sorted distinct values of its column (texts: of their
+digests), empty first, so ids depend on the log alone. Price: 2 s per million rows of Criteo on 2
+cores; disk for the rows (157 bytes each for Criteo), and for 8 million more while it runs; memory
+for the distinct categories of 8 million rows, at most --max-memory. A run that was interrupted goes
+on after the last raw file, table or part that was finished; a run that finds its file up to date
+does nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from slipstream.cli import Parser, add_seed_flag, positive_int, run_script, share
-from slipstream.criteo import KAGGLE_DAYS, RawFile, Rows, equal_days, parse_file
-from slipstream.encoding import ROW_BYTES, Encoder
-from slipstream.npz import open_npz, pack_manifest, unpack_manifest, write_npz
-from slipstream.runtime import check_free_disk, exclusive, peak_rss_bytes
+from slipstream import sources, taobao
+from slipstream.cli import Parser, add_seed_flag, byte_size, positive_int, run_script, share
+from slipstream.formats import FORMATS, LogFormat, Schema, read_column_file
+from slipstream.npz import open_npz, unpack_manifest
+from slipstream.parsing import Rows
+from slipstream.rawfile import RawFile, Tally, is_same_file, parse_file
+from slipstream.runtime import (
+    available_memory_bytes,
+    check_free_disk,
+    exclusive,
+    num_threads,
+    peak_rss_bytes,
+)
+from slipstream.stages import Work, work_folder
 
-VERSION = 1
-GZIP_RATIO = 3.5  # a Criteo log's size over its .gz's, for the estimate alone
-BLOCK_BYTES = 1 << 23  # as fast as 16 MB within the noise, 140 MB less memory; 4 MB is slower
-SAMPLE_BYTES = 1 << 20
-
-
-def find_raw_files(data_set: str, raw_data_file: str | Path, num_days: int) -> list[Path]:
-    """The log's files in order; each plain or `.gz`. `FileNotFoundError` names a missing one."""
-    raw = Path(raw_data_file)
-    if data_set == "kaggle":
-        names = [raw / "train.txt" if raw.is_dir() else raw]
-        advice = "--raw-data-file takes Criteo Kaggle's train.txt, its .gz, or their folder"
-    else:
-        prefix = raw / "day" if raw.is_dir() else raw
-        names = [prefix.with_name(f"{prefix.name}_{day}") for day in range(num_days)]
-        advice = f"--num-days {num_days} reads day_0 to day_{num_days - 1}, each plain or .gz"
-    paths = []
-    for name in names:
-        candidates = [name, name.with_name(name.name + ".gz")]
-        found = [path for path in candidates if path.is_file()]
-        if not found:
-            raise FileNotFoundError(f"{name} does not exist, nor does its .gz; {advice}")
-        paths.append(found[0])
-    return paths
-
-
-def default_processed_file(data_set: str, raw_data_file: str | Path) -> Path:
-    """`<stem>_processed.npz` beside the raw file (in it, where the raw path is a folder)."""
-    raw = Path(raw_data_file)
-    if raw.is_dir():
-        raw /= "train.txt" if data_set == "kaggle" else "day"
-    return raw.with_name(raw.name.removesuffix(".gz").removesuffix(".txt") + "_processed.npz")
+VERSION = 2
+BLOCK_BYTES = 1 << 23
+PROCESS_BYTES = 250 << 20  # Python and its libraries
+MIN_STAGE_BYTES = 256 << 20
+BLOCK_COPIES = 12  # of a block's bytes, in all forms it takes while it is parsed
 
 
 def preprocess(
@@ -68,19 +52,21 @@ def preprocess(
     raw_data_file: str | Path,
     processed_data_file: str | Path | None = None,
     *,
+    columns: str | Path | None = None,
     num_days: int = 24,
     max_ind_range: int = -1,
     data_sub_sample_rate: float = 0.0,
+    bad_lines: int = 0,
+    max_memory: int | None = None,
     seed: int = 123,
     block_bytes: int = BLOCK_BYTES,
 ) -> bool:
     """Build `processed_data_file` from a raw log; False when it was up to date already.
 
     Raises `ValueError` (bad options, a bad line, a corrupt file) and `OSError` (missing file, full
-    disk); the output is then what it was before, and nothing else is left behind.
+    disk); the output is then what it was before. Raw files that were encoded to their ends are kept
+    in `<processed_data_file>.work` for the next run; nothing else is left behind.
     """
-    if data_set not in ("kaggle", "terabyte"):
-        raise ValueError(f"--data-set: got {data_set!r}; expected kaggle or terabyte")
     if max_ind_range < 1 and max_ind_range != -1:
         raise ValueError(f"--max-ind-range: got {max_ind_range}; expected -1 (off) or at least 1")
     if data_set == "terabyte" and num_days < 2:
@@ -88,94 +74,126 @@ def preprocess(
     if not 0 <= data_sub_sample_rate < 1:
         got = f"--data-sub-sample-rate: got {data_sub_sample_rate}"
         raise ValueError(f"{got}; expected at least 0 and less than 1")
-    processed = Path(processed_data_file or default_processed_file(data_set, raw_data_file))
+    log_format = choose_format(data_set, columns)
+    schema = taobao.SCHEMA if data_set == "taobao" else log_format.schema
+    processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
     if processed.suffix != ".npz" or processed.is_dir():
         raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
-    paths = find_raw_files(data_set, raw_data_file, num_days)
+    paths = sources.find_raw_files(data_set, raw_data_file, num_days)
     # Options that the result does not depend on are left out, so that they never force a rebuild.
     options = {
         "max_ind_range": max_ind_range,
         "data_sub_sample_rate": data_sub_sample_rate,
-        "seed": seed if data_sub_sample_rate else None,
+        "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
         "num_days": num_days if data_set == "terabyte" else None,
+        "bad_lines": bad_lines,
+        "columns": dataclasses.asdict(log_format) if data_set == "custom" else None,
     }
     manifest = {"version": VERSION, "data_set": data_set, "options": options}
     with exclusive(processed.parent):
         if is_up_to_date(processed, manifest, paths):
+            shutil.rmtree(work_folder(processed), ignore_errors=True)
             print(f"{processed} is up to date")
             return False
-        check_disk(paths, data_sub_sample_rate, processed.parent)
         # A planted model's figures hold for the whole log, ids as they are.
         notes = source_notes(raw_data_file, paths)
         if notes and max_ind_range == -1 and not data_sub_sample_rate:
             manifest["source_notes"] = notes
-        spool = processed.with_name(processed.name + ".spool.partial")
-        try:
-            shutil.rmtree(spool, ignore_errors=True)
-            spool.mkdir()
-            build(processed, spool, paths, manifest, block_bytes)
-        finally:
-            shutil.rmtree(spool, ignore_errors=True)
+        build(processed, paths, manifest, log_format, schema, max_memory, block_bytes)
         return True
 
 
+def choose_format(data_set: str, columns: str | Path | None) -> LogFormat:
+    """The format of a data set's lines; `ValueError` where --columns is missing or unused."""
+    if (columns is not None) != (data_set == "custom"):
+        raise ValueError("--columns goes with --data-set custom, and custom needs it")
+    if columns is not None:
+        return read_column_file(columns)
+    if data_set == "taobao":
+        return taobao.FORMAT
+    if data_set not in FORMATS:
+        raise ValueError(f"--data-set: got {data_set!r}; expected one of {sources.DATA_SETS}")
+    return FORMATS[data_set]
+
+
 def build(
-    processed: Path, spool: Path, paths: Sequence[Path], manifest: dict[str, Any], block_bytes: int
+    processed: Path,
+    paths: Sequence[Path],
+    manifest: dict[str, Any],
+    log_format: LogFormat,
+    schema: Schema,
+    max_memory: int | None,
+    block_bytes: int,
 ) -> None:
-    """Stream the raw files through an encoder and write the result, `manifest` completed in it."""
+    """Go through the stages of `slipstream.stages`, as far as they are not done already."""
     started = time.perf_counter()
-    encoder = Encoder(spool)
+    process_bytes = PROCESS_BYTES + BLOCK_COPIES * (num_threads() + 2) * block_bytes
+    stage_bytes = check_memory(max_memory, process_bytes)
+    raws = [RawFile(path) for path in paths]
+    identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
+    work = Work(processed, identity, schema, stage_bytes)
+    done = work.files_done()
+    if done or work.is_encoded:
+        finished = "all" if work.is_encoded else f"{len(done)} of {len(paths)}"
+        print(f"going on with {work.folder}: {finished} raw files are encoded")
     try:
-        sources, day_ends, num_dropped = encode_files(
-            encoder, paths, manifest["options"], block_bytes
-        )
-        num_rows = encoder.num_rows
-        if num_rows == 0:
-            raise ValueError("--data-sub-sample-rate left no rows; expected at least one")
-        days = np.array([0, *day_ends], np.int64)
-        if manifest["data_set"] == "kaggle":
-            if num_rows < KAGGLE_DAYS:
-                raise ValueError(
-                    f"got {num_rows} rows; expected at least {KAGGLE_DAYS} rows, one a day"
-                )
-            days = equal_days(num_rows)
-        streams, counts = encoder.finish()
-        numbers = {
-            "num_rows": num_rows,
-            "num_positive": encoder.num_positive,
-            "rows_dropped": num_dropped,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        members = {"counts": counts, "days": days}
-        members["manifest"] = pack_manifest({**manifest, "sources": sources, **numbers})
-        write_npz(processed, {**streams, **members})
-    finally:
-        encoder.close()
-    print_summary(processed, numbers, counts, time.perf_counter() - started)
+        if not work.is_encoded:
+            rate = manifest["options"]["data_sub_sample_rate"]
+            check_disk(paths, log_format, rate, schema, work)
+            encode_files(work, raws, log_format, manifest, block_bytes)
+            try:
+                work.plan(manifest)
+            except ValueError:  # of the whole log: no later run could go on
+                work.remove()
+                raise
+        numbers = work.write()
+    except BaseException:
+        if not work.files_done() and not work.is_encoded:
+            work.remove()
+        elif work.folder.exists():
+            print(f"what is finished is kept in {work.folder}: run again to go on")
+        raise
+    print_summary(processed, numbers, time.perf_counter() - started)
 
 
 def encode_files(
-    encoder: Encoder, paths: Sequence[Path], options: dict[str, Any], block_bytes: int
-) -> tuple[list[dict[str, Any]], list[int], int]:
-    """Encode every file; what the manifest keeps of each, the rows after each, the rows dropped."""
-    sources, day_ends, num_dropped = [], [], 0
-    num_bytes = sum(path.stat().st_size for path in paths)
-    with tqdm(total=num_bytes, unit="B", unit_scale=True, disable=None) as bar:
-        for day, path in enumerate(paths):
-            keep = make_keep(options["data_sub_sample_rate"], options["seed"], day)
-            raw, num_shown = RawFile(path), 0
-            for rows in parse_file(raw, block_bytes, options["max_ind_range"]):
-                kept = keep(rows)
-                encoder.add(kept)
-                num_dropped += len(rows.labels) - len(kept.labels)
-                bar.update(raw.num_read - num_shown)
-                num_shown = raw.num_read
-            sources.append(raw.describe())
-            day_ends.append(encoder.num_rows)
-    return sources, day_ends, num_dropped
+    work: Work,
+    raws: Sequence[RawFile],
+    log_format: LogFormat,
+    manifest: dict[str, Any],
+    block_bytes: int,
+) -> None:
+    """Encode every raw file that is not encoded yet."""
+    options, done = manifest["options"], work.files_done()
+    num_bad = sum(info["dropped"].get("bad line", 0) for info in done.values())
+    num_bytes = sum(raw.size_and_time["bytes"] for raw in raws)
+    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
+        for number, raw in enumerate(raws):
+            if number in done:
+                bar.update(raw.size_and_time["bytes"])
+                continue
+            tally = Tally(options["bad_lines"], num_bad)
+            seed, max_ind_range = options["seed"], options["max_ind_range"]
+            if manifest["data_set"] == "taobao":
+                folder = work.folder / "clicks"
+                rows = taobao.read_rows(raw, folder, seed, block_bytes, max_ind_range, tally)
+            else:
+                rows = parse_file(raw, log_format, block_bytes, max_ind_range, tally)
+            keep = make_keep(options["data_sub_sample_rate"], seed, number, tally)
+            work.encode_file(number, with_progress(map(keep, rows), raw, bar), tally, raw.describe)
+            num_bad += tally.dropped.get("bad line", 0)
 
 
-def make_keep(rate: float, seed: int, day: int) -> Callable[[Rows], Rows]:
+def with_progress(rows: Iterator[Rows], raw: RawFile, bar: tqdm) -> Iterator[Rows]:
+    """The same rows, while `bar` shows how much of their file was read."""
+    num_shown = 0
+    for block in rows:
+        bar.update(raw.num_read - num_shown)
+        num_shown = raw.num_read
+        yield block
+
+
+def make_keep(rate: float, seed: int, day: int, tally: Tally) -> Callable[[Rows], Rows]:
     """A function rows -> rows to keep: it drops each negative row with probability `rate`.
 
     It takes one draw per row, in order, so the choice does not depend on how rows are blocked.
@@ -186,7 +204,8 @@ def make_keep(rate: float, seed: int, day: int) -> Callable[[Rows], Rows]:
 
     def keep(rows: Rows) -> Rows:
         kept = (rng.random(len(rows.labels)) >= rate) | (rows.labels == 1)
-        return Rows(rows.labels[kept], rows.dense[kept], rows.codes[kept])
+        tally.drop("sub-sampled negative", int((~kept).sum()))
+        return rows.where(kept)
 
     return keep
 
@@ -205,25 +224,15 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Pat
             f"{processed} was not made by data_utils.py and is not replaced; choose another "
             "--processed-data-file (the trainers read it as it is)"
         )
-    if any(built.get(key) != value for key, value in manifest.items()):
+    # JSON, as the manifest was: lists for tuples.
+    if any(built.get(key) != value for key, value in json.loads(json.dumps(manifest)).items()):
         print(f"{processed} was built with other options: rebuilding")
         return False
-    sources = built.get("sources", [])
-    if len(sources) == len(paths) and all(map(is_same_file, sources, paths)):
+    built_from = built.get("sources", [])
+    if len(built_from) == len(paths) and all(map(is_same_file, built_from, paths)):
         return True
     print(f"{processed} was built from another log: rebuilding")
     return False
-
-
-def is_same_file(source: dict[str, Any], path: Path) -> bool:
-    """Whether `path` is what the manifest says; it is hashed only where its time differs."""
-    stat = path.stat()
-    if (source["name"], source["bytes"]) != (path.name, stat.st_size):
-        return False
-    if source["mtime_ns"] == stat.st_mtime_ns:
-        return True
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == source["sha256"]
 
 
 def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, Any] | None:
@@ -238,37 +247,74 @@ def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, 
     return None
 
 
-def check_disk(paths: Sequence[Path], data_sub_sample_rate: float, folder: Path) -> None:
+def check_memory(max_memory: int | None, process_bytes: int) -> int:
+    """Memory for the stages, of which `max_memory` (None: half of what is free) is the bound."""
+    available = available_memory_bytes()
+    if max_memory is None:
+        max_memory = max(available // 2, process_bytes + MIN_STAGE_BYTES)
+    least = process_bytes + MIN_STAGE_BYTES
+    if max_memory < least or available < least:
+        raise ValueError(
+            f"--max-memory: {max_memory / 1e6:,.0f} MB, and {available / 1e6:,.0f} MB are free;"
+            f" expected at least {least / 1e6:,.0f} MB of both on {num_threads()} cores"
+        )
+    if max_memory > available:
+        raise ValueError(
+            f"--max-memory: {max_memory / 1e9:.2f} GB, but {available / 1e9:.2f} GB are free"
+        )
+    print(f"memory: at most {max_memory / 1e9:.2f} GB (--max-memory)")
+    return max_memory - process_bytes
+
+
+def check_disk(
+    paths: Sequence[Path],
+    log_format: LogFormat,
+    data_sub_sample_rate: float,
+    schema: Schema,
+    work: Work,
+) -> None:
     """Estimate the rows from the log's first lines and raise `OSError` when they do not fit."""
-    sample = next(RawFile(paths[0]).blocks(SAMPLE_BYTES))
-    num_lines = sample.count(b"\n")
-    num_positive = sample.count(b"\n1\t") + sample.startswith(b"1\t")
-    kept = 1 - data_sub_sample_rate * (1 - num_positive / num_lines)
-    sizes = (path.stat().st_size * (GZIP_RATIO if path.suffix == ".gz" else 1) for path in paths)
-    num_rows = round(sum(sizes) * num_lines / len(sample) * kept)
-    needed_bytes = 2 * ROW_BYTES * num_rows
+    num_lines, positive_share = sources.estimate_rows(paths, log_format)
+    num_rows = round(num_lines * (1 - data_sub_sample_rate * (1 - positive_share)))
+    needed_bytes = 0
+    if schema is taobao.SCHEMA:
+        needed_bytes = num_lines * taobao.DISK_BYTES
+        num_rows = 2 * num_lines
+    needed_bytes += work.disk_bytes(num_rows, log_format.key_kind in ("order", "time"))
+    final_bytes = num_rows * schema.row_bytes
     print(
         f"{paths[0]}: about {num_rows:,} rows to write, which take {needed_bytes / 1e9:,.2f} GB of"
-        f" disk while it runs, {needed_bytes / 2e9:,.2f} GB afterwards"
+        f" disk while it runs, {final_bytes / 1e9:,.2f} GB afterwards"
     )
-    check_free_disk(folder, needed_bytes, "preprocessing")
+    check_free_disk(work.processed.parent, needed_bytes - work.num_bytes(), "preprocessing")
 
 
-def print_summary(
-    processed: Path, numbers: dict[str, Any], counts: np.ndarray, seconds: float
-) -> None:
+def print_summary(processed: Path, numbers: dict[str, Any], seconds: float) -> None:
     """Print what was built and what it took."""
-    num_rows, num_dropped = numbers["num_rows"], numbers["rows_dropped"]
+    num_rows, num_lines = numbers["num_rows"], numbers["num_lines"]
     print(
-        f"read {num_rows + num_dropped:,} rows in {seconds:,.1f} s:"
-        f" {(num_rows + num_dropped) / seconds:,.0f} rows/s, peak RSS"
-        f" {peak_rss_bytes() / 1e6:,.0f} MB"
+        f"read {num_lines:,} lines in {seconds:,.1f} s: {num_lines / seconds:,.0f} lines/s, peak"
+        f" RSS {peak_rss_bytes() / 1e6:,.0f} MB"
     )
-    if num_dropped:
-        print(f"dropped {num_dropped:,} negative rows by sub-sampling")
+    for reason, num in numbers["rows_dropped"].items():
+        print(f"left out: {num:,} ({reason})")
+    for line in numbers["bad_lines"]:
+        print(f"bad line: {line}")
+    columns = numbers["table_columns"]
+    print("table                    distinct values   missing   accesses to the top 1 % of values")
+    for column in columns:
+        print(
+            f"{column['name'][:24]:<24} {column['distinct']:>15,} {column['missing_share']:>9.2%}"
+            f" {column['top_1_percent_share']:>9.2%}"
+        )
+    print("dense                              largest         0")
+    for column in numbers["dense_columns"]:
+        name, largest = column["name"][:24], column["largest"]
+        print(f"{name:<24} {largest:>17,.6g} {column['zero_share']:>9.2%}")
+    counts = [column["distinct"] for column in columns]
     print(
         f"wrote {processed}: {num_rows:,} rows, {numbers['num_positive'] / num_rows:.2%} positive\n"
-        f"{len(counts)} tables, {counts.sum():,} embedding rows: {'-'.join(map(str, counts))}"
+        f"{len(counts)} tables, {sum(counts):,} embedding rows: {'-'.join(map(str, counts))}"
     )
 
 
@@ -278,16 +324,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files = parser.add_argument_group("files")
     files.add_argument(
         "--data-set",
-        choices=("kaggle", "terabyte"),
+        choices=tuple(sources.DATA_SETS),
         default="kaggle",
-        help="which Criteo log: one file of 7 days (kaggle), or one file per day (terabyte)",
+        help="which log: Criteo's of 7 days in one file (kaggle) or one file a day (terabyte),"
+        " Avazu's, Taobao's UserBehavior, or one that --columns describes (custom)",
     )
     files.add_argument(
         "--raw-data-file",
         required=True,
         default=argparse.SUPPRESS,
-        help="the log, plain or .gz: kaggle's train.txt, terabyte's prefix .../day (for .../day_0,"
-        " .../day_1, ...), or the folder that holds them",
+        help="the log, plain or .gz: train.txt (kaggle), train.csv (avazu), UserBehavior.csv"
+        " (taobao), the prefix .../day for .../day_0, .../day_1, ... (terabyte), or the folder that"
+        " holds them; custom: a file, or a folder of files",
+    )
+    files.add_argument(
+        "--columns",
+        default=None,
+        metavar="FILE",
+        help="custom: a JSON or YAML file that says what the log's columns are; see README.md",
     )
     files.add_argument(
         "--num-days",
@@ -300,12 +354,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=argparse.SUPPRESS,
         help="the .npz to write (default: <stem>_processed.npz beside the raw file)",
     )
+    files.add_argument(
+        "--bad-lines",
+        type=bad_lines_of,
+        default=0,
+        metavar="stop|skip:N",
+        help="stop at the first bad line (0), or leave out up to N and report them",
+    )
+    files.add_argument(
+        "--max-memory",
+        type=byte_size,
+        default=None,
+        metavar="BYTES",
+        help="memory it may take, as 2G or 1500M; not given: half of what is free",
+    )
     rows = parser.add_argument_group("rows and tables")
     rows.add_argument(
         "--max-ind-range",
         type=int,
         default=-1,
-        help="take hashes modulo this number, so that no table has more rows; -1 = off",
+        help="take hashes (of texts: digests) modulo this number, so that no table has more rows;"
+        " -1 = off",
     )
     rows.add_argument(
         "--data-sub-sample-rate",
@@ -315,6 +384,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_seed_flag(rows)
     return parser.parse_args(argv)
+
+
+def bad_lines_of(text: str) -> int:
+    """Parse `stop` (0) or `skip:N`."""
+    word, _, number = text.partition(":")
+    if text == "stop" or (word == "skip" and number.isdecimal()):
+        return int(number or 0)
+    raise argparse.ArgumentTypeError(f"got {text!r}; expected stop, or skip:N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

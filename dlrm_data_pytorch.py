@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.criteo import equal_days
 from slipstream.embedding import EmbeddingTable
+from slipstream.formats import equal_days
 from slipstream.npz import fingerprint, open_npz, unpack_manifest
 from slipstream.runtime import free_device_bytes
 from slipstream.synthetic import planted_clicks

@@ -29,8 +29,8 @@ from dlrm_data_pytorch import (
 )
 from slipstream import cli
 from slipstream.checkpoint import load_model, model_file, save_model
-from slipstream.criteo import KAGGLE_DAYS
 from slipstream.embedding import EmbeddingTable, initial_rows
+from slipstream.formats import KAGGLE_DAYS
 from slipstream.interaction import DotInteraction, interaction_pairs
 from slipstream.runlog import Clocks, RunLog
 from slipstream.runtime import (

@@ -45,7 +45,7 @@ from bench.turns import (  # noqa: E402
 )
 from dlrm_data_pytorch import load_processed  # noqa: E402
 from slipstream import cli  # noqa: E402
-from slipstream.criteo import equal_days  # noqa: E402
+from slipstream.formats import equal_days  # noqa: E402
 from slipstream.npz import write_npz  # noqa: E402
 from slipstream.runtime import choose_device, describe_machine, git_commit  # noqa: E402
 from slipstream.synthetic import KAGGLE_TABLE_SIZES, planted_clicks  # noqa: E402

@@ -101,6 +101,15 @@ def boolean(text: str) -> bool:
     return values[text.lower()]
 
 
+def byte_size(text: str) -> int:
+    """Parse a number of bytes, with K, M, G or T for powers of 1024: `1500M`."""
+    powers = {unit: 1024**power for power, unit in enumerate("KMGT", start=1)}
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in powers else (text, "")
+    if not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected bytes, as 2G or 1500M")
+    return int(number) * powers.get(unit, 1)
+
+
 def layer_sizes(text: str) -> list[int]:
     """Parse layer or table sizes in DLRM's spelling, `13-512-256-64-16`."""
     try:

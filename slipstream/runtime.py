@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import platform
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def check_free_disk(folder: str | Path, needed_bytes: int, purpose: str) -> None:
@@ -47,6 +53,29 @@ def available_memory_bytes() -> int:
             spare = next(li for li in statistics if li.startswith(cache + " ")).split()[1]
             available = min(available, most - taken + int(spare))
     return max(available, 0)
+
+
+def num_threads() -> int:
+    """Cores that this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 16)
+
+
+def ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Apply `function` to items in threads; results come in order, a few items ahead."""
+    num_workers = num_threads()
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def peak_rss_bytes() -> int:
@@ -183,6 +212,21 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Bring what was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file beside `path`, sync it and put it in its place."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as file:
+        json.dump(value, file, sort_keys=True)
+        sync_file(file)
+    os.replace(partial, path)
 
 
 def check_replaceable(folder: Path, own_files: Collection[str]) -> None:

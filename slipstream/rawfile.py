@@ -1,0 +1,299 @@
+"""Raw log files to rows: text, plain or gzip, in blocks of whole lines, or Parquet; read once.
+
+Several blocks are parsed at once, and come out in order. Line ends may be LF or CRLF, the last one
+may be missing; blank lines are left out and counted. A line with more or fewer fields than the
+others is bad. Bad lines stop the reading, or are left out and counted up to a number.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slipstream.formats import LogFormat
+from slipstream.parsing import (
+    BadBlock,
+    Rows,
+    find_faults,
+    import_polars,
+    no_rows,
+    parse_block,
+    rows_of,
+    typed,
+)
+from slipstream.runtime import ordered
+
+PARQUET_ROWS = 1 << 16
+MAX_LINE_BYTES = 1 << 16  # a valid line of Criteo has 500 at most
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class RawFile:
+    """One raw file. `size_and_time` tells whether a file is still the one that was read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size_and_time = size_and_time(path)
+        self.num_read = 0
+        self._hash = hashlib.sha256()
+        self._described: dict[str, Any] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest keeps of a file that has been read to its end."""
+        return self._described or {**self.size_and_time, "sha256": self._hash.hexdigest()}
+
+    def read(self, size: int = -1) -> bytes:
+        """Read raw bytes; this method makes the object a file to `gzip`."""
+        data = self._file.read(size)
+        self._hash.update(data)
+        self.num_read += len(data)
+        return data
+
+    def blocks(self, block_bytes: int) -> Iterator[bytes]:
+        """Yield blocks of about `block_bytes`: whole lines, each with its newline.
+
+        A UTF-8 byte order mark is left out. Raises `ValueError` for an empty file, a .gz that is
+        truncated or not gzip, and a line longer than any log has.
+        """
+        with open(self.path, "rb") as self._file:
+            stream: Any = self
+            if self.path.suffix == ".gz":
+                stream = gzip.GzipFile(fileobj=stream, mode="rb")
+            rest, is_first = b"", True
+            while chunk := self._read_text(stream, max(block_bytes, len(BYTE_ORDER_MARK))):
+                if is_first:
+                    chunk, is_first = chunk.removeprefix(BYTE_ORDER_MARK), False
+                cut = chunk.rfind(b"\n") + 1
+                if cut:
+                    yield b"".join((rest, memoryview(chunk)[:cut]))
+                    rest = chunk[cut:]
+                else:
+                    rest += chunk
+                if len(rest) > max(block_bytes, MAX_LINE_BYTES):
+                    raise ValueError(
+                        f"{self.path} has a line of over {len(rest):,} bytes; is it a log?"
+                    )
+            if is_first:
+                raise ValueError(f"{self.path} is empty; expected a click log")
+            if rest:
+                yield rest + b"\n"
+
+    def _read_text(self, stream: Any, size: int) -> bytes:
+        try:
+            return stream.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{self.path} is truncated, corrupt or not gzip ({error}); fetch it again"
+            ) from error
+
+    def restore(self, described: dict[str, Any]) -> None:
+        """Take what `describe` said when the file was read before: it is not read again."""
+        self._described, self.num_read = described, self.size_and_time["bytes"]
+
+    def hash_whole(self) -> None:
+        """Hash a file that is not read through `blocks`."""
+        with open(self.path, "rb") as file:
+            self._hash = hashlib.file_digest(file, "sha256")
+        self.num_read = self.size_and_time["bytes"]
+
+
+def size_and_time(path: Path) -> dict[str, Any]:
+    """Name, bytes and modification time of a file."""
+    stat = path.stat()
+    return {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def is_same_file(source: dict[str, Any], path: Path) -> bool:
+    """Whether `path` is the file that `source` describes; hashed only where its time differs."""
+    now = size_and_time(path)
+    if (source["name"], source["bytes"]) != (now["name"], now["bytes"]):
+        return False
+    if source["mtime_ns"] == now["mtime_ns"]:
+        return True
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == source["sha256"]
+
+
+@dataclass
+class Tally:
+    """What a log's lines came to, over all its files.
+
+    Attributes:
+        max_bad_lines: so many bad lines are left out; one more raises `ValueError`.
+        num_bad_before: in earlier files.
+        num_lines: read, headers left aside.
+        dropped: rows left out, by reason.
+        examples: the first bad lines.
+    """
+
+    max_bad_lines: int = 0
+    num_bad_before: int = 0
+    num_lines: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, num_rows: int) -> None:
+        """Count rows left out."""
+        if num_rows:
+            self.dropped[reason] = self.dropped.get(reason, 0) + num_rows
+
+    def bad_line(self, fault: str) -> None:
+        """Count a bad line, or raise."""
+        if self.num_bad_before + self.dropped.get("bad line", 0) >= self.max_bad_lines:
+            also = f" (--bad-lines skip:{self.max_bad_lines} has skipped as many already)"
+            raise ValueError(fault + also * (self.max_bad_lines > 0))
+        self.drop("bad line", 1)
+        if len(self.examples) < 5:
+            self.examples.append(fault)
+
+
+class Parsed(NamedTuple):
+    """A block's rows, and what was wrong with its lines: (index of the line, reason)."""
+
+    rows: Rows
+    num_lines: int
+    num_blank: int
+    faults: list[tuple[int, str]]
+
+
+def parse_file(
+    raw: RawFile, log_format: LogFormat, block_bytes: int, max_ind_range: int, tally: Tally
+) -> Iterator[Rows]:
+    """Yield the rows of a file, block by block; `ValueError` names a bad line.
+
+    With `max_ind_range` > 0, hashes are taken modulo it.
+    """
+    if log_format.separator is None:
+        raw.hash_whole()
+        blocks: Iterable[Any] = parquet_blocks(raw, log_format)
+        first_line, unit = 1, "row"
+    else:
+        blocks, log_format, first_line = text_blocks(raw, log_format, block_bytes)
+        unit = "line"
+    skip = tally.max_bad_lines > 0
+
+    def parse(block: Any) -> Parsed:
+        return parse_checked(block, log_format, max_ind_range, skip)
+
+    for parsed in ordered(parse, blocks):
+        for index, reason in parsed.faults:
+            tally.bad_line(f"{raw.path}, {unit} {first_line + index}{reason}")
+        tally.drop("blank line", parsed.num_blank)
+        tally.num_lines += parsed.num_lines
+        first_line += parsed.num_lines
+        yield parsed.rows
+
+
+def text_blocks(
+    raw: RawFile, log_format: LogFormat, block_bytes: int
+) -> tuple[Iterator[bytes], LogFormat, int]:
+    """A text file's blocks without its header, the format of its lines, the first one's number."""
+    blocks = raw.blocks(block_bytes)
+    if not log_format.header:
+        return read_ahead(blocks), log_format, 1
+    first = next(blocks)
+    cut = first.index(b"\n") + 1
+    try:
+        log_format = log_format.with_header(first[:cut])
+    except ValueError as error:
+        raise ValueError(f"{raw.path}{error}") from None
+
+    def rest() -> Iterator[bytes]:
+        if len(first) > cut:
+            yield first[cut:]
+        yield from blocks
+
+    return read_ahead(rest()), log_format, 2
+
+
+def parquet_blocks(raw: RawFile, log_format: LogFormat) -> Iterator[Any]:
+    """A Parquet file's rows as frames of strings, columns `0`, `1`, ... as the format has them."""
+    pl = import_polars()
+    try:
+        table = pl.scan_parquet(raw.path)
+        types = table.collect_schema()
+        missing = [name for name in log_format.names if name not in types]
+        if missing:
+            raise ValueError(
+                f"{raw.path} has no column {missing[0]!r}; it has {', '.join(types)[:200]}"
+            )
+        columns = [
+            (pl.col(name).cast(pl.Int8) if types[name] == pl.Boolean else pl.col(name))
+            .cast(pl.String)
+            .replace("", None)
+            .alias(str(column))
+            for column, name in enumerate(log_format.names)
+        ]
+        num_rows = table.select(pl.len()).collect().item()
+        if not num_rows:
+            raise ValueError(f"{raw.path} is empty; expected a click log")
+        for start in range(0, num_rows, PARQUET_ROWS):
+            yield table.slice(start, PARQUET_ROWS).select(columns).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise ValueError(
+            f"{raw.path} is corrupt, not Parquet, or has columns that are no numbers, texts or "
+            f"dates ({error})"
+        ) from error
+
+
+def parse_checked(block: Any, log_format: LogFormat, max_ind_range: int, skip: bool) -> Parsed:
+    """Parse a block (bytes, or a frame of strings); with `skip`, without its bad lines."""
+    if not isinstance(block, bytes):
+        return _parse_lines(block, block.rows(), block.height, log_format, max_ind_range, skip)
+    num_lines, num_blank = block.count(b"\n"), 0
+    # A line of its own: at the start, or after a newline.
+    if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
+        lines = block.split(b"\n")[:-1]
+        num_blank = sum(line in (b"", b"\r") for line in lines)
+    try:
+        solid = re.sub(rb"(?m)^\r?\n", b"", block) if num_blank else block
+        rows = parse_block(solid, log_format, max_ind_range)
+        return Parsed(rows, num_lines, num_blank, [])
+    except BadBlock:
+        lines = block.split(b"\n")[:-1]
+        parsed = _parse_lines(block, lines, num_lines, log_format, max_ind_range, skip)
+        return parsed._replace(num_blank=num_blank)
+
+
+def _parse_lines(
+    block: Any, lines: list[Any], num_lines: int, log_format: LogFormat, modulus: int, skip: bool
+) -> Parsed:
+    """Parse what is left without the bad lines; without `skip`, find the first of them."""
+    is_text = isinstance(block, bytes)
+    if not is_text:
+        try:
+            return Parsed(rows_of(typed(block, log_format), log_format, modulus), num_lines, 0, [])
+        except BadBlock:
+            lines = [[b"" if v is None else v.encode() for v in row] for row in lines]
+    found = find_faults(lines, log_format)
+    faults = list(found) if skip else [fault for fault, _ in zip(found, "1", strict=False)]
+    unexplained = [(0, ", or one soon after it, is not in the log's format")]
+    if not faults or not skip:
+        return Parsed(no_rows(log_format), num_lines, 0, faults or unexplained)
+    bad = {index for index, _ in faults}
+    good = [index for index in range(len(lines)) if index not in bad]
+    try:
+        if is_text:
+            rest = b"".join(lines[i] + b"\n" for i in good if lines[i] not in (b"", b"\r"))
+            rows = parse_block(rest, log_format, modulus)
+        else:
+            rows = rows_of(typed(block[good], log_format), log_format, modulus)
+    except BadBlock:
+        return Parsed(no_rows(log_format), num_lines, 0, unexplained)
+    return Parsed(rows, num_lines, 0, faults)
+
+
+def read_ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield from `blocks` while a thread fetches the next: reading and hashing release the GIL."""
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(next, blocks, None)
+        while (block := pending.result()) is not None:
+            pending = reader.submit(next, blocks, None)
+            yield block

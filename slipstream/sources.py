@@ -1,0 +1,109 @@
+"""Each data set's raw files: where they come from, what they are called, about how many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slipstream.formats import LogFormat
+from slipstream.parsing import import_polars
+from slipstream.rawfile import RawFile
+
+SAMPLE_BYTES = 1 << 20
+GZIP_RATIO = 3.5  # a log's size over its .gz's, for the estimate alone
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: the names its raw file may have in a folder, the first one usual; its page."""
+
+    names: tuple[str, ...]
+    page: str
+
+
+DATA_SETS = {
+    "kaggle": DataSet(
+        ("train.txt",),
+        "Criteo Kaggle: https://ailab.criteo.com/ressources/, archive dac.tar.gz, file train.txt",
+    ),
+    "terabyte": DataSet(
+        ("day",),
+        "Criteo Terabyte: https://ailab.criteo.com/download-criteo-1tb-click-logs-dataset/, files"
+        " day_0.gz to day_23.gz",
+    ),
+    "avazu": DataSet(
+        ("train.csv", "train"),
+        "Avazu: https://www.kaggle.com/c/avazu-ctr-prediction/data, file train.gz or train.csv",
+    ),
+    "taobao": DataSet(
+        ("UserBehavior.csv",),
+        "Taobao: https://tianchi.aliyun.com/dataset/649, archive UserBehavior.csv.zip, unpacked to"
+        " UserBehavior.csv",
+    ),
+    "custom": DataSet((), "your own log: --columns says what its columns are"),
+}
+
+
+def find_raw_files(data_set: str, raw_data_file: str | Path, num_days: int) -> list[Path]:
+    """The log's files in order; each plain or `.gz`. `FileNotFoundError` names a missing one.
+
+    A folder stands for the data set's usual file in it; of a custom log, for all its files by name.
+    """
+    raw = Path(raw_data_file)
+    if data_set == "custom" and raw.is_dir():
+        files = sorted(path for path in raw.iterdir() if path.is_file() and path.suffix != ".npz")
+        if not files:
+            raise FileNotFoundError(f"{raw} holds no files; expected a log")
+        return files
+    names = DATA_SETS[data_set].names
+    if data_set == "terabyte":
+        prefix = raw / names[0] if raw.is_dir() else raw
+        wanted = [[prefix.with_name(f"{prefix.name}_{day}")] for day in range(num_days)]
+        advice = f"--num-days {num_days} reads day_0 to day_{num_days - 1}, each plain or .gz. "
+    else:
+        wanted = [[raw / name for name in names] if raw.is_dir() else [raw]]
+        advice = "--raw-data-file takes the file, plain or .gz, or its folder. "
+    paths = []
+    for choices in wanted:
+        candidates = [name.with_name(name.name + end) for name in choices for end in ("", ".gz")]
+        found = [path for path in candidates if path.is_file()]
+        if not found:
+            page = DATA_SETS[data_set].page
+            raise FileNotFoundError(
+                f"{choices[0]} does not exist, nor does its .gz; {advice}Get it from {page}"
+            )
+        paths.append(found[0])
+    return paths
+
+
+def default_processed_file(data_set: str, raw_data_file: str | Path) -> Path:
+    """`<stem>_processed.npz` beside the raw file (in it, where the raw path is a folder)."""
+    raw = Path(raw_data_file)
+    if raw.is_dir():
+        raw /= (*DATA_SETS[data_set].names, "log")[0]
+    name = raw.name.removesuffix(".gz")
+    for suffix in (".txt", ".csv", ".tsv", ".parquet"):
+        name = name.removesuffix(suffix)
+    return raw.with_name(name + "_processed.npz")
+
+
+def estimate_rows(paths: Sequence[Path], log_format: LogFormat) -> tuple[int, float]:
+    """Lines of all files, and the share of positive labels, from the first one's first lines.
+
+    (Of Parquet: the rows that its footers name, and 1.)
+    """
+    if log_format.separator is None:
+        pl = import_polars()
+        try:
+            counts = [pl.scan_parquet(path).select(pl.len()).collect().item() for path in paths]
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"{paths[0]} or another file is corrupt, or not Parquet") from error
+        return sum(counts), 1.0
+    sample = next(RawFile(paths[0]).blocks(SAMPLE_BYTES))
+    num_lines = sample.count(b"\n")
+    num_positive = num_lines
+    if log_format.kinds[0] == "label":
+        num_positive = sample.count(b"\n1") + sample.startswith(b"1")
+    sizes = (path.stat().st_size * (GZIP_RATIO if path.suffix == ".gz" else 1) for path in paths)
+    return round(sum(sizes) * num_lines / len(sample)), num_positive / num_lines

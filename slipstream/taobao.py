@@ -1,0 +1,167 @@
+"""Taobao's UserBehavior log as a click-through task.
+
+The log says what users did, not what they were shown and passed over. So, as the papers on it do:
+
+- a *click* (`pv`, the page of an item opened) is a row with label 1; `buy`, `cart` and `fav` are
+  left out, and so are the few clicks outside the log's nine days;
+- each click has one *negative*, label 0: the same user and time, but the item and category of a
+  click drawn at random (seeded) from the whole log, again while it is the clicked item itself (32
+  times at most). Popular items are drawn as often as they are clicked, so popularity alone does not
+  tell clicks from negatives;
+- the features are user, item, category, hour of day and weekday (UTC+8), the user's previous
+  clicked item and its category, and, dense, the number of clicks the user made before.
+
+Rows are sorted by time; a day is a date (UTC+8), the last one, 2017-12-03, held out.
+
+Price: 60 bytes of disk a click until its rows are encoded; memory for one of the groups
+of users, `USERS_CLICKS` clicks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from slipstream.formats import LogFormat, Schema
+from slipstream.parsing import Rows
+from slipstream.rawfile import RawFile, Tally, parse_file
+from slipstream.runtime import sync_file, write_json
+
+FORMAT = LogFormat(
+    ("id", "id", "id", "behaviour", "time"),
+    ("user", "item", "category", "behaviour", "time"),
+    separator=",",
+)
+DAY = 86400
+START = 1511539200  # 2017-11-25 in UTC+8
+END = START + 9 * DAY
+WEEKDAY_OF_START = 5  # a Saturday; Monday is 0
+TABLES = ("user", "item", "category", "hour of day", "weekday", "previous item")
+SCHEMA = Schema(
+    ("position",),
+    (*TABLES, "previous category"),
+    np.dtype(np.int32),
+    has_keys=True,
+    day_rule="keys",
+    day_length=DAY,
+    day_start=START,
+)
+CLICK = np.dtype([("user", "i4"), ("item", "i4"), ("category", "i4"), ("time", "i8")])
+PAIR = np.dtype([("click", CLICK), ("item", "i4"), ("category", "i4"), ("number", "i8")])
+DISK_BYTES = CLICK.itemsize + PAIR.itemsize  # a click
+CHUNK = 1 << 18
+USERS_CLICKS = 1 << 21
+MAX_DRAWS = 32
+
+
+def read_rows(
+    raw: RawFile, folder: Path, seed: int, block_bytes: int, max_ind_range: int, tally: Tally
+) -> Iterator[Rows]:
+    """Yield the rows of a log; its clicks are kept in `folder`, and found there by a later run."""
+    try:
+        noted = json.loads((folder / "clicks.json").read_bytes())
+    except OSError:
+        _keep_clicks(raw, folder, block_bytes, tally)
+    else:
+        raw.restore(noted["source"])
+        tally.dropped, tally.examples = noted["dropped"], noted["examples"]
+        tally.num_lines = noted["num_lines"]
+    yield from _rows_of_clicks(folder, seed, max_ind_range)
+    shutil.rmtree(folder)
+
+
+def _keep_clicks(raw: RawFile, folder: Path, block_bytes: int, tally: Tally) -> None:
+    """Write the log's clicks to `folder`, in its order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "clicks", "wb") as file:
+        for rows in parse_file(raw, FORMAT, block_bytes, -1, tally):
+            assert rows.keys is not None
+            is_click = rows.labels == 1
+            inside = (rows.keys >= START) & (rows.keys < END)
+            tally.drop("not a click (pv)", int((~is_click).sum()))
+            tally.drop("not within 2017-11-25 to 2017-12-03", int((is_click & ~inside).sum()))
+            kept = rows.where(is_click & inside)
+            clicks = np.empty(len(kept.labels), CLICK)
+            clicks["user"], clicks["item"], clicks["category"] = kept.dense.T
+            clicks["time"] = kept.keys
+            file.write(clicks.data)
+        sync_file(file)
+    about = {"dropped": tally.dropped, "examples": tally.examples, "num_lines": tally.num_lines}
+    write_json(folder / "clicks.json", {**about, "source": raw.describe()})
+
+
+def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int) -> Iterator[Rows]:
+    """Rows of the clicks in `folder` and of their negatives, by groups of users."""
+    num_clicks = (folder / "clicks").stat().st_size // CLICK.itemsize
+    if not num_clicks:
+        return
+    clicks = np.memmap(folder / "clicks", CLICK, "r")
+    num_groups = -(-num_clicks // USERS_CLICKS)  # of the log alone: ties in time keep their order
+    names = [folder / f"users_{group}" for group in range(num_groups)]
+    rng = np.random.default_rng(seed)
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(name, "wb")) for name in names]
+        for start in range(0, num_clicks, CHUNK):
+            pairs = _with_negatives(clicks, start, rng)
+            group_of = pairs["click"]["user"] % num_groups
+            for group, file in enumerate(files):
+                file.write(pairs[group_of == group].data)
+    for name in names:
+        pairs = np.fromfile(name, PAIR)
+        yield from _rows_of_users(pairs, max_ind_range)
+        name.unlink()
+
+
+def _with_negatives(clicks: np.ndarray, start: int, rng: np.random.Generator) -> np.ndarray:
+    """The clicks from `start` on, each with the item and category of its negative."""
+    chunk = clicks[start : start + CHUNK]
+    pairs = np.empty(len(chunk), PAIR)
+    pairs["click"], pairs["number"] = chunk, np.arange(start, start + len(chunk))
+    same = np.arange(len(chunk))
+    for _ in range(MAX_DRAWS):
+        drawn = clicks[rng.integers(0, len(clicks), len(same))]
+        pairs["item"][same], pairs["category"][same] = drawn["item"], drawn["category"]
+        same = same[drawn["item"] == chunk["item"][same]]
+        if not len(same):
+            break
+    return pairs
+
+
+def _rows_of_users(pairs: np.ndarray, max_ind_range: int) -> Iterator[Rows]:
+    """Rows of all clicks of some users: clicks by user and time, each before its negative."""
+    click = pairs["click"]
+    order = np.lexsort((pairs["number"], click["time"], click["user"]))
+    pairs, click = pairs[order], click[order]
+    num_clicks, user = len(pairs), click["user"]
+    first = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1]])) if num_clicks else user
+    lengths = np.diff(first, append=num_clicks)
+    position = np.arange(num_clicks) - np.repeat(first, lengths)
+    previous = np.stack([click["item"], click["category"]], axis=1).astype(np.int64)
+    previous = np.concatenate([np.full((1, 2), -1), previous[:-1]])
+    previous[first] = -1
+    seconds = click["time"] - START
+    hours, weekdays = seconds // 3600 % 24, (seconds // DAY + WEEKDAY_OF_START) % 7
+    for start in range(0, num_clicks, CHUNK):
+        among = slice(start, start + CHUNK)
+        both = []
+        for item, category in ((click["item"], click["category"]), _negative(pairs)):
+            columns = [user, item, category, hours, weekdays, *previous.T]
+            both.append(np.column_stack([column[among] for column in columns]))
+        # (clicks, 2, F): a click, then its negative.
+        values = np.stack(both, axis=1).reshape(-1, len(SCHEMA.table_names)).astype(np.int64)
+        codes = values + 1 if max_ind_range < 1 else np.maximum(values, 0) % max_ind_range + 1
+        yield Rows(
+            np.tile(np.array([1, 0], np.int8), len(both[0])),
+            np.repeat(position[among], 2)[:, None].astype(np.int32),
+            codes.astype(np.uint64),
+            np.repeat(click["time"][among], 2),
+        )
+
+
+def _negative(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return pairs["item"], pairs["category"]
