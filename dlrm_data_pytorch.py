@@ -29,6 +29,7 @@ from slipstream.trainer import TrainingData
 CHECK_ROWS = 1 << 20  # rows checked at once when a file is opened
 SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
 ROWS_FILE = "embedding_rows.npz"
+TIMES_FILE = "times.json"
 
 
 class ClickInputs:

@@ -3,12 +3,13 @@
 FAE (arXiv 2103.00686, section on the calibrator) keeps lists of hot rows per table; here all rows
 of all tables are numbered by popularity, so that any hot set is a prefix of the slots.
 
-Price: 28 bytes of memory a row while ranking, 4 bytes an input.
+Price: 28 bytes of memory a row while ranking; nothing that grows with the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +17,16 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from slipstream.runtime import num_threads, ordered
+
 CHUNK = 1 << 17  # inputs handled at once
 NUM_BUDGETS = 10
 
 
 class InputRows(Protocol):
     """What ranking reads of a set of inputs."""
+
+    day_offsets: np.ndarray  # (days + 1,) int64
 
     def __len__(self) -> int: ...
 
@@ -57,14 +62,29 @@ class Ranking:
         )
 
 
-def count_accesses(train: InputRows, num_rows: int, sampled: np.ndarray | None) -> np.ndarray:
-    """Accesses (num_rows,) int64 of each row, numbered table after table, in (sampled) inputs."""
+def count_accesses(
+    train: InputRows, num_rows: int, sampling_rate: float = 100.0, seed: int = 0
+) -> np.ndarray:
+    """Accesses (num_rows,) int64 of each row, numbered table after table.
+
+    `sampling_rate` is the percentage of the inputs that are counted, the same of each chunk; at
+    least one input is. Tables are counted side by side: no row is in two of them.
+    """
     counts = np.zeros(num_rows, np.int64)
-    for part in chunks(len(train), "counting accesses"):
-        rows = train.slots_of(part).numpy()
-        if sampled is not None:
-            rows = rows[sampled[part]]
-        np.add.at(counts, rows.ravel(), 1)
+    rng = np.random.default_rng(seed)
+    share, num_counted = sampling_rate / 100, 0
+
+    def count(column: np.ndarray) -> None:
+        np.add.at(counts, column, 1)
+
+    with ThreadPoolExecutor(num_threads()) as pool:
+        for part in chunks(len(train), "counting accesses"):
+            rows = train.slots_of(part).numpy()
+            if share < 1:
+                wanted = max(1, round(part.stop * share)) - num_counted
+                rows = rows[rng.choice(len(rows), min(wanted, len(rows)), replace=False)]
+                num_counted += len(rows)
+            list(pool.map(count, rows.T))
     return counts
 
 
@@ -86,30 +106,36 @@ def rows_above(ranking: Ranking, hot_threshold: float) -> int:
     return int(np.count_nonzero(shares >= hot_threshold))
 
 
-def largest_slots(train: InputRows, slot_of_row: np.ndarray) -> np.ndarray:
-    """The largest slot of each input, int32 (n,): the input is hot iff it is below `num_hot`."""
-    largest = np.empty(len(train), np.int32)
-    for part in chunks(len(train), "ranking inputs"):
-        largest[part] = slot_of_row[train.slots_of(part).numpy()].max(axis=1)
-    return largest
+def count_hot_inputs(
+    train: InputRows, slot_of_row: np.ndarray, bounds: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many inputs each number of hot rows makes hot: those whose slots are all below it.
+
+    Returns int64 counts in the order of `bounds`, and those of the first bound by day.
+    """
+    ascending = np.sort(bounds)
+    below = np.zeros(len(bounds) + 1, np.int64)
+    by_day = np.zeros(len(train.day_offsets) - 1, np.int64)
+
+    def largest(part: slice) -> tuple[slice, np.ndarray]:
+        return part, slot_of_row[train.slots_of(part).numpy()].max(axis=1)
+
+    for part, slots in ordered(largest, chunks(len(train), "ranking inputs", CHUNK // 4)):
+        found = np.searchsorted(ascending, slots, side="right")
+        below += np.bincount(found, minlength=len(below))
+        hot = part.start + np.flatnonzero(slots < bounds[0])
+        days = np.searchsorted(train.day_offsets, hot, side="right") - 1
+        by_day += np.bincount(days, minlength=len(by_day))
+    return np.cumsum(below)[np.searchsorted(ascending, bounds)], by_day
 
 
-def budget_table(
-    ranking: Ranking, largest: np.ndarray, row_bytes: int
-) -> list[tuple[int, int, float, float]]:
-    """Ten budgets, all rows down by halves: (bytes, hot rows, share of accesses, of inputs)."""
-    num_rows = len(ranking.slot_of_row)
-    ordered = np.sort(largest)
-    table = []
-    for halvings in range(NUM_BUDGETS):
-        num_hot = num_rows >> halvings
-        hot_inputs = int(np.searchsorted(ordered, num_hot)) / max(len(ordered), 1)
-        table.append((num_hot * row_bytes, num_hot, ranking.share_of_accesses(num_hot), hot_inputs))
-    return table
+def budgets_of(ranking: Ranking) -> list[int]:
+    """Ten numbers of hot rows to compare: all of them, and down by halves."""
+    return [len(ranking.slot_of_row) >> halvings for halvings in range(NUM_BUDGETS)]
 
 
-def chunks(num_inputs: int, purpose: str) -> Iterator[slice]:
-    """Slices of at most `CHUNK` inputs, with a progress bar on a terminal."""
-    starts = range(0, num_inputs, CHUNK)
-    for start in tqdm(starts, desc=purpose, unit_scale=CHUNK, unit=" inputs", disable=None):
-        yield slice(start, min(start + CHUNK, num_inputs))
+def chunks(num_inputs: int, purpose: str, size: int = CHUNK) -> Iterator[slice]:
+    """Slices of at most `size` inputs, with a progress bar on a terminal."""
+    starts = range(0, num_inputs, size)
+    for start in tqdm(starts, desc=purpose, unit_scale=size, unit=" inputs", disable=None):
+        yield slice(start, min(start + size, num_inputs))
