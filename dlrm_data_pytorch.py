@@ -11,6 +11,7 @@ The last day is held out: its first half is the test set, its second half the va
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from torch import Tensor
 
 from slipstream.embedding import EmbeddingTable
 from slipstream.formats import equal_days
-from slipstream.npz import fingerprint, open_npz, unpack_manifest
+from slipstream.npz import advise, fingerprint, open_npz, unpack_manifest
 from slipstream.runtime import free_device_bytes
 from slipstream.synthetic import planted_clicks
 from slipstream.trainer import TrainingData
 
-CHECK_ROWS = 1 << 20  # rows checked at once when a file is opened
+CHECK_ROWS = 1 << 14  # rows checked at once when a file is opened
 SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
 ROWS_FILE = "embedding_rows.npz"
 TIMES_FILE = "times.json"
@@ -72,6 +73,11 @@ class ClickInputs:
         np.log1p(np.maximum(dense, 0, out=dense), out=dense)
         labels = _take(self.labels, inputs).astype(np.float32)
         return torch.from_numpy(dense), self.slots_of(inputs), torch.from_numpy(labels)
+
+    def release(self, inputs: slice) -> None:
+        """Give back the memory of mapped inputs that were read; they can be read again."""
+        for array in (self.dense, self.categories, self.labels):
+            advise(array[inputs], mmap.MADV_DONTNEED)
 
     def rows(self, start: int, stop: int) -> ClickInputs:
         """The inputs from `start` to `stop`, sharing memory; days are cut to match."""
@@ -208,6 +214,7 @@ def _check_lengths(source: str, **arrays: np.ndarray) -> None:
 def _check_ids(source: str, ids: np.ndarray, sizes: np.ndarray) -> None:
     for start in range(0, len(ids), CHECK_ROWS):
         part = ids[start : start + CHECK_ROWS]
+        advise(ids[max(start - CHECK_ROWS, 0) : start], mmap.MADV_DONTNEED)
         low, high = part.min(axis=0), part.max(axis=0)
         bad = np.flatnonzero((low < 0) | (high >= sizes))
         if len(bad):
@@ -219,8 +226,10 @@ def _check_ids(source: str, ids: np.ndarray, sizes: np.ndarray) -> None:
 
 
 def _check_labels(source: str, labels: np.ndarray) -> None:
-    if len(labels) and not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"{source}: labels other than 0 and 1")
+    for start in range(0, len(labels), CHECK_ROWS):
+        part = labels[start : start + CHECK_ROWS]
+        if not ((part == 0) | (part == 1)).all():
+            raise ValueError(f"{source}: labels other than 0 and 1")
 
 
 def load_processed(path: str | Path) -> ClickLog:

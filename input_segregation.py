@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,6 @@ from slipstream.runtime import (
 
 VERSION = 2
 RANKING_FILE = "ranking.npz"  # of a folder that is not finished
-WRITE_CHUNK = 1 << 15
 # A write that is killed leaves <name>.npz.partial in the partial folder.
 OWN_FILES = [
     name + suffix
@@ -231,22 +231,27 @@ def _write_split(
         }
         writers.append(NpzWriter(partial / f"{name}.npz", specs))
 
-    def cut(part: slice) -> list[dict[str, np.ndarray]]:
+    def cut(part: slice) -> tuple[slice, list[dict[str, np.ndarray]]]:
         """The arrays of a chunk's inputs for each set."""
         slots = slot_of_row[inputs.slots_of(part).numpy()]
         arrays = {"X_int": dense[part], "slots": slots, "y": inputs.labels[part]}
+        if len(writers) == 1:
+            return part, [arrays]
         hot = slots.max(axis=1) < num_hot
-        chosen = [hot, ~hot][: len(writers)]
-        if hot.all() and len(writers) == 1:
-            return [arrays]
-        return [{name: array[mask] for name, array in arrays.items()} for mask in chosen]
+        return part, [
+            {name: array.take(places, axis=0) for name, array in arrays.items()}
+            for places in (np.flatnonzero(hot), np.flatnonzero(~hot))
+        ]
+
+    def append(writer: NpzWriter, arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            writer.append(name, array)
 
     try:
-        parts = chunks(len(inputs), f"writing {', '.join(days)}", WRITE_CHUNK)
-        for cuts in ordered(cut, parts):
-            for writer, arrays in zip(writers, cuts, strict=True):
-                for name, array in arrays.items():
-                    writer.append(name, array)
+        with ThreadPoolExecutor(len(writers)) as pool:
+            for part, cuts in ordered(cut, chunks(len(inputs), f"writing {', '.join(days)}")):
+                list(pool.map(append, writers, cuts))
+                inputs.release(part)
         for writer, offsets in zip(writers, days.values(), strict=True):
             writer.append("days", offsets)
             writer.finish()

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import struct
 import zipfile
@@ -272,6 +273,22 @@ def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray
         return np.empty(shape, dtype)
     # A plain ndarray over the map: slicing np.memmap objects costs several microseconds each.
     return np.asarray(np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C"))
+
+
+def advise(array: np.ndarray, advice: int) -> None:
+    """Tell the kernel (mmap.MADV_*) how an array's pages will be used; nothing where not mapped.
+
+    MADV_WILLNEED reads ahead without waiting; MADV_DONTNEED takes them out of this process's memory
+    (they stay in the page cache while there is room).
+    """
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.base if isinstance(base, np.ndarray) else getattr(base, "obj", None)
+    if base is None or not array.size or not array.flags.c_contiguous:
+        return
+    start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    aligned = start // mmap.PAGESIZE * mmap.PAGESIZE
+    base.madvise(advice, aligned, start - aligned + array.nbytes)
 
 
 def fingerprint(path: str | Path) -> str:

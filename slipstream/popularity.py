@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from slipstream.runtime import num_threads, ordered
 
-CHUNK = 1 << 17  # inputs handled at once
+CHUNK = 1 << 15  # inputs handled at once
 NUM_BUDGETS = 10
 
 
@@ -32,6 +32,9 @@ class InputRows(Protocol):
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
         """Row numbers (len(inputs), F) int64 of the given inputs."""
+
+    def release(self, inputs: slice) -> None:
+        """Give back the memory of mapped inputs that were read."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,21 @@ def count_accesses(
     rng = np.random.default_rng(seed)
     share, num_counted = sampling_rate / 100, 0
 
-    def count(column: np.ndarray) -> None:
-        np.add.at(counts, column, 1)
+    def rows_of(part: slice) -> tuple[slice, np.ndarray]:
+        return part, train.slots_of(part).numpy()
 
-    with ThreadPoolExecutor(num_threads()) as pool:
-        for part in chunks(len(train), "counting accesses"):
-            rows = train.slots_of(part).numpy()
+    def count(columns: np.ndarray) -> None:
+        np.add.at(counts, columns.ravel(), 1)
+
+    num_workers = num_threads()
+    with ThreadPoolExecutor(num_workers) as pool:
+        for part, rows in ordered(rows_of, chunks(len(train), "counting accesses")):
             if share < 1:
                 wanted = max(1, round(part.stop * share)) - num_counted
                 rows = rows[rng.choice(len(rows), min(wanted, len(rows)), replace=False)]
                 num_counted += len(rows)
-            list(pool.map(count, rows.T))
+            list(pool.map(count, np.array_split(rows, num_workers, axis=1)))
+            train.release(part)
     return counts
 
 
@@ -120,9 +127,10 @@ def count_hot_inputs(
     def largest(part: slice) -> tuple[slice, np.ndarray]:
         return part, slot_of_row[train.slots_of(part).numpy()].max(axis=1)
 
-    for part, slots in ordered(largest, chunks(len(train), "ranking inputs", CHUNK // 4)):
+    for part, slots in ordered(largest, chunks(len(train), "ranking inputs")):
         found = np.searchsorted(ascending, slots, side="right")
         below += np.bincount(found, minlength=len(below))
+        train.release(part)
         hot = part.start + np.flatnonzero(slots < bounds[0])
         days = np.searchsorted(train.day_offsets, hot, side="right") - 1
         by_day += np.bincount(days, minlength=len(by_day))
@@ -134,8 +142,8 @@ def budgets_of(ranking: Ranking) -> list[int]:
     return [len(ranking.slot_of_row) >> halvings for halvings in range(NUM_BUDGETS)]
 
 
-def chunks(num_inputs: int, purpose: str, size: int = CHUNK) -> Iterator[slice]:
-    """Slices of at most `size` inputs, with a progress bar on a terminal."""
-    starts = range(0, num_inputs, size)
-    for start in tqdm(starts, desc=purpose, unit_scale=size, unit=" inputs", disable=None):
-        yield slice(start, min(start + size, num_inputs))
+def chunks(num_inputs: int, purpose: str) -> Iterator[slice]:
+    """Slices of at most `CHUNK` inputs, with a progress bar on a terminal."""
+    starts = range(0, num_inputs, CHUNK)
+    for start in tqdm(starts, desc=purpose, unit_scale=CHUNK, unit=" inputs", disable=None):
+        yield slice(start, min(start + CHUNK, num_inputs))

@@ -13,6 +13,7 @@ next one gives the same bytes. The disk holds the rows once, plus one part (with
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from slipstream.encoding import (
     merge_table,
 )
 from slipstream.formats import Schema, equal_days
-from slipstream.npz import NpzWriter, Spec, pack_manifest
+from slipstream.npz import NpzWriter, Spec, advise, pack_manifest
 from slipstream.parsing import Rows
 from slipstream.rawfile import Tally
 from slipstream.runtime import num_threads, ordered, sync_file, write_json
@@ -273,6 +274,7 @@ class Work:
                     for array, into in zip(chunk, zip(*files, strict=True), strict=True):
                         for file, rows in zip(into, np.split(array[order], ends[:-1]), strict=True):
                             file.write(np.ascontiguousarray(rows).data)
+                    columns.release(slice(start, start + CHUNK_ROWS))
             for file in (file for of_bucket in files for file in of_bucket):
                 sync_file(file)
         for folder, size in zip(folders, sizes.tolist(), strict=True):
@@ -335,13 +337,15 @@ class Work:
         if not columns.is_mapped:  # a bucket
             order = np.argsort(part.array("keys", INT64), kind="stable")
 
-        def chunk(start: int) -> tuple[np.ndarray, ...]:
-            rows: Any = slice(start, start + CHUNK_ROWS)
-            return columns.rows(rows if order is None else order[rows])
+        def chunk(start: int) -> tuple[slice, tuple[np.ndarray, ...]]:
+            rows = slice(start, start + CHUNK_ROWS)
+            return rows, columns.rows(rows if order is None else order[rows])
 
-        for labels, dense, ids, *_ in ordered(chunk, range(0, part.num_rows, CHUNK_ROWS)):
+        starts = range(0, part.num_rows, CHUNK_ROWS)
+        for rows, (labels, dense, ids, *_) in ordered(chunk, starts):
             for name, array in (("y", labels), ("X_int", dense), ("X_cat", ids)):
                 writer.append(name, array)
+            columns.release(rows)
             bar.update(len(labels))
         return part.num_rows
 
@@ -363,6 +367,11 @@ class Columns:
         ]
         if schema.has_keys:
             self._arrays.append(part.array("keys", INT64))
+
+    def release(self, rows: slice) -> None:
+        """Give back the memory of rows that were read."""
+        for array in self._arrays:
+            advise(array[rows], mmap.MADV_DONTNEED)
 
     def rows(self, chosen: slice | np.ndarray) -> tuple[np.ndarray, ...]:
         """Labels, dense values, ids and, where rows have them, keys of the chosen rows."""
