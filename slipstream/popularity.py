@@ -9,7 +9,6 @@ Price: 28 bytes of memory a row while ranking; nothing that grows with the input
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from slipstream.runtime import num_threads, ordered
+from slipstream.runtime import ordered
 
 CHUNK = 1 << 15  # inputs handled at once
 NUM_BUDGETS = 10
@@ -71,7 +70,7 @@ def count_accesses(
     """Accesses (num_rows,) int64 of each row, numbered table after table.
 
     `sampling_rate` is the percentage of the inputs that are counted, the same of each chunk; at
-    least one input is. Tables are counted side by side: no row is in two of them.
+    least one input is.
     """
     counts = np.zeros(num_rows, np.int64)
     rng = np.random.default_rng(seed)
@@ -80,18 +79,13 @@ def count_accesses(
     def rows_of(part: slice) -> tuple[slice, np.ndarray]:
         return part, train.slots_of(part).numpy()
 
-    def count(columns: np.ndarray) -> None:
-        np.add.at(counts, columns.ravel(), 1)
-
-    num_workers = num_threads()
-    with ThreadPoolExecutor(num_workers) as pool:
-        for part, rows in ordered(rows_of, chunks(len(train), "counting accesses")):
-            if share < 1:
-                wanted = max(1, round(part.stop * share)) - num_counted
-                rows = rows[rng.choice(len(rows), min(wanted, len(rows)), replace=False)]
-                num_counted += len(rows)
-            list(pool.map(count, np.array_split(rows, num_workers, axis=1)))
-            train.release(part)
+    for part, rows in ordered(rows_of, chunks(len(train), "counting accesses")):
+        if share < 1:
+            wanted = max(1, round(part.stop * share)) - num_counted
+            rows = rows[rng.choice(len(rows), min(wanted, len(rows)), replace=False)]
+            num_counted += len(rows)
+        np.add.at(counts, rows.ravel(), 1)
+        train.release(part)
     return counts
 
 
