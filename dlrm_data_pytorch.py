@@ -11,7 +11,10 @@ The last day is held out: its first half is the test set, its second half the va
 
 from __future__ import annotations
 
+import contextlib
+import json
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.batching import BLOCK_INPUTS
 from slipstream.embedding import EmbeddingTable
 from slipstream.formats import equal_days
-from slipstream.npz import advise, fingerprint, open_npz, unpack_manifest
-from slipstream.runtime import free_device_bytes
+from slipstream.npz import advise, fingerprint, is_mapped, open_npz, unpack_manifest
+from slipstream.runtime import available_memory_bytes, free_device_bytes
 from slipstream.synthetic import planted_clicks
 from slipstream.trainer import TrainingData
 
@@ -42,6 +46,7 @@ class ClickInputs:
         labels: (n,) 0 or 1.
         day_offsets: (days + 1,) first row of each day, then n.
         slot_offsets: (F,) added to the ids to number all tables' rows in one sequence.
+        stream: for arrays larger than memory; None: they are checked and fit.
     """
 
     def __init__(
@@ -51,9 +56,11 @@ class ClickInputs:
         labels: np.ndarray,
         day_offsets: np.ndarray,
         slot_offsets: np.ndarray | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self.dense, self.categories, self.labels = dense, categories, labels
-        self.day_offsets, self._slot_offsets = day_offsets, slot_offsets
+        self.day_offsets, self._slot_offsets, self._stream = day_offsets, slot_offsets, stream
+        self._num_read = 0
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:
@@ -63,6 +70,9 @@ class ClickInputs:
         """Slots (B, F) int64 of the given inputs."""
         # numpy, as in `batch`: a thread beside the training loop must not start a pool of its own.
         categories = _take(self.categories, inputs)
+        if self._stream is not None:
+            _check_ids(self._stream.source, categories, self._stream.limits)
+            self._forget(len(categories))
         if self._slot_offsets is None:
             return torch.from_numpy(categories.astype(np.int64))
         return torch.from_numpy(np.add(categories, self._slot_offsets, dtype=np.int64))
@@ -70,14 +80,39 @@ class ClickInputs:
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32."""
         dense = _take(self.dense, inputs).astype(np.float32)
+        if self._stream is not None:
+            _check_dense(self._stream.source, dense)
+            _check_labels(self._stream.source, _take(self.labels, inputs))
         np.log1p(np.maximum(dense, 0, out=dense), out=dense)
         labels = _take(self.labels, inputs).astype(np.float32)
         return torch.from_numpy(dense), self.slots_of(inputs), torch.from_numpy(labels)
+
+    def _forget(self, num_inputs: int) -> None:
+        """Give back all memory once as many inputs were read as may be in memory."""
+        assert self._stream is not None
+        self._num_read += num_inputs
+        if self._num_read > self._stream.num_kept:
+            self._num_read = 0
+            self.release(slice(None))
+
+    def will_need(self, inputs: np.ndarray) -> None:
+        """Have the kernel read these inputs ahead, in runs of neighbours."""
+        blocks = np.unique(inputs // BLOCK_INPUTS)
+        runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1) if len(blocks) else []
+        for run in runs:
+            part = slice(int(run[0]) * BLOCK_INPUTS, (int(run[-1]) + 1) * BLOCK_INPUTS)
+            for array in (self.dense, self.categories, self.labels):
+                advise(array[part], mmap.MADV_WILLNEED)
 
     def release(self, inputs: slice) -> None:
         """Give back the memory of mapped inputs that were read; they can be read again."""
         for array in (self.dense, self.categories, self.labels):
             advise(array[inputs], mmap.MADV_DONTNEED)
+
+    @property
+    def window(self) -> int:
+        """Inputs to shuffle among each other where they are streamed; 0: they are in memory."""
+        return 0 if self._stream is None else self._stream.num_kept
 
     def rows(self, start: int, stop: int) -> ClickInputs:
         """The inputs from `start` to `stop`, sharing memory; days are cut to match."""
@@ -89,7 +124,40 @@ class ClickInputs:
             self.labels[start:stop],
             offsets,
             self._slot_offsets,
+            self._stream,
         )
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How inputs that do not fit into memory are read.
+
+    Attributes:
+        source: the file, for errors.
+        limits: (F,) ids or slots of each feature are below; checked as inputs are read.
+        num_kept: inputs in memory at most, about.
+    """
+
+    source: str
+    limits: np.ndarray
+    num_kept: int
+
+
+def stream_of(
+    source: str, arrays: Sequence[np.ndarray], limits: np.ndarray, max_memory: int | None
+) -> Stream | None:
+    """Whether inputs are to be streamed: their arrays take more than `max_memory` bytes.
+
+    None stands for half of the memory that is free. Arrays that are not mapped are in memory
+    already.
+    """
+    num_bytes = sum(array.nbytes for array in arrays)
+    if max_memory is None:
+        max_memory = available_memory_bytes() // 2
+    if num_bytes <= max_memory or not all(map(is_mapped, arrays)):
+        return None
+    num_inputs = len(arrays[0])
+    return Stream(source, limits, max(1, num_inputs * max_memory // num_bytes // 4))
 
 
 class DeviceInputs:
@@ -103,7 +171,7 @@ class DeviceInputs:
         self._dense, self._slots, self._labels = (
             torch.empty(array.shape, dtype=dtype, device=device)
             for array, dtype in (
-                (inputs.dense, torch.int32),
+                (inputs.dense, torch.from_numpy(inputs.dense[:0].copy()).dtype),
                 (inputs.categories, torch.int32),
                 (inputs.labels, torch.int8),
             )
@@ -122,6 +190,9 @@ class DeviceInputs:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def will_need(self, inputs: np.ndarray) -> None:
+        """Nothing to do: they are on the device."""
 
     def _select(self, inputs: np.ndarray | slice, *arrays: Tensor) -> list[Tensor]:
         if isinstance(inputs, slice):
@@ -182,8 +253,11 @@ def make_click_log(
     days: np.ndarray,
     source: str,
     manifest: dict[str, Any] | None = None,
+    max_memory: int | None = None,
 ) -> ClickLog:
     """Check the arrays of a log against each other and wrap them.
+
+    Arrays of more than `max_memory` bytes (None: half of what is free) are checked batch by batch.
 
     Raises `ValueError` for lengths that differ, ids outside their table, labels other than 0 and 1,
     and days that do not cover the rows. One pass over the ids (about 1 s for 45 M rows in memory).
@@ -198,10 +272,12 @@ def make_click_log(
         raise ValueError(
             f"{source}: no rows to train on; expected at least two days, the last one held out"
         )
-    _check_ids(source, ids, np.asarray(table_sizes))
-    _check_labels(source, labels)
-    offsets = np.concatenate([[0], np.cumsum(table_sizes)[:-1]]).astype(np.int64)
-    inputs = ClickInputs(dense, ids, labels, days, offsets)
+    sizes = np.asarray(table_sizes, np.int64)
+    stream = stream_of(source, (dense, ids, labels), sizes, max_memory)
+    if stream is None:
+        _check_arrays(source, dense, ids, labels, sizes)
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    inputs = ClickInputs(dense, ids, labels, days, offsets, stream)
     return ClickLog(inputs, np.asarray(table_sizes, np.int64), manifest or {}, source)
 
 
@@ -211,29 +287,45 @@ def _check_lengths(source: str, **arrays: np.ndarray) -> None:
         raise ValueError(f"{source}: arrays of different lengths {lengths}; rebuild the file")
 
 
+def _check_arrays(
+    source: str, dense: np.ndarray, ids: np.ndarray, labels: np.ndarray, limits: np.ndarray
+) -> None:
+    for start in range(0, len(labels), CHECK_ROWS):
+        part = slice(start, start + CHECK_ROWS)
+        _check_dense(source, dense[part])
+        _check_ids(source, ids[part], limits)
+        _check_labels(source, labels[part])
+        for array in (dense, ids, labels):
+            advise(array[part], mmap.MADV_DONTNEED)
+
+
+def _check_dense(source: str, dense: np.ndarray) -> None:
+    if dense.dtype.kind == "f" and not np.isfinite(dense).all():
+        raise ValueError(f"{source}: a dense feature holds NaN or an infinite value")
+
+
 def _check_ids(source: str, ids: np.ndarray, sizes: np.ndarray) -> None:
-    for start in range(0, len(ids), CHECK_ROWS):
-        part = ids[start : start + CHECK_ROWS]
-        advise(ids[max(start - CHECK_ROWS, 0) : start], mmap.MADV_DONTNEED)
-        low, high = part.min(axis=0), part.max(axis=0)
-        bad = np.flatnonzero((low < 0) | (high >= sizes))
-        if len(bad):
-            column = int(bad[0])
-            raise ValueError(
-                f"{source}: category {column + 1} has ids from {low[column]} to {high[column]}; "
-                f"expected 0 to {int(sizes[column]) - 1}"
-            )
+    if not len(ids):
+        return
+    low, high = ids.min(axis=0), ids.max(axis=0)
+    bad = np.flatnonzero((low < 0) | (high >= sizes))
+    if len(bad):
+        column = int(bad[0])
+        raise ValueError(
+            f"{source}: category {column + 1} has ids from {low[column]} to {high[column]}; "
+            f"expected 0 to {int(sizes[column]) - 1}"
+        )
 
 
 def _check_labels(source: str, labels: np.ndarray) -> None:
-    for start in range(0, len(labels), CHECK_ROWS):
-        part = labels[start : start + CHECK_ROWS]
-        if not ((part == 0) | (part == 1)).all():
-            raise ValueError(f"{source}: labels other than 0 and 1")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"{source}: labels other than 0 and 1")
 
 
-def load_processed(path: str | Path) -> ClickLog:
+def load_processed(path: str | Path, max_memory: int | None = None) -> ClickLog:
     """Open a processed .npz, ours (mapped) or an older script's (compressed, read into memory).
+
+    What takes more than `max_memory` bytes (None: half of what is free) is streamed.
 
     Older files may hold `X_cat` as float64 and have no `days`: 7 equal ones are assumed, as for
     Kaggle.
@@ -244,10 +336,11 @@ def load_processed(path: str | Path) -> ClickLog:
     days = arrays.get("days", equal_days(len(ids)))
     if ids.dtype != np.int32:
         ids = _int32(ids, f"{path}: X_cat")
-    if dense.dtype != np.int32:
+    if dense.dtype not in (np.int32, np.float32):
         dense = _int32(dense, f"{path}: X_int")
+    labels, manifest = arrays["y"], unpack_manifest(arrays)
     return make_click_log(
-        dense, ids, arrays["y"], arrays["counts"], days, str(path), unpack_manifest(arrays)
+        dense, ids, labels, arrays["counts"], days, str(path), manifest, max_memory
     )
 
 
@@ -312,13 +405,17 @@ class PreparedData:
 
 
 def load_segregated(
-    folder: str | Path, processed_file: str | Path | None = None, row_bytes: int | None = None
+    folder: str | Path,
+    processed_file: str | Path | None = None,
+    row_bytes: int | None = None,
+    max_memory: int | None = None,
 ) -> PreparedData:
     """Open a segregated folder, refusing files that do not belong together.
 
     With `processed_file` the folder must have been made from that very file; with `row_bytes`, the
     memory of a row in training, its hot rows must fit the budget it was made for. Raises
-    `ValueError` with what differs.
+    `ValueError` with what differs. Of `max_memory` bytes (None: half of what is free) each set may
+    take a half; a larger one is streamed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -330,6 +427,8 @@ def load_segregated(
             f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
         )
     slot_of_row, num_hot = rows["slot_of_row"], int(rows["num_hot"])
+    if max_memory is None:
+        max_memory = available_memory_bytes() // 2
     options = manifest.get("options", {})
     budget = options.get("hot_emb_gpu_mem")
     if budget is not None and row_bytes is not None and num_hot * row_bytes > budget:
@@ -349,9 +448,13 @@ def load_segregated(
         slots = arrays["slots"]
         _check_lengths(str(path), dense=arrays["X_int"], slots=slots, labels=arrays["y"])
         limit = num_hot if name == "train_hot" else len(slot_of_row)
-        _check_ids(str(path), slots, np.full(slots.shape[1], limit))
-        _check_labels(str(path), arrays["y"])
-        sets.append(ClickInputs(arrays["X_int"], slots, arrays["y"], arrays["days"]))
+        limits, dense, labels = np.full(slots.shape[1], limit), arrays["X_int"], arrays["y"]
+        stream = stream_of(str(path), (dense, slots, labels), limits, max_memory // 2)
+        if stream is None:
+            _check_arrays(str(path), dense, slots, labels, limits)
+        sets.append(ClickInputs(dense, slots, labels, arrays["days"], None, stream))
+    with contextlib.suppress(OSError, ValueError):
+        manifest |= json.loads((folder / TIMES_FILE).read_bytes())
     return PreparedData(TrainingData(*sets), rows["counts"], slot_of_row, num_hot, manifest)
 
 

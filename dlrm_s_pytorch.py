@@ -246,6 +246,15 @@ def build_trainer(
     data = prepared.data
     if args.device_data != "false" and table.device.type == "cuda":
         data = move_resident_inputs(prepared, table, args.device_data == "true")
+    window = min(
+        (inputs.window for inputs in (prepared.data.hot, prepared.data.cold) if inputs.window),
+        default=0,
+    )
+    if window and args.data_randomize != "none":
+        print(
+            f"the training inputs are larger than --max-memory: blocks are shuffled, and the inputs"
+            f" of {window:,} at a time"
+        )
     overlap = args.overlap == "true" or (args.overlap == "auto" and table.device.type == "cuda")
     return Trainer(
         step=TrainStep(
@@ -273,6 +282,7 @@ def build_trainer(
         schedule=schedule,
         randomize=args.data_randomize,
         seed=args.seed,
+        window=window,
         test_freq=args.test_freq,
         print_freq=args.print_freq,
         max_steps=args.num_batches,
@@ -381,7 +391,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train the baseline; returns the summary."""
     args = parse_args(argv)
     if args.data_generation == "dataset":
-        log = load_processed(args.processed_data_file)
+        log = load_processed(args.processed_data_file, args.max_memory)
     else:
         log = generated_log(
             args.data_generation,

@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with FAE; returns the summary."""
     args = parse_args(argv)
     row_bytes = bytes_per_row(args.arch_sparse_feature_size, args.optimizer)
-    prepared = load_segregated(args.segregated_data_dir, args.processed_data_file, row_bytes)
+    prepared = load_segregated(
+        args.segregated_data_dir, args.processed_data_file, row_bytes, args.max_memory
+    )
     return run_training(args, "fae", prepared, args.schedule, None)
 
 

@@ -121,7 +121,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with Slipstream; returns the summary."""
     args = parse_args(argv)
     row_bytes = bytes_per_row(args.arch_sparse_feature_size, args.optimizer)
-    prepared = load_segregated(args.segregated_data_dir, args.processed_data_file, row_bytes)
+    prepared = load_segregated(
+        args.segregated_data_dir, args.processed_data_file, row_bytes, args.max_memory
+    )
     settings = DropSettings(
         policy=args.drop_policy,
         drop_fraction=args.drop_percentage / 100,

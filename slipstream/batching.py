@@ -13,24 +13,47 @@ import numpy as np
 
 SCHEDULES = ("interleaved", "phased")
 RANDOMIZE = ("total", "day", "none")
+BLOCK_INPUTS = 4096  # read from disk together: 640 kB of Criteo
 
 
-def epoch_order(day_offsets: np.ndarray, randomize: str, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(
+    day_offsets: np.ndarray, randomize: str, seed: int, epoch: int, window: int = 0
+) -> np.ndarray:
     """The inputs of one epoch in training order, int64 (n,); another order every epoch.
 
     `total` shuffles all inputs, `day` the inputs within each day (days stay in order), `none` keeps
-    the log's order. `day_offsets` (days + 1,) holds each day's first row, then n.
+    the log's order. `day_offsets` (days + 1,) holds each day's first row, then n. With a `window`,
+    for inputs that do not fit into memory, blocks of consecutive inputs are shuffled, and then the
+    inputs of as many blocks as make up `window` inputs: training reads one such window at a time.
     """
     order = np.arange(int(day_offsets[-1]))
     rng = np.random.default_rng([seed, epoch])
-    if randomize == "total":
-        rng.shuffle(order)
-    elif randomize == "day":
-        for start, stop in zip(day_offsets[:-1], day_offsets[1:], strict=True):
-            rng.shuffle(order[start:stop])
-    elif randomize != "none":
+    ranges = {
+        "total": [(0, len(order))],
+        "day": list(zip(day_offsets[:-1].tolist(), day_offsets[1:].tolist(), strict=True)),
+        "none": [],
+    }
+    if randomize not in ranges:
         raise ValueError(f"got {randomize!r}; expected one of {RANDOMIZE}")
+    for start, stop in ranges[randomize]:
+        if 0 < window < stop - start:
+            _shuffle_blocks(order[start:stop], window, rng)
+        else:
+            rng.shuffle(order[start:stop])
     return order
+
+
+def _shuffle_blocks(order: np.ndarray, window: int, rng: np.random.Generator) -> None:
+    """Shuffle consecutive numbers in place, by blocks and then within windows of whole blocks."""
+    first, block = int(order[0]), max(1, min(BLOCK_INPUTS, window // 16))
+    blocks = rng.permutation(-(-len(order) // block))
+    per_window, filled = window // block, 0
+    for start in range(0, len(blocks), per_window):
+        places = blocks[start : start + per_window, None] * block + np.arange(block)
+        places = places[places < len(order)]  # the last block may be shorter
+        rng.shuffle(places)
+        order[filled : filled + len(places)] = first + places
+        filled += len(places)
 
 
 def interleave(num_hot: int, num_cold: int, schedule: str) -> np.ndarray:
@@ -117,6 +140,22 @@ class EpochPlan:
             return None
         weights = self._hot_weights[part] if hot and self._hot_weights is not None else None
         return PlannedBatch(hot, inputs, weights, (self._num_replaced if hot else 0, start))
+
+    @property
+    def num_replaced(self) -> int:
+        """How often the rest of the hot inputs was replaced."""
+        return self._num_replaced
+
+    def coming(self, hot: bool, start: int, count: int) -> np.ndarray:
+        """Of a kind's inputs, since it was last replaced, those from `start` on; at most `count`.
+
+        `start` counts from where the kind began, then or with the epoch.
+        """
+        return self._inputs[hot][start : start + count]
+
+    def num_taken(self, hot: bool) -> int:
+        """Inputs of a kind that were given out since it was last replaced."""
+        return self._next[hot]
 
     def remaining_hot(self) -> np.ndarray:
         """The hot inputs still to train, in training order."""

@@ -333,6 +333,14 @@ def _add_run_flags(group: argparse._ActionsContainer) -> None:
         default=100,
         help="mini-batches between progress reports; 0: none",
     )
+    group.add_argument(
+        "--max-memory",
+        type=byte_size,
+        default=None,
+        metavar="BYTES",
+        help="memory that the inputs may take, as 2G or 1500M: more of them are read from disk by "
+        "blocks, and shuffled within windows of them; not given: half of what is free",
+    )
     group.add_argument("--runs-dir", default="runs", help="folder of all runs' logs")
     group.add_argument(
         "--run-name",

@@ -40,6 +40,9 @@ class Inputs(HotInputs, Protocol):
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32."""
 
+    def will_need(self, inputs: np.ndarray) -> None:
+        """These inputs will be asked for soon: have them read from disk, without waiting."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,6 +86,7 @@ class Loader:
         overlap: prepare batches ahead on a host thread.
         hot_rows_resident: no hot input needs a host row, so the rows of the next cold batch may be
             staged before the hot batches in between have been trained.
+        window: inputs of each kind to announce ahead, where they do not fit into memory; 0: none.
     """
 
     def __init__(
@@ -92,7 +96,9 @@ class Loader:
         table: EmbeddingTable,
         overlap: bool,
         hot_rows_resident: bool,
+        window: int = 0,
     ) -> None:
+        self._window = window
         self._inputs = {True: hot, False: cold}
         self.table, self.hot_rows_resident = table, hot_rows_resident
         self._worker = ThreadPoolExecutor(1, "loader") if overlap else None
@@ -108,6 +114,7 @@ class Loader:
         """Begin an epoch."""
         self._plan = plan
         self._ahead = {}
+        self._announced = {False: (0, 0), True: (0, 0)}
         for hot in (False, True):
             self._cut_ahead(hot, None)
 
@@ -117,6 +124,8 @@ class Loader:
         planned = self._plan.next_batch()
         if planned is None:
             return None
+        if self._window:
+            self._announce(self._plan, planned.hot)
         cut = self._take(planned)
         staged = cut.staged
         if staged is None and self._needs_no_host_row(cut):
@@ -137,6 +146,16 @@ class Loader:
             cut.slots,
             staged,
         )
+
+    def _announce(self, plan: EpochPlan, hot: bool) -> None:
+        """Let the kernel read the inputs of the next window while this one is trained."""
+        replaced, announced = self._announced[hot]
+        if hot and replaced != plan.num_replaced:
+            replaced, announced = plan.num_replaced, 0
+        if plan.num_taken(hot) + self._window > announced:
+            self._inputs[hot].will_need(plan.coming(hot, announced, self._window))
+            announced += self._window
+        self._announced[hot] = (replaced, announced)
 
     def done(self, batch: Batch) -> None:
         """The batch's step has been given to the device: write its rows back when it is through."""

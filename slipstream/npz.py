@@ -275,15 +275,25 @@ def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray
     return np.asarray(np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C"))
 
 
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array's values lie in a mapped file (or there are none)."""
+    return not array.size or _map_of(array) is not None
+
+
+def _map_of(array: np.ndarray) -> mmap.mmap | None:
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.base if isinstance(base, np.ndarray) else getattr(base, "obj", None)
+    return base
+
+
 def advise(array: np.ndarray, advice: int) -> None:
     """Tell the kernel (mmap.MADV_*) how an array's pages will be used; nothing where not mapped.
 
     MADV_WILLNEED reads ahead without waiting; MADV_DONTNEED takes them out of this process's memory
     (they stay in the page cache while there is room).
     """
-    base: Any = array
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = base.base if isinstance(base, np.ndarray) else getattr(base, "obj", None)
+    base = _map_of(array)
     if base is None or not array.size or not array.flags.c_contiguous:
         return
     start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data

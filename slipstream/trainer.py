@@ -124,7 +124,7 @@ class Trainer:
         drop_rule: Slipstream's; None trains every input.
         log, clocks: of the run; evaluations and drops are written as they happen.
         test_batch_size: inputs a mini-batch in evaluation.
-        schedule, randomize: see `slipstream.batching`.
+        schedule, randomize, window: see `slipstream.batching`.
         test_freq: steps between evaluations on the test set; 0: at the end only.
         print_freq: steps between progress reports; 0: none.
         max_steps: stop after as many steps; 0: train all epochs.
@@ -147,13 +147,15 @@ class Trainer:
         schedule: str,
         randomize: str,
         seed: int,
+        window: int = 0,
         test_freq: int = 0,
         print_freq: int = 0,
         max_steps: int = 0,
         on_report: Callable[[Progress], None] | None = None,
     ) -> None:
         self.step, self.table = step, step.table
-        self.loader = Loader(data.hot, data.cold, step.table, overlap, hot_rows_resident)
+        self.window = window
+        self.loader = Loader(data.hot, data.cold, step.table, overlap, hot_rows_resident, window)
         self.learning_rate, self.data, self.drop_rule = learning_rate, data, drop_rule
         self.log, self.clocks = log, clocks
         self.test_batch_size = test_batch_size
@@ -189,7 +191,7 @@ class Trainer:
         """Train one epoch; False when `max_steps` ends the run."""
         with self.clocks.count("training"):
             orders = [
-                epoch_order(inputs.day_offsets, self.randomize, self.seed, epoch)
+                epoch_order(inputs.day_offsets, self.randomize, self.seed, epoch, self.window)
                 for inputs in (self.data.hot, self.data.cold)
             ]
             plan = EpochPlan(orders[0], orders[1], self.step.batch_size, self.schedule)

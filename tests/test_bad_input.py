@@ -200,16 +200,14 @@ def test_cuda_without_a_device(refuse, processed):
 
 def test_a_full_disk_leaves_nothing(refuse, processed, monkeypatch):
     """The write fails with ENOSPC half-way; nothing that a later run would trust remains."""
-    import slipstream.npz
+    append = NpzWriter.append
 
-    written = slipstream.npz._write_member
-
-    def failing(archive, file, name, array):
+    def failing(writer, name, array):
         if name == "slots":
             raise OSError(28, "No space left on device", "train_hot.npz")
-        written(archive, file, name, array)
+        append(writer, name, array)
 
-    monkeypatch.setattr(slipstream.npz, "_write_member", failing)
+    monkeypatch.setattr(NpzWriter, "append", failing)
     said = refuse(input_segregation, "--processed-data-file", processed)
     assert "No space left on device" in said
 
