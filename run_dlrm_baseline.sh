@@ -8,13 +8,14 @@
 # Criteo Kaggle, 1 epoch: AUC about 0.80 with Meta's script and mini-batch 128.
 set -euo pipefail
 RAW_DATA="${RAW_DATA:+$(realpath -m -- "$RAW_DATA")}"
+COLUMNS_FILE="${COLUMNS_FILE:+$(realpath -m -- "$COLUMNS_FILE")}"
 cd "$(dirname "$0")"
 source bench/prepare.sh
 
 "$PYTHON" dlrm_s_pytorch.py \
   --processed-data-file "$PROCESSED_DATA" \
   --arch-sparse-feature-size "$EMB_DIM" \
-  --arch-mlp-bot "13-512-256-64-$EMB_DIM" \
+  --arch-mlp-bot "$NUM_DENSE-512-256-64-$EMB_DIM" \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
   --learning-rate "$LEARNING_RATE" \

@@ -4,10 +4,12 @@
 #   RAW_DATA         the raw log. Not set: input/kaggle/train.txt where it exists, else a synthetic log
 #   PROCESSED_DATA   the processed .npz. Set without RAW_DATA: used as it is, nothing is preprocessed
 #   HOT_COLD         the segregated folder
-# and reads, where set: DATA_SET (kaggle, terabyte), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS,
-# SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding row),
-# OPTIMIZER (sgd, rwsadagrad), LEARNING_RATE. Relative paths but
-# RAW_DATA's are below the repository.
+#   NUM_DENSE        dense features of the log, the size of the model's first layer
+# and reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
+# column file), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of
+# preprocessing, as 2G), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
+# row), OPTIMIZER (sgd, rwsadagrad), LEARNING_RATE. Relative paths but RAW_DATA's and COLUMNS_FILE's are
+# below the repository.
 
 DATA_SET="${DATA_SET:-kaggle}"
 SYNTHETIC_ROWS="${SYNTHETIC_ROWS:-1000000}"
@@ -46,6 +48,18 @@ find_python() { # modules
   PYTHON=.venv/bin/python
 }
 
+count_dense() { # of a processed file
+  "$PYTHON" - "$1" <<'PYTHON_END'
+import sys
+sys.path.insert(0, ".")
+from slipstream.npz import open_npz
+try:
+    print(open_npz(sys.argv[1], ["X_int"])["X_int"].shape[1])
+except (OSError, ValueError):  # the script that comes next says what is wrong with the file
+    print(13)
+PYTHON_END
+}
+
 prepare() {
   local modules=(torch numpy sklearn tqdm) synthetic="" options=()
   if [ -z "${RAW_DATA:-}" ] && [ -n "${PROCESSED_DATA:-}" ]; then
@@ -71,7 +85,7 @@ prepare() {
     local folder name
     folder="$(basename "$(dirname "$RAW_DATA")")"
     name="$(basename "$RAW_DATA" .gz)"
-    PROCESSED_DATA="input/$folder/${name%.txt}_processed.npz"
+    PROCESSED_DATA="input/$folder/${name%.*}_processed.npz"
     if [ -n "$synthetic" ]; then PROCESSED_DATA="$SYNTHETIC_DIR/train_processed.npz"; fi
   fi
   if [ ! -f "$PROCESSED_DATA" ]; then modules+=(polars); fi # it reads raw logs
@@ -87,6 +101,9 @@ prepare() {
   if [ -n "${DATA_SUB_SAMPLE_RATE:-}" ]; then
     options+=(--data-sub-sample-rate "$DATA_SUB_SAMPLE_RATE")
   fi
+  if [ -n "${COLUMNS_FILE:-}" ]; then options+=(--columns "$COLUMNS_FILE"); fi
+  if [ -n "${BAD_LINES:-}" ]; then options+=(--bad-lines "$BAD_LINES"); fi
+  if [ -n "${MAX_MEMORY:-}" ]; then options+=(--max-memory "$MAX_MEMORY"); fi
   "$PYTHON" data_utils.py --data-set "$DATA_SET" --raw-data-file "$RAW_DATA" \
     --processed-data-file "$PROCESSED_DATA" "${options[@]}"
 }
@@ -94,5 +111,6 @@ prepare() {
 # A run script that calls another has prepared for both.
 if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
   prepare
-  export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD SLIPSTREAM_PREPARED=yes
+  if [ -z "${NUM_DENSE:-}" ]; then NUM_DENSE="$(count_dense "$PROCESSED_DATA")"; fi
+  export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD NUM_DENSE="${NUM_DENSE:-13}" SLIPSTREAM_PREPARED=yes
 fi

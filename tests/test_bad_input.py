@@ -13,6 +13,7 @@ import fae_train
 import input_segregation
 import slipstream_train
 from slipstream import cli
+from slipstream.npz import NpzWriter
 
 GOOD_LINE = "\t".join(["0", *["1"] * 13, *["1a"] * 26])
 LINES = {

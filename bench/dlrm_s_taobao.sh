@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Taobao UserBehavior (UserBehavior.csv: 100,150,807 lines, 3.6 GB), by one of the methods.
+#
+#   RAW_DATA=input/taobao/UserBehavior.csv bench/dlrm_s_taobao.sh slipstream [flags of the trainer]
+#
+# Clicks (pv) are label 1, each with one negative drawn from all clicks (slipstream/taobao.py): about
+# 179 M rows, 7 tables, one dense feature. Days by date, 2017-12-03 held out. Disk: 6 GB processed
+# (20 GB while preprocessing), as much again segregated. Memory: 9.4 M embedding rows, 0.6 GB. The
+# papers train another model on it (TBSM, history of 20), so their AUC is not comparable.
+set -euo pipefail
+# shellcheck source=bench/recipe.sh
+source "$(dirname "$0")/recipe.sh"
+
+export DATA_SET=taobao
+export RAW_DATA="${RAW_DATA:-$here/input/taobao/UserBehavior.csv}"
+export EMB_DIM=16
+export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
+
+recipe \
+  --arch-mlp-bot 1-64-16 \
+  --arch-mlp-top 256-64-1 \
+  --mini-batch-size 256 \
+  --test-freq 10240 \
+  "$@"
