@@ -42,9 +42,9 @@ from slipstream.stages import Work, work_folder
 
 VERSION = 2
 BLOCK_BYTES = 1 << 23
-PROCESS_BYTES = 250 << 20  # Python and its libraries
-MIN_STAGE_BYTES = 256 << 20
-BLOCK_COPIES = 12  # of a block's bytes, in all forms it takes while it is parsed
+PROCESS_BYTES = 150 << 20  # Python and its libraries
+MIN_STAGE_BYTES = 128 << 20
+BLOCK_COPIES = 6  # of a block's bytes, in all forms it takes while it is parsed
 
 
 def preprocess(

@@ -5,8 +5,10 @@
 #
 # Clicks (pv) are label 1, each with one negative drawn from all clicks (slipstream/taobao.py): about
 # 179 M rows, 7 tables, one dense feature. Days by date, 2017-12-03 held out. Disk: 6 GB processed
-# (20 GB while preprocessing), as much again segregated. Memory: 9.4 M embedding rows, 0.6 GB. The
-# papers train another model on it (TBSM, history of 20), so their AUC is not comparable.
+# (20 GB while preprocessing), as much again segregated. Memory: 9.4 M embedding rows, 0.6 GB. Row-wise
+# Adagrad with the papers' rate of 0.05: on the first 84,475 lines it gives a test AUC of 0.84 after an
+# epoch, where SGD at 0.03 to 1 stays at 0.50. Expected on all: not yet measured; the papers train
+# another model (TBSM, a history of 20), so their AUC is not comparable.
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"
@@ -14,6 +16,7 @@ source "$(dirname "$0")/recipe.sh"
 export DATA_SET=taobao
 export RAW_DATA="${RAW_DATA:-$here/input/taobao/UserBehavior.csv}"
 export EMB_DIM=16
+export OPTIMIZER="${OPTIMIZER:-rwsadagrad}" LEARNING_RATE="${LEARNING_RATE:-0.05}"
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
 
 recipe \

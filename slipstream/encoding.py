@@ -241,10 +241,9 @@ def merge_table(parts: Sequence[Part], table: int, max_bytes: int) -> dict[str, 
     Works through ranges of codes that fit into `max_bytes`. Returns the column's distinct values,
     the accesses of the empty value, and those of its most accessed 1 % of values.
     """
-    opened = [open_npz(part.folder / "vocabularies.npz") for part in parts]
-    codes, ids, counts = (
-        [arrays[f"{name}_{table}"] for arrays in opened] for name in ("codes", "ids", "counts")
-    )
+    names = [f"{name}_{table}" for name in ("codes", "ids", "counts")]
+    opened = [open_npz(part.folder / "vocabularies.npz", names, others=False) for part in parts]
+    codes, ids, counts = ([arrays[name] for arrays in opened] for name in names)
     maps = [np.empty(len(values), np.int32) for values in codes]
     num_values = num_missing = 0
     num_kept = -(-sum(map(len, codes)) // 100)  # at least 1 % of the distinct values

@@ -214,8 +214,12 @@ def write_npz(path: str | Path, members: Mapping[str, np.ndarray | ArrayStream])
         writer.discard()
 
 
-def open_npz(path: str | Path, required: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def open_npz(
+    path: str | Path, required: Sequence[str] = (), others: bool = True
+) -> dict[str, np.ndarray]:
     """Open an .npz file: stored arrays as read-only memory maps, compressed ones in memory.
+
+    With `others` false, only the `required` arrays are opened.
 
     Raises `ValueError` when the file is not an npz, is truncated, holds objects, or lacks one of
     the `required` keys, and `FileNotFoundError` when it is missing. Each message says what to do.
@@ -228,6 +232,8 @@ def open_npz(path: str | Path, required: Sequence[str] = ()) -> dict[str, np.nda
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
+                if not others and name not in required:
+                    continue
                 if info.compress_type == zipfile.ZIP_STORED:
                     arrays[name] = _map_member(path, file, info)
                 else:

@@ -173,7 +173,8 @@ class Work:
         )
 
     def _merged_tables(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
-        num_workers = num_threads()
+        # Linux allows a process some 65,000 maps; each part of each table at hand takes three.
+        num_workers = max(1, min(num_threads(), 10_000 // max(len(parts), 1)))
 
         def merged(table: int) -> dict[str, Any]:
             name = f"table_{table:05}.json"
