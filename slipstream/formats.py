@@ -10,7 +10,7 @@ A column is of one *kind*. What a field may hold, and whether it may be empty:
     hour     Avazu's YYMMDDHH: hour of day and weekday (categorical), hour of day (dense), its date
     day      a whole number or an ISO date: rows of one value are a day, days go in its order
     order    a whole number or an ISO date and time: rows are sorted by it
-    skip     anything
+    skip     any UTF-8 text
 
 Taobao's log has kinds of its own: id (a whole number of 1 to 9 digits), behaviour (pv, a click, or
 buy, cart, fav) and time (seconds since 1970).

@@ -20,6 +20,7 @@ from slipstream.formats import CATEGORY_KINDS, DENSE_KINDS, KEY_KINDS, LogFormat
 MAX_INT32 = 2**31 - 1
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 UNIT_SEPARATOR = b"\x1f"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ISO_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 PATTERNS = {
     "label": "[01]",
@@ -122,6 +123,8 @@ def read_frame(block: bytes, log_format: LogFormat) -> Any:
         for column, kind in enumerate(log_format.kinds)
     }
     used = [column for column, kind in enumerate(log_format.kinds) if kind != "skip"]
+    if block.startswith(BYTE_ORDER_MARK):
+        block = BYTE_ORDER_MARK + block  # polars takes one away, wherever in the log a block starts
     try:
         frame = pl.read_csv(
             block,
@@ -133,7 +136,7 @@ def read_frame(block: bytes, log_format: LogFormat) -> Any:
         )
     except pl.exceptions.PolarsError as error:
         raise BadBlock(str(error)) from error
-    if frame.null_count().row(0) != tuple(num_empty[used]):
+    if frame.height != block.count(b"\n") or frame.null_count().row(0) != tuple(num_empty[used]):
         raise BadBlock  # polars read less than all
     return typed(frame, log_format, is_plain)
 
@@ -351,12 +354,11 @@ def fault_of_line(line: Any, log_format: LogFormat) -> str | None:
 def fault_of_field(kind: str, value: bytes) -> str | None:
     """Say what is wrong with one field, or None."""
     shown = "'" + value[:40].decode("ascii", "backslashreplace") + "'"
-    if kind == "string":
+    if kind in ("skip", "string"):
         try:
             value.decode()
         except UnicodeDecodeError:
             return f"{shown} is not UTF-8"
-    if kind in ("skip", "string"):
         return None
     if kind == "label":
         return None if value in (b"0", b"1") else f"{shown}; expected 0 or 1"

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from slipstream.formats import LogFormat
 from slipstream.parsing import (
+    BYTE_ORDER_MARK,
     BadBlock,
     Rows,
     find_faults,
@@ -32,7 +33,6 @@ from slipstream.runtime import ordered
 
 PARQUET_ROWS = 1 << 16
 MAX_LINE_BYTES = 1 << 16  # a valid line of Criteo has 500 at most
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class RawFile:
@@ -155,12 +155,17 @@ class Tally:
 
 
 class Parsed(NamedTuple):
-    """A block's rows, and what was wrong with its lines: (index of the line, reason)."""
+    """A block's rows, and what was wrong with its lines: (index of the line, reason).
+
+    Where the checks refuse a block whose lines all look good, `is_explained` is false: then no line
+    can be left out.
+    """
 
     rows: Rows
     num_lines: int
     num_blank: int
     faults: list[tuple[int, str]]
+    is_explained: bool = True
 
 
 def parse_file(
@@ -183,6 +188,9 @@ def parse_file(
         return parse_checked(block, log_format, max_ind_range, skip)
 
     for parsed in ordered(parse, blocks):
+        if not parsed.is_explained:
+            where = f"{raw.path}, {unit} {first_line}, or one soon after it,"
+            raise ValueError(f"{where} is not in the log's format")
         for index, reason in parsed.faults:
             tally.bad_line(f"{raw.path}, {unit} {first_line + index}{reason}")
         tally.drop("blank line", parsed.num_blank)
@@ -274,9 +282,9 @@ def _parse_lines(
             lines = [[b"" if v is None else v.encode() for v in row] for row in lines]
     found = find_faults(lines, log_format)
     faults = list(found) if skip else [fault for fault, _ in zip(found, "1", strict=False)]
-    unexplained = [(0, ", or one soon after it, is not in the log's format")]
+    refused = Parsed(no_rows(log_format), num_lines, 0, faults, bool(faults))
     if not faults or not skip:
-        return Parsed(no_rows(log_format), num_lines, 0, faults or unexplained)
+        return refused
     bad = {index for index, _ in faults}
     good = [index for index in range(len(lines)) if index not in bad]
     try:
@@ -286,7 +294,7 @@ def _parse_lines(
         else:
             rows = rows_of(typed(block[good], log_format), log_format, modulus)
     except BadBlock:
-        return Parsed(no_rows(log_format), num_lines, 0, unexplained)
+        return refused._replace(is_explained=False)
     return Parsed(rows, num_lines, 0, faults)
 
 

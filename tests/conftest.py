@@ -28,3 +28,13 @@ def segregated(processed):
     from helpers import segregate_small
 
     return segregate_small(processed)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz", type=int, default=1, help="times as many spoiled files in test_raw_logs.py"
+    )
+
+
+def pytest_configure(config):
+    os.environ["SLIPSTREAM_FUZZ"] = str(config.getoption("--fuzz"))
