@@ -60,7 +60,7 @@ class ClickInputs:
     ) -> None:
         self.dense, self.categories, self.labels = dense, categories, labels
         self.day_offsets, self._slot_offsets, self._stream = day_offsets, slot_offsets, stream
-        self._num_read = 0
+        self._num_read, self._is_announced = 0, False
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:
@@ -97,6 +97,11 @@ class ClickInputs:
 
     def will_need(self, inputs: np.ndarray) -> None:
         """Have the kernel read these inputs ahead, in runs of neighbours."""
+        if not self._is_announced:
+            # Pages that are asked for all the same are then read alone, not megabytes around them.
+            for array in (self.dense, self.categories, self.labels):
+                advise(array, mmap.MADV_RANDOM)
+            self._is_announced = True
         blocks = np.unique(inputs // BLOCK_INPUTS)
         runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1) if len(blocks) else []
         for run in runs:
@@ -214,7 +219,11 @@ class DeviceInputs:
 
 
 def _take(array: np.ndarray, inputs: np.ndarray | slice) -> np.ndarray:
-    return array[inputs] if isinstance(inputs, slice) else array.take(inputs, axis=0)
+    # `take` is faster, but first copies a whole array that is not aligned or not C-ordered, as in
+    # files of older scripts.
+    if isinstance(inputs, slice) or not (array.flags.aligned and array.flags.c_contiguous):
+        return array[inputs]
+    return array.take(inputs, axis=0)
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,17 @@ BLOCK_INPUTS = 4096  # read from disk together: 640 kB of Criteo
 def epoch_order(
     day_offsets: np.ndarray, randomize: str, seed: int, epoch: int, window: int = 0
 ) -> np.ndarray:
-    """The inputs of one epoch in training order, int64 (n,); another order every epoch.
+    """The inputs of one epoch in training order (n,); another order every epoch.
+
+    Takes 4 bytes an input, 8 from 2^31 inputs on.
 
     `total` shuffles all inputs, `day` the inputs within each day (days stay in order), `none` keeps
     the log's order. `day_offsets` (days + 1,) holds each day's first row, then n. With a `window`,
     for inputs that do not fit into memory, blocks of consecutive inputs are shuffled, and then the
     inputs of as many blocks as make up `window` inputs: training reads one such window at a time.
     """
-    order = np.arange(int(day_offsets[-1]))
+    num_inputs = int(day_offsets[-1])
+    order = np.arange(num_inputs, dtype=np.int32 if num_inputs <= 1 << 31 else np.int64)
     rng = np.random.default_rng([seed, epoch])
     ranges = {
         "total": [(0, len(order))],

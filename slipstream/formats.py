@@ -87,6 +87,7 @@ class LogFormat:
         quote: fields may be quoted with `"`, as in RFC 4180, but for newlines.
         num_days: equal contiguous days that the whole log is cut into, where no column tells them.
         day_per_file: each file is a day.
+        order: the names in the order of the features, whatever a file's order is; empty: `names`.
     """
 
     kinds: tuple[str, ...]
@@ -96,10 +97,14 @@ class LogFormat:
     quote: bool = False
     num_days: int = KAGGLE_DAYS
     day_per_file: bool = False
+    order: tuple[str, ...] = ()
 
     def columns(self, *kinds: str) -> list[int]:
-        """Places of the columns of these kinds."""
-        return [column for column, kind in enumerate(self.kinds) if kind in kinds]
+        """Places of the columns of these kinds, in the order of the features."""
+        places = [column for column, kind in enumerate(self.kinds) if kind in kinds]
+        if self.order:
+            places.sort(key=lambda column: self.order.index(self.names[column]))
+        return places
 
     @property
     def key_kind(self) -> str | None:
@@ -134,7 +139,8 @@ class LogFormat:
                     f", line 1: the header has {names.count(name) or 'no'} columns {name!r}; "
                     f"expected one. It is {text[:200]!r}"
                 )
-        return replace(self, kinds=tuple(kind_of.get(n, "skip") for n in names), names=tuple(names))
+        kinds = tuple(kind_of.get(name, "skip") for name in names)
+        return replace(self, kinds=kinds, names=tuple(names), order=self.order or self.names)
 
 
 def _criteo(**options: Any) -> LogFormat:
@@ -240,6 +246,7 @@ def _with_layout(described: dict[str, Any], kind_of: dict[str, str]) -> LogForma
         header and separator != "parquet",
         quote and separator != "parquet",
         num_days,
+        order=tuple(kind_of),
     )
 
 

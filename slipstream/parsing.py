@@ -263,15 +263,15 @@ def rows_of(frame: Any, log_format: LogFormat, max_ind_range: int) -> Rows:
     if not frame.height:
         return no_rows(log_format)
     codes = []
-    for column, kind in enumerate(log_format.kinds):
+    for column in log_format.columns(*CATEGORY_KINDS):
+        kind = log_format.kinds[column]
         if kind == "string":
             frame = frame.with_columns(digests(frame[str(column)]))
-        if kind in CATEGORY_KINDS:
-            code = pl.col(str(column)).cast(pl.UInt64)
-            if max_ind_range > 0:  # an empty one counts as hash 0
-                codes.append(code.fill_null(0) % max_ind_range + 1)
-            else:
-                codes.append((code + (kind == "hex")).fill_null(0))
+        code = pl.col(str(column)).cast(pl.UInt64)
+        if max_ind_range > 0:  # an empty one counts as hash 0
+            codes.append(code.fill_null(0) % max_ind_range + 1)
+        else:
+            codes.append((code + (kind == "hex")).fill_null(0))
     dense = pl.col([str(column) for column in log_format.columns(*DENSE_KINDS)])
     number = pl.Float32 if "number" in log_format.kinds else pl.Int32
     numbers = frame.select(dense.fill_null(0).clip(0).cast(number)).to_numpy(order="c")

@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import fae_train
 import slipstream_train
 from dlrm_data_pytorch import load_processed, load_segregated
 from slipstream.batching import BLOCK_INPUTS, epoch_order
-from slipstream.npz import ArrayStream, NpzWriter, Spec, open_npz, write_npz
+from slipstream.npz import ArrayStream, NpzWriter, Spec, advise, open_npz, write_npz
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,9 +134,30 @@ def test_windows_are_announced_ahead(tmp_path, monkeypatch):
     assert sorted(trained) == list(range(len(data)))
 
 
+def test_reading_ahead_is_asked_for_in_small_pieces(tmp_path):
+    """The kernel takes no more at once; pieces start on pages and cover the array."""
+
+    class Map(mmap.mmap):
+        asked = []
+
+        def madvise(self, *words):
+            self.asked.append(words)
+
+    (tmp_path / "file").write_bytes(bytes(10**6))
+    with open(tmp_path / "file", "rb") as file:
+        mapped = Map(file.fileno(), 0, access=mmap.ACCESS_READ)
+    array = np.frombuffer(mapped, np.uint8)[5000:700_000]
+    advise(array, mmap.MADV_WILLNEED)
+    assert all(start % mmap.PAGESIZE == 0 for _, start, _ in Map.asked)
+    assert all(length <= 1 << 17 for _, _, length in Map.asked)
+    assert Map.asked[0][1] == 4096 and sum(Map.asked[-1][1:]) == 700_000
+    assert [a[1] + a[2] for a in Map.asked[:-1]] == [a[1] for a in Map.asked[1:]]
+
+
 def test_advice_covers_the_inputs_asked_for(processed, monkeypatch):
     inputs = load_processed(processed, 10_000).inputs
     asked = []
+    inputs.will_need(np.array([5]))
     monkeypatch.setattr(dlrm_data_pytorch, "BLOCK_INPUTS", 100)
     monkeypatch.setattr(dlrm_data_pytorch, "advise", lambda *words: asked.append(words))
     inputs.will_need(np.array([205, 250, 399, 3950]))
@@ -233,10 +255,30 @@ def test_more_inputs_than_32_bits_count(tmp_path):
     last = np.arange(2**31 - 2, 2**31 + 400)
     dense, slots, labels = train.batch(last)
     assert slots[:, 0].tolist() == [0, 0, *(np.arange(400) % 7)]
-    assert np.allclose(np.expm1(dense[2:, 0]), np.arange(400), rtol=1e-4)
+    assert np.allclose(np.expm1(dense[2:, 0].numpy()), np.arange(400), rtol=1e-4)
     assert labels[2:].tolist() == [i % 2 for i in range(3000, 3400)]
-    assert np.expm1(test.batch(slice(0, 1))[0][0, 0]) == pytest.approx(400, rel=1e-4)
-    assert np.expm1(val.batch(slice(299, 300))[0][0, 0]) == pytest.approx(999, rel=1e-4)
+    assert np.expm1(test.batch(slice(0, 1))[0].item()) == pytest.approx(400, rel=1e-4)
+    assert np.expm1(val.batch(slice(299, 300))[0].item()) == pytest.approx(999, rel=1e-4)
+
+
+@pytest.mark.parametrize("odd", ["misaligned", "Fortran"])
+def test_odd_arrays_are_not_copied_whole_for_a_batch(odd):
+    """`ndarray.take` would: older files have such arrays."""
+    n, width = 300_000, 40
+    values = np.arange(n * width, dtype=np.int32).reshape(n, width) % 1000
+    if odd == "Fortran":
+        ids = np.asfortranarray(values)
+    else:
+        raw = np.empty(values.nbytes + 1, np.uint8)
+        ids = raw[1:].view(np.int32).reshape(n, width)
+        ids[:] = values
+    inputs = dlrm_data_pytorch.ClickInputs(ids[:, :1], ids, np.zeros(n, np.int8), np.array([0, n]))
+    tracemalloc.start()
+    slots = inputs.slots_of(np.array([3, n - 1]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(slots, values[[3, n - 1]])
+    assert peak < 1e6
 
 
 def test_accesses_beyond_32_bits_are_counted():

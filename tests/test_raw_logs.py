@@ -104,6 +104,7 @@ def plain_rows(data, log, limit):
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     lines = lines[:-1] if lines[-1] == b"" else lines
     kinds, rows, bad, blank, first = log["kinds"], [], [], 0, 1
+    names = log.get("names")
     if log["header"]:
         text = lines.pop(0).decode("utf-8", "backslashreplace").rstrip("\r\n")
         names = [name.strip().strip('"') for name in text.split(log["separator"])]
@@ -121,6 +122,8 @@ def plain_rows(data, log, limit):
             if len(fields) != len(kinds):
                 raise Bad
             row = [(k, value_of(k, field)) for k, field in zip(kinds, fields, strict=True)]
+            if "order" in log:  # of the column file, whatever the header's is
+                row = [row[names.index(name)] for name in log["order"]]
             rows.append([pair for pair in row if pair[0] != "skip"])
         except Bad:
             bad.append(number)
@@ -256,6 +259,7 @@ def make_log(r, what):
     elif what == "avazu":
         kinds = ["skip", "label", "hour", *["string"] * 21]
         log |= {"kinds": kinds, "separator": ",", "header": True, "names": AVAZU, "key": "hour"}
+        log["order"] = AVAZU
     else:
         log |= custom_log(r)
     width = len(log["kinds"])
@@ -285,6 +289,7 @@ def custom_log(r):
         "described": described,
         "kinds": [KIND_OF[name] for name in names],
         "names": names,
+        "order": ["bought", "visits", "price", "shop", "code", "town", *names[7:]],
         "separator": described["separator"],
         "header": described["header"],
         "quote": described.get("quote", described["separator"] == ","),
@@ -517,14 +522,20 @@ def test_wrong_column_files(tmp_path, change, message):
 
 def test_yaml_and_a_folder_of_files(tmp_path):
     log, data = make_log(random.Random(3), "custom")
-    while not log["header"] or log["key"] != "day":
-        log, data = make_log(random.Random(len(data)), "custom")
+    seed = 3
+    while not log["header"] or log["key"] != "day" or log["quote"]:
+        seed += 1
+        log, data = make_log(random.Random(seed), "custom")
     yaml = pytest.importorskip("yaml")
     (tmp_path / "columns.yaml").write_text(yaml.safe_dump(log["described"]))
     (tmp_path / "days").mkdir()
     head, *lines = data.splitlines(keepends=True)
     for name, part in (("a.csv", lines[:4]), ("b.csv.gz", lines[4:])):
         text = head + b"".join(part)
+        if name == "b.csv.gz" and not log["quote"]:  # the columns in another order
+            separator = log["separator"].encode()
+            rows = [line.rstrip(b"\n").split(separator) for line in text.splitlines(keepends=True)]
+            text = b"".join(separator.join(row[::-1]) + b"\n" for row in rows)
         (tmp_path / "days" / name).write_bytes(gzip.compress(text) if "gz" in name else text)
     target = tmp_path / "out.npz"
     data_utils.preprocess("custom", tmp_path / "days", target, columns=tmp_path / "columns.yaml")

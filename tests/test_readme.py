@@ -8,7 +8,10 @@ import sys
 
 import pytest
 from helpers import REPOSITORY
-from test_wrappers import WRAPPERS, check_calls, checkout, recorded
+from test_wrappers import METHODS, WRAPPERS, check_calls, checkout, recorded
+
+import data_utils
+from slipstream.npz import open_npz
 
 __all__ = ["checkout"]
 README = (REPOSITORY / "README.md").read_text()
@@ -56,10 +59,22 @@ def test_commands_that_need_data_parse(command, checkout, tmp_path):
     calls = recorded(checkout, tmp_path, words[0].removeprefix("./"), *words[1:], **environment)
     script = words[0].removeprefix("./")
     if script not in WRAPPERS:  # a recipe: the method is its first word
-        script = {"slipstream": "run_slipstream.sh", "fae": "run_fae_baseline.sh"}[words[1]]
+        script = METHODS[words[1]]
     check_calls(calls, WRAPPERS[script])
 
 
 def test_files_that_the_text_names_exist():
     for name in set(re.findall(r"`((?:bench/|run_)[\w/.]+)`", README)):
         assert (REPOSITORY / name).exists(), name
+
+
+def test_the_example_of_a_column_file(tmp_path):
+    """It is read as the text says: two dense columns, three tables, three days."""
+    for language, name in (("csv", "shop.csv"), ("json", "shop.json")):
+        (block,) = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+        (tmp_path / name).write_text(block)
+    data_utils.preprocess("custom", tmp_path / "shop.csv", columns=tmp_path / "shop.json")
+    arrays = open_npz(tmp_path / "shop_processed.npz")
+    assert arrays["X_int"].tolist() == [[3, 12.5], [0, 8], [4, 8], [1, 12.5]]
+    assert arrays["counts"].tolist() == [3, 2, 3] and arrays["days"].tolist() == [0, 2, 3, 4]
+    assert arrays["y"].tolist() == [1, 0, 0, 1]

@@ -1,5 +1,6 @@
 """The shell scripts: every flag they pass is parsed by the real parser, and they run."""
 
+import gzip
 import importlib
 import json
 import os
@@ -7,14 +8,23 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers import REPOSITORY
+from test_interrupted import write_behaviours
+from test_raw_logs import AVAZU
 
 WRAPPERS = {
     "run_dlrm_baseline.sh": ["data_utils", "dlrm_s_pytorch"],
     "run_input_segregation.sh": ["data_utils", "input_segregation"],
     "run_fae_baseline.sh": ["data_utils", "input_segregation", "fae_train"],
     "run_slipstream.sh": ["data_utils", "input_segregation", "slipstream_train"],
+}
+RAW_NAMES = {
+    "kaggle": "train.txt",
+    "terabyte": "day",
+    "avazu": "train.gz",
+    "taobao": "UserBehavior.csv",
 }
 METHODS = {
     "baseline": "run_dlrm_baseline.sh",
@@ -97,13 +107,14 @@ def test_a_kaggle_log_in_its_place_is_used(checkout, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("data_set", ["kaggle", "terabyte"])
+@pytest.mark.parametrize("data_set", ["kaggle", "terabyte", "avazu", "taobao"])
 def test_recipes(checkout, tmp_path, data_set, method):
-    raw = tmp_path / ("train.txt" if data_set == "kaggle" else "day")
+    raw = tmp_path / RAW_NAMES[data_set]
+    criteo = "criteo_" * (data_set in ("kaggle", "terabyte"))
     calls = recorded(
         checkout,
         tmp_path,
-        f"bench/dlrm_s_criteo_{data_set}.sh",
+        f"bench/dlrm_s_{criteo}{data_set}.sh",
         method,
         "--nepochs",
         "2",
@@ -113,11 +124,45 @@ def test_recipes(checkout, tmp_path, data_set, method):
     last = parsed[WRAPPERS[METHODS[method]][-1]]
     assert last.nepochs == 2
     assert parsed["data_utils"].data_set == data_set
+    assert last.arch_mlp_bot[0] == (13 if criteo else 1)
+    assert last.optimizer == ("sgd" if criteo else "rwsadagrad")
     if data_set == "terabyte":
         assert parsed["data_utils"].max_ind_range == 10_000_000
         assert last.arch_mlp_bot == [13, 512, 256, 64] and last.mini_batch_size == 2048
         if method != "baseline":
             assert parsed["input_segregation"].arch_sparse_feature_size == 64
+
+
+def test_a_custom_log_and_its_options_reach_the_script(checkout, tmp_path):
+    environment = {"DATA_SET": "custom", "COLUMNS_FILE": "my.json", "RAW_DATA": "logs/shop.csv"}
+    environment |= {"BAD_LINES": "skip:7", "MAX_MEMORY": "3G", "NUM_DENSE": "4"}
+    calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", **environment)
+    parsed = check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
+    args = parsed["data_utils"]
+    assert (args.data_set, args.bad_lines, args.max_memory) == ("custom", 7, 3 << 30)
+    assert args.columns == str(checkout / "my.json")
+    assert args.processed_data_file == "input/logs/shop_processed.npz"
+    assert parsed["fae_train"].arch_mlp_bot[0] == 4
+
+
+@pytest.mark.parametrize("what", ["avazu", "taobao"])
+def test_other_logs_train_by_their_recipe(checkout, tmp_path, what):
+    """From the raw file to a trained Slipstream, with one command."""
+    raw = tmp_path / RAW_NAMES[what]
+    if what == "taobao":
+        write_behaviours(raw, rows=4000)
+    else:
+        rng = np.random.default_rng(0)
+        lines = [",".join(AVAZU)]
+        for row in range(3000):
+            values = rng.zipf(1.5, 21) % 50
+            fields = [row, int(rng.random() < 0.2), f"1410{21 + row // 1000}{row % 24:02}", *values]
+            lines.append(",".join(map(str, fields)))
+        raw.write_bytes(gzip.compress("\n".join(lines).encode()))
+    small = {"RAW_DATA": str(raw), "HOT_EMB_GPU_MEM": "9000", "OMP_NUM_THREADS": "1"}
+    done = run(checkout, f"bench/dlrm_s_{what}.sh", "slipstream", "--test-freq", "0", **small)
+    assert done.returncode == 0, done.stderr
+    assert "slipstream: test AUC" in done.stdout
 
 
 def test_recipes_name_their_methods(checkout):
