@@ -27,7 +27,7 @@ from slipstream.batching import BLOCK_INPUTS
 from slipstream.embedding import EmbeddingTable
 from slipstream.formats import equal_days
 from slipstream.npz import advise, fingerprint, is_mapped, open_npz, unpack_manifest
-from slipstream.runtime import available_memory_bytes, free_device_bytes
+from slipstream.runtime import available_memory_bytes, free_device_bytes, ordered
 from slipstream.synthetic import planted_clicks
 from slipstream.trainer import TrainingData
 
@@ -299,13 +299,16 @@ def _check_lengths(source: str, **arrays: np.ndarray) -> None:
 def _check_arrays(
     source: str, dense: np.ndarray, ids: np.ndarray, labels: np.ndarray, limits: np.ndarray
 ) -> None:
-    for start in range(0, len(labels), CHECK_ROWS):
+    def check(start: int) -> None:
         part = slice(start, start + CHECK_ROWS)
         _check_dense(source, dense[part])
         _check_ids(source, ids[part], limits)
         _check_labels(source, labels[part])
         for array in (dense, ids, labels):
             advise(array[part], mmap.MADV_DONTNEED)
+
+    for _ in ordered(check, range(0, len(labels), CHECK_ROWS)):
+        pass
 
 
 def _check_dense(source: str, dense: np.ndarray) -> None:

@@ -197,15 +197,20 @@ def _write_sets(partial: Path, log: ClickLog) -> None:
     slot_of_row = ranking["slot_of_row"]
     num_hot = unpack_manifest(ranking)["figures"]["num_hot"]
     train, test, val = log.splits()
-    is_done = [(partial / f"{name}.npz").exists() for name in SEGREGATED_SETS]
-    if not (is_done[0] and is_done[1]):
-        hot_days = ranking["hot_days"]
-        days = {"train_hot": hot_days, "train_cold": train.day_offsets - hot_days}
-        _write_split(partial, train, slot_of_row, num_hot, days)
-    for name, inputs, done in zip(SEGREGATED_SETS[2:], (test, val), is_done[2:], strict=True):
-        if not done:
-            everything = {name: inputs.day_offsets}
-            _write_split(partial, inputs, slot_of_row, len(slot_of_row), everything)
+    hot_days = ranking["hot_days"]
+    splits = (
+        (train, num_hot, {"train_hot": hot_days, "train_cold": train.day_offsets - hot_days}),
+        (test, len(slot_of_row), {"test": test.day_offsets}),
+        (val, len(slot_of_row), {"val": val.day_offsets}),
+    )
+
+    def write(split: tuple[ClickInputs, int, dict[str, np.ndarray]]) -> None:
+        inputs, num_below, days = split
+        if not all((partial / f"{name}.npz").exists() for name in days):
+            _write_split(partial, inputs, slot_of_row, num_below, days)
+
+    with ThreadPoolExecutor(len(splits)) as pool:  # one waits for the disk, others work
+        list(pool.map(write, splits))
 
 
 def _write_split(
