@@ -143,9 +143,9 @@ def build(
             encode_files(work, raws, log_format, manifest, block_bytes)
             try:
                 work.plan(manifest)
-            except ValueError:  # of the whole log: no later run could go on
+            except ValueError as error:  # of the whole log: no later run could go on
                 work.remove()
-                raise
+                raise ValueError(f"{paths[0]}: {error}") from None
         numbers = work.write()
     except BaseException:
         if not work.files_done() and not work.is_encoded:

@@ -9,7 +9,7 @@ A column is of one *kind*. What a field may hold, and whether it may be empty:
     string   UTF-8 text, taken byte by byte; categorical; may be empty
     hour     Avazu's YYMMDDHH: hour of day and weekday (categorical), hour of day (dense), its date
     day      a whole number or an ISO date: rows of one value are a day, days go in its order
-    order    a whole number or an ISO date and time: rows are sorted by it
+    order    a whole number or an ISO date and time (to 0.1 ms): rows are sorted by it
     skip     any UTF-8 text
 
 Taobao's log has kinds of its own: id (a whole number of 1 to 9 digits), behaviour (pv, a click, or
@@ -220,7 +220,8 @@ def _format_of(described: dict[str, Any]) -> LogFormat:
 
 
 def _with_layout(described: dict[str, Any], kind_of: dict[str, str]) -> LogFormat:
-    separator = SEPARATORS.get(described.get("separator", ","), described.get("separator", ","))
+    separator = described.get("separator", ",")
+    separator = SEPARATORS.get(str(separator), separator)
     is_byte = isinstance(separator, str) and len(separator) == 1 and separator.isascii()
     if separator != "parquet" and (not is_byte or separator in '"\r\n' or separator.isalnum()):
         raise ValueError(f"separator is {separator!r}; expected one character, or parquet")

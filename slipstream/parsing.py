@@ -11,6 +11,7 @@ import csv
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from datetime import date
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,17 +23,20 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 UNIT_SEPARATOR = b"\x1f"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ISO_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+DAY_OR_TIME = (
+    rf"-?[0-9]{{1,18}}|{ISO_DATE}([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]*)?)?Z?)?"
+)
 PATTERNS = {
     "label": "[01]",
     "count": "-?[0-9]{1,16}",
     "number": r"-?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?",
     "hex": "[0-9a-fA-F]{1,8}",
     "hour": "[0-9]{8}",
-    "day": f"-?[0-9]{{1,18}}|{ISO_DATE}([T ].*)?",
+    "day": DAY_OR_TIME,
     "id": "[0-9]{1,9}",
     "behaviour": "pv|buy|cart|fav",
     "time": "-?[0-9]{1,11}",
-    "order": rf"-?[0-9]{{1,18}}|{ISO_DATE}([T ][0-9]{{2}}:[0-9]{{2}}(:[0-9]{{2}}(\.[0-9]*)?)?Z?)?",
+    "order": DAY_OR_TIME,
 }
 MEANINGS = {
     "count": "a whole number of 1 to 16 digits",
@@ -223,6 +227,10 @@ def typed(frame: Any, log_format: LogFormat, is_plain: bool = False) -> Any:
             matches = frame.select(values.str.contains(f"^(?:{PATTERNS[kind]})$").all()).item()
             if not matches:
                 raise BadBlock
+        if kind in ("day", "order"):
+            dates = frame.select(values.filter(values.str.contains("^....-")).str.slice(0, 10))
+            if not all(map(is_date, dates.to_series().unique())):
+                raise BadBlock
         columns.append(_as_type(values, kind, is_plain))
     converted = frame.select(columns)
     if converted.null_count().row(0) != frame.null_count().row(0):
@@ -250,9 +258,9 @@ def _as_type(values: Any, kind: str, is_plain: bool) -> Any:
     if kind == "number":
         return values.cast(pl.Float64, strict=False)
     if kind in ("day", "order"):
-        length = 10 if kind == "day" else 19
+        length = 10 if kind == "day" else 24
         digits = values.str.slice(0, length).str.replace_all("[^0-9]", "")
-        digits = digits if kind == "day" else digits.str.pad_end(14, "0")
+        digits = digits if kind == "day" else digits.str.pad_end(18, "0")
         values = pl.when(values.str.contains(f"^{ISO_DATE}")).then(digits).otherwise(values)
     return values.cast(pl.Int64, strict=False)
 
@@ -306,6 +314,26 @@ def digests(values: Any) -> Any:
 def digest(text: bytes) -> int:
     """64 bits of a text's BLAKE2b digest; never 0, which stands for an empty one."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
+
+
+def is_date(text: str) -> bool:
+    """Whether a calendar has an ISO date."""
+    try:
+        return bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def is_in_calendar(kind: str, value: bytes) -> bool:
+    """Whether a field that matches its pattern names no date, or one that there is."""
+    if kind in ("day", "order") and value[4:5] == b"-":
+        return is_date(value[:10].decode())
+    if kind == "hour":
+        try:
+            calendar(np.array([int(value)]))
+        except BadBlock:
+            return False
+    return True
 
 
 def calendar(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -366,11 +394,8 @@ def fault_of_field(kind: str, value: bytes) -> str | None:
         return None
     if not re.fullmatch(PATTERNS[kind].encode(), value):
         return f"{shown} is not {MEANINGS[kind]}"
-    if kind == "hour":
-        try:
-            calendar(np.array([int(value)]))
-        except BadBlock:
-            return f"{shown} is not {MEANINGS[kind]}"
+    if not is_in_calendar(kind, value):
+        return f"{shown} is not {MEANINGS[kind]}"
     largest = {"count": MAX_INT32, "number": MAX_FLOAT32}.get(kind)
     if largest is not None and abs(float(value)) > largest and (kind != "count" or int(value) > 0):
         return (

@@ -66,10 +66,11 @@ class RawFile:
             stream: Any = self
             if self.path.suffix == ".gz":
                 stream = gzip.GzipFile(fileobj=stream, mode="rb")
-            rest, is_first = b"", True
+            rest, is_first, is_empty = b"", True, True
             while chunk := self._read_text(stream, max(block_bytes, len(BYTE_ORDER_MARK))):
                 if is_first:
                     chunk, is_first = chunk.removeprefix(BYTE_ORDER_MARK), False
+                is_empty = is_empty and not chunk
                 cut = chunk.rfind(b"\n") + 1
                 if cut:
                     yield b"".join((rest, memoryview(chunk)[:cut]))
@@ -80,7 +81,7 @@ class RawFile:
                     raise ValueError(
                         f"{self.path} has a line of over {len(rest):,} bytes; is it a log?"
                     )
-            if is_first:
+            if is_empty:
                 raise ValueError(f"{self.path} is empty; expected a click log")
             if rest:
                 yield rest + b"\n"
