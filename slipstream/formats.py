@@ -18,6 +18,7 @@ buy, cart, fav) and time (seconds since 1970).
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -130,8 +131,16 @@ class LogFormat:
 
     def with_header(self, line: bytes) -> LogFormat:
         """The format of the lines below a header. `ValueError`: it lacks a column, or has two."""
-        text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-        names = [name.strip().strip('"') for name in text.split(self.separator)]
+        text = line.decode("utf-8", "backslashreplace").removesuffix("\n").removesuffix("\r")
+        if "\r" in text:
+            raise ValueError(", line 1: a carriage return inside the line")
+        names = text.split(self.separator)
+        if self.quote and '"' in text:
+            try:
+                (names,) = csv.reader([text], delimiter=self.separator or ",", strict=True)
+            except (csv.Error, ValueError) as error:
+                raise ValueError(f", line 1: the header's quotes: {error}") from None
+        names = [name.strip() for name in names]
         kind_of = dict(zip(self.names, self.kinds, strict=True))
         for name, kind in kind_of.items():
             if kind != "skip" and names.count(name) != 1:

@@ -255,7 +255,7 @@ def parquet_blocks(raw: RawFile, log_format: LogFormat) -> Iterator[Any]:
 def parse_checked(block: Any, log_format: LogFormat, max_ind_range: int, skip: bool) -> Parsed:
     """Parse a block (bytes, or a frame of strings); with `skip`, without its bad lines."""
     if not isinstance(block, bytes):
-        return _parse_lines(block, block.rows(), block.height, log_format, max_ind_range, skip)
+        return _parse_lines(block, [], block.height, log_format, max_ind_range, skip)
     num_lines, num_blank = block.count(b"\n"), 0
     # A line of its own: at the start, or after a newline.
     if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
@@ -280,7 +280,7 @@ def _parse_lines(
         try:
             return Parsed(rows_of(typed(block, log_format), log_format, modulus), num_lines, 0, [])
         except BadBlock:
-            lines = [[b"" if v is None else v.encode() for v in row] for row in lines]
+            lines = [[b"" if v is None else v.encode() for v in row] for row in block.rows()]
     found = find_faults(lines, log_format)
     faults = list(found) if skip else [fault for fault, _ in zip(found, "1", strict=False)]
     refused = Parsed(no_rows(log_format), num_lines, 0, faults, bool(faults))

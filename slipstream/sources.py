@@ -52,7 +52,9 @@ def find_raw_files(data_set: str, raw_data_file: str | Path, num_days: int) -> l
     """
     raw = Path(raw_data_file)
     if data_set == "custom" and raw.is_dir():
-        files = sorted(path for path in raw.iterdir() if path.is_file() and path.suffix != ".npz")
+        # An interrupted run leaves a .npz.partial there.
+        ours = (".npz", ".npz.partial")
+        files = sorted(p for p in raw.iterdir() if p.is_file() and not p.name.endswith(ours))
         if not files:
             raise FileNotFoundError(f"{raw} holds no files; expected a log")
         return files
@@ -95,11 +97,13 @@ def estimate_rows(paths: Sequence[Path], log_format: LogFormat) -> tuple[int, fl
     """
     if log_format.separator is None:
         pl = import_polars()
-        try:
-            counts = [pl.scan_parquet(path).select(pl.len()).collect().item() for path in paths]
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"{paths[0]} or another file is corrupt, or not Parquet") from error
-        return sum(counts), 1.0
+        num_rows = 0
+        for path in paths:
+            try:
+                num_rows += pl.scan_parquet(path).select(pl.len()).collect().item()
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+                raise ValueError(f"{path} is corrupt, or not Parquet") from error
+        return num_rows, 1.0
     sample = next(RawFile(paths[0]).blocks(SAMPLE_BYTES))
     num_lines = sample.count(b"\n")
     num_positive = num_lines

@@ -110,8 +110,16 @@ def plain_rows(data, log, limit):
     kinds, rows, bad, blank, first = log["kinds"], [], [], 0, 1
     names = log.get("names")
     if log["header"]:
-        text = lines.pop(0).decode("utf-8", "backslashreplace").rstrip("\r\n")
-        names = [name.strip().strip('"') for name in text.split(log["separator"])]
+        text = lines.pop(0).removesuffix(b"\r").decode("utf-8", "backslashreplace")
+        names = text.split(log["separator"])
+        try:
+            if log["quote"] and '"' in text:
+                (names,) = csv.reader([text], delimiter=log["separator"], strict=True)
+        except (csv.Error, ValueError) as error:
+            raise Bad("line 1: the header") from error
+        if "\r" in text:
+            raise Bad("line 1: the header")
+        names = [name.strip() for name in names]
         wanted = dict(zip(log["names"], log["kinds"], strict=True))
         if any(names.count(name) != 1 for name, kind in wanted.items() if kind != "skip"):
             raise Bad("line 1: the header")
