@@ -20,6 +20,7 @@ from slipstream.runtime import ordered
 
 CHUNK = 1 << 15  # inputs handled at once
 NUM_BUDGETS = 10
+MAX_UINT16 = 2**16 - 1
 
 
 class InputRows(Protocol):
@@ -93,7 +94,11 @@ def rank_rows(counts: np.ndarray) -> Ranking:
     """Give slot 0 to the row with most accesses; equal counts keep their order (table, then id)."""
     if len(counts) > np.iinfo(np.int32).max:
         raise ValueError(f"got {len(counts)} embedding rows; expected at most 2147483647")
-    by_popularity = np.argsort(-counts, kind="stable")
+    # numpy sorts 16 bits by radix, five times as fast as 64; few rows have more accesses.
+    frequent, rare = np.flatnonzero(counts > MAX_UINT16), np.flatnonzero(counts <= MAX_UINT16)
+    frequent = frequent[np.argsort(-counts[frequent], kind="stable")]
+    rare = rare[np.argsort((MAX_UINT16 - counts[rare]).astype(np.uint16), kind="stable")]
+    by_popularity = np.concatenate([frequent, rare])
     slot_of_row = np.empty(len(counts), np.int32)
     slot_of_row[by_popularity] = np.arange(len(counts), dtype=np.int32)
     return Ranking(slot_of_row, counts[by_popularity])

@@ -137,6 +137,16 @@ def test_budget_table_equals_counting(processed, capsys):
         )
 
 
+def test_ranks_equal_sorting():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 200_000, 5000) * (rng.random(5000) < 0.5)
+    counts[:6] = [65535, 65536, 65534, 65536, 65535, 2**40]
+    ranking = rank_rows(counts)
+    order = sorted(range(5000), key=lambda row: (-counts[row], row))
+    assert ranking.slot_of_row[order].tolist() == list(range(5000))
+    assert ranking.access_counts.tolist() == counts[order].tolist()
+
+
 def test_a_printed_threshold_gives_its_rows_back():
     for num_rows in (49, 98, 103):
         ranking = rank_rows(np.ones(num_rows, np.int64))
