@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,9 @@ ALIGNMENT = 64  # bytes; a cache line, and what the .npy format pads its own hea
 LOCAL_HEADER_BYTES = 30
 ZIP64_EXTRA_BYTES = 20
 READ_AHEAD_BYTES = 1 << 17
+# numpy reads headers with `ast`, which fails at random in Python 3.11 when threads use it at once
+# (SystemError: AST constructor recursion depth mismatch).
+HEADER_LOCK = threading.Lock()
 ZIP64_SIZE = 0xFFFFFFFF  # in a field of 32 bits: see the zip64 one
 
 
@@ -267,7 +271,8 @@ def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray
         if version == (1, 0)
         else np.lib.format.read_array_header_2_0
     )
-    shape, fortran_order, dtype = read_header(file)
+    with HEADER_LOCK:
+        shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError(f"{info.filename}: holds Python objects, which are never loaded")
     offset = file.tell()

@@ -1,10 +1,15 @@
+import json
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from slipstream.npz import (
     ArrayStream,
+    NpzWriter,
+    Spec,
     fingerprint,
     open_npz,
     pack_manifest,
@@ -107,3 +112,40 @@ def test_manifest_round_trip(tmp_path):
     assert unpack_manifest(open_npz(tmp_path / "m.npz")) == {"a": [1, "x"]}
     assert unpack_manifest({"manifest": np.array([255], np.uint8)}) == {}
     assert zipfile.ZipFile(tmp_path / "m.npz").testzip() is None
+
+
+def test_headers_are_read_by_one_thread_at_a_time(tmp_path, monkeypatch):
+    """numpy reads them with `ast`, which fails at random in Python 3.11 when threads share it."""
+    write_npz(tmp_path / "a.npz", {f"member {i}": np.arange(i) for i in range(5)})
+    read, inside, most = np.lib.format.read_array_header_1_0, [], []
+
+    def slow(file):
+        inside.append(file)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+        return read(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", slow)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(open_npz, [tmp_path / "a.npz"] * 8))
+    assert len(most) == 40 and max(most) == 1
+
+
+def test_a_writer_goes_on_where_another_stopped(tmp_path):
+    """Interleaved members, a stop after each chunk, the same bytes as in one go."""
+    specs = {"a": Spec((10, 3), np.dtype(np.int32)), "b": Spec((10,), np.dtype(np.int8))}
+    arrays = {"a": np.arange(30, dtype=np.int32).reshape(10, 3), "b": np.arange(10, dtype=np.int8)}
+    write_npz(tmp_path / "whole.npz", arrays)
+    progress = None
+    for start in range(0, 10, 3):
+        writer = NpzWriter(tmp_path / "parts.npz", specs, progress)
+        for name in ("b", "a"):
+            writer.append(name, arrays[name][start : start + 3])
+        progress = json.loads(json.dumps(writer.progress()))
+        writer.append("b", arrays["b"][start + 3 : start + 4])  # not noted: written again
+        writer.close()
+    with pytest.raises(ValueError, match="more values than its shape"):
+        NpzWriter(tmp_path / "parts.npz", specs, progress).append("b", arrays["b"][:1])
+    NpzWriter(tmp_path / "parts.npz", specs, progress).finish()
+    assert (tmp_path / "parts.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
