@@ -93,6 +93,7 @@ def preprocess(
     with exclusive(processed.parent):
         if is_up_to_date(processed, manifest, paths):
             shutil.rmtree(work_folder(processed), ignore_errors=True)
+            processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
             print(f"{processed} is up to date")
             return False
         # A planted model's figures hold for the whole log, ids as they are.

@@ -81,7 +81,8 @@ class Work:
             return None
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder; without its identity nobody trusts what a kill leaves of it."""
+        (self.folder / "identity.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._partial_file.unlink(missing_ok=True)
 
@@ -103,7 +104,8 @@ class Work:
 
     def parts(self) -> list[Part]:
         """The finished parts, in the log's order."""
-        folders = sorted(self.folder.glob("part_*"))
+        # A part that was being deleted when its process was killed may lack anything.
+        folders = (path.parent for path in sorted(self.folder.glob("part_*/part.json")))
         return [Part.open(folder) for folder in folders if folder.suffix != ".partial"]
 
     def files_done(self) -> dict[int, dict[str, Any]]:

@@ -72,6 +72,7 @@ def read_rows(
         tally.dropped, tally.examples = noted["dropped"], noted["examples"]
         tally.num_lines = noted["num_lines"]
     yield from _rows_of_clicks(folder, seed, max_ind_range)
+    (folder / "clicks.json").unlink()  # first: without the clicks it must not be found
     shutil.rmtree(folder)
 
 

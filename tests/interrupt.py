@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-WATCHED = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "pwrite"), (shutil, "rmtree"))
+WATCHED = [(os, name) for name in ("fsync", "replace", "rename", "pwrite", "unlink", "rmdir")]
 
 
 def run(job, kill_at=None):
