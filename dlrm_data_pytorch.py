@@ -12,7 +12,6 @@ The last day is held out: its first half is the test set, its second half the va
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +25,8 @@ from torch import Tensor
 from slipstream.batching import BLOCK_INPUTS
 from slipstream.embedding import EmbeddingTable
 from slipstream.formats import equal_days
-from slipstream.npz import advise, fingerprint, is_mapped, open_npz, unpack_manifest
-from slipstream.runtime import available_memory_bytes, free_device_bytes, ordered
+from slipstream.npz import advise, check_sums, fingerprint, is_mapped, open_npz, unpack_manifest
+from slipstream.runtime import available_memory_bytes, free_device_bytes, ordered, read_json
 from slipstream.synthetic import planted_clicks
 from slipstream.trainer import TrainingData
 
@@ -234,13 +233,13 @@ class ClickLog:
         inputs: all rows, ids numbered table after table.
         table_sizes: (F,) int64 rows per table.
         manifest: what made the file; `{}` for files of older scripts.
-        source: the path, or how the log was generated.
+        identity: the file's fingerprint, or how the log was generated.
     """
 
     inputs: ClickInputs
     table_sizes: np.ndarray
     manifest: dict[str, Any]
-    source: str
+    identity: str
 
     def splits(self) -> tuple[ClickInputs, ClickInputs, ClickInputs]:
         """Training, test and validation: all days but the last, and the last one's halves."""
@@ -263,6 +262,7 @@ def make_click_log(
     source: str,
     manifest: dict[str, Any] | None = None,
     max_memory: int | None = None,
+    identity: str = "",
 ) -> ClickLog:
     """Check the arrays of a log against each other and wrap them.
 
@@ -275,8 +275,7 @@ def make_click_log(
     if len(table_sizes) != ids.shape[1]:
         raise ValueError(f"{source}: {len(table_sizes)} table sizes for {ids.shape[1]} categories")
     days = np.asarray(days).astype(np.int64)
-    if len(days) < 2 or days[0] != 0 or days[-1] != len(labels) or np.any(np.diff(days) < 0):
-        raise ValueError(f"{source}: its days do not cover its {len(labels)} rows")
+    _check_days(source, days, len(labels))
     if days[-2] == 0:
         raise ValueError(
             f"{source}: no rows to train on; expected at least two days, the last one held out"
@@ -287,7 +286,12 @@ def make_click_log(
         _check_arrays(source, dense, ids, labels, sizes)
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     inputs = ClickInputs(dense, ids, labels, days, offsets, stream)
-    return ClickLog(inputs, np.asarray(table_sizes, np.int64), manifest or {}, source)
+    return ClickLog(inputs, np.asarray(table_sizes, np.int64), manifest or {}, identity or source)
+
+
+def _check_days(source: str, days: np.ndarray, num_rows: int) -> None:
+    if len(days) < 2 or days[0] != 0 or days[-1] != num_rows or np.any(np.diff(days) < 0):
+        raise ValueError(f"{source}: its days do not cover its {num_rows} rows")
 
 
 def _check_lengths(source: str, **arrays: np.ndarray) -> None:
@@ -334,10 +338,13 @@ def _check_labels(source: str, labels: np.ndarray) -> None:
         raise ValueError(f"{source}: labels other than 0 and 1")
 
 
-def load_processed(path: str | Path, max_memory: int | None = None) -> ClickLog:
+def load_processed(
+    path: str | Path, max_memory: int | None = None, verify: bool = False
+) -> ClickLog:
     """Open a processed .npz, ours (mapped) or an older script's (compressed, read into memory).
 
-    What takes more than `max_memory` bytes (None: half of what is free) is streamed.
+    What takes more than `max_memory` bytes (None: half of what is free) is streamed. Checksums are
+    compared (one pass over the file) unless it is streamed, and then with `verify`.
 
     Older files may hold `X_cat` as float64 and have no `days`: 7 equal ones are assumed, as for
     Kaggle.
@@ -351,13 +358,25 @@ def load_processed(path: str | Path, max_memory: int | None = None) -> ClickLog:
     if dense.dtype not in (np.int32, np.float32):
         dense = _int32(dense, f"{path}: X_int")
     labels, manifest = arrays["y"], unpack_manifest(arrays)
-    return make_click_log(
-        dense, ids, labels, arrays["counts"], days, str(path), manifest, max_memory
+    log = make_click_log(
+        dense,
+        ids,
+        labels,
+        arrays["counts"],
+        days,
+        str(path),
+        manifest,
+        max_memory,
+        fingerprint(path),
     )
+    if verify or not log.inputs.window:
+        check_sums(path)
+    return log
 
 
 def _check_kinds(arrays: dict[str, np.ndarray], source: str) -> None:
-    dimensions = {"X_int": 2, "X_cat": 2, "y": 1, "counts": 1, "days": 1}
+    dimensions = {"X_int": 2, "X_cat": 2, "slots": 2, "num_hot": 0}
+    dimensions |= dict.fromkeys(("y", "counts", "days", "slot_of_row", "access_counts"), 1)
     for name, wanted in dimensions.items():
         array = arrays.get(name)
         if array is not None and (array.ndim != wanted or array.dtype.kind not in "iuf"):
@@ -394,7 +413,10 @@ def generated_log(
         dense = rng.integers(0, 100, (num_rows, num_dense), dtype=np.int32)
         ids = rng.integers(0, sizes, (num_rows, len(sizes)))
         labels = rng.integers(0, 2, num_rows, dtype=np.int8)
-    return make_click_log(dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data")
+    identity = f"{kind} data, {num_rows} rows of seed {seed}"
+    return make_click_log(
+        dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data", identity=identity
+    )
 
 
 @dataclass(frozen=True)
@@ -407,6 +429,8 @@ class PreparedData:
         slot_of_row: (num_rows,) int32, table offset + id -> slot; None: that number is the slot.
         num_hot: slots below it are hot.
         manifest: of the segregated folder, or of the processed file.
+        log_identity: of the processed log.
+        sets_identity: of the sets; their batches are numbered in them.
     """
 
     data: TrainingData
@@ -414,6 +438,8 @@ class PreparedData:
     slot_of_row: np.ndarray | None
     num_hot: int
     manifest: dict[str, Any]
+    log_identity: str
+    sets_identity: Any
 
 
 def load_segregated(
@@ -424,7 +450,8 @@ def load_segregated(
 ) -> PreparedData:
     """Open a segregated folder, refusing files that do not belong together.
 
-    With `processed_file` the folder must have been made from that very file; with `row_bytes`, the
+    Checksums are compared (one pass over the files), but not of a set that is streamed. With
+    `processed_file` the folder must have been made from that very file; with `row_bytes`, the
     memory of a row in training, its hot rows must fit the budget it was made for. Raises
     `ValueError` with what differs. Of `max_memory` bytes (None: half of what is free) each set may
     take a half; a larger one is streamed.
@@ -433,6 +460,8 @@ def load_segregated(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; run input_segregation.py first")
     rows = open_npz(folder / ROWS_FILE, ("slot_of_row", "access_counts", "num_hot", "counts"))
+    check_sums(folder / ROWS_FILE)
+    _check_kinds(rows, str(folder / ROWS_FILE))
     manifest = unpack_manifest(rows)
     if processed_file is not None and manifest.get("source") != fingerprint(processed_file):
         raise ValueError(
@@ -441,7 +470,35 @@ def load_segregated(
     slot_of_row, num_hot = rows["slot_of_row"], int(rows["num_hot"])
     if max_memory is None:
         max_memory = available_memory_bytes() // 2
-    options = manifest.get("options", {})
+    _check_budget(folder, manifest.get("options", {}), num_hot, row_bytes)
+    num_rows, num_tables = len(slot_of_row), len(rows["counts"])
+    is_slot = np.zeros(num_rows, bool)
+    if 0 <= slot_of_row.min(initial=0) <= slot_of_row.max(initial=0) < num_rows:
+        is_slot[slot_of_row] = True
+    is_whole = int(rows["counts"].sum()) == num_rows and is_slot.all()
+    if not is_whole or not 0 <= num_hot <= num_rows:
+        raise ValueError(f"{folder / ROWS_FILE} is inconsistent; run input_segregation.py again")
+    sets = []
+    for name in SEGREGATED_SETS:
+        path = folder / f"{name}.npz"
+        limits = np.full(num_tables, num_hot if name == "train_hot" else num_rows)
+        sets.append(_open_set(path, manifest.get("files", {}).get(name), limits, max_memory // 2))
+    with contextlib.suppress(OSError, ValueError):
+        manifest |= read_json(folder / TIMES_FILE)
+    return PreparedData(
+        TrainingData(*sets),
+        rows["counts"],
+        slot_of_row,
+        num_hot,
+        manifest,
+        str(manifest.get("source")),
+        manifest["files"],
+    )
+
+
+def _check_budget(
+    folder: Path, options: dict[str, Any], num_hot: int, row_bytes: int | None
+) -> None:
     budget = options.get("hot_emb_gpu_mem")
     if budget is not None and row_bytes is not None and num_hot * row_bytes > budget:
         raise ValueError(
@@ -449,25 +506,24 @@ def load_segregated(
             f"{options['optimizer']}; rows of {row_bytes} bytes would take {num_hot * row_bytes}: "
             "run input_segregation.py with the trainer's dim and optimizer (EMB_DIM, OPTIMIZER)"
         )
-    if int(rows["counts"].sum()) != len(slot_of_row) or not 0 <= num_hot <= len(slot_of_row):
-        raise ValueError(f"{folder / ROWS_FILE} is inconsistent; run input_segregation.py again")
-    sets = []
-    for name in SEGREGATED_SETS:
-        path = folder / f"{name}.npz"
-        arrays = open_npz(path, ("X_int", "slots", "y", "days"))
-        if manifest.get("files", {}).get(name) != fingerprint(path):
-            raise ValueError(f"{path} does not belong to {folder / ROWS_FILE}; segregate again")
-        slots = arrays["slots"]
-        _check_lengths(str(path), dense=arrays["X_int"], slots=slots, labels=arrays["y"])
-        limit = num_hot if name == "train_hot" else len(slot_of_row)
-        limits, dense, labels = np.full(slots.shape[1], limit), arrays["X_int"], arrays["y"]
-        stream = stream_of(str(path), (dense, slots, labels), limits, max_memory // 2)
-        if stream is None:
-            _check_arrays(str(path), dense, slots, labels, limits)
-        sets.append(ClickInputs(dense, slots, labels, arrays["days"], None, stream))
-    with contextlib.suppress(OSError, ValueError):
-        manifest |= json.loads((folder / TIMES_FILE).read_bytes())
-    return PreparedData(TrainingData(*sets), rows["counts"], slot_of_row, num_hot, manifest)
+
+
+def _open_set(path: Path, identity: Any, limits: np.ndarray, max_memory: int) -> ClickInputs:
+    """One of a segregated folder's sets; its slots are below `limits`."""
+    arrays = open_npz(path, ("X_int", "slots", "y", "days"))
+    if identity != fingerprint(path):
+        raise ValueError(f"{path} does not belong to {path.parent / ROWS_FILE}; segregate again")
+    dense, slots, labels = arrays["X_int"], arrays["slots"], arrays["y"]
+    _check_kinds(arrays, str(path))
+    _check_days(str(path), arrays["days"], len(labels))
+    _check_lengths(str(path), dense=dense, slots=slots, labels=labels)
+    if slots.shape[1] != len(limits):
+        raise ValueError(f"{path}: {slots.shape[1]} slots an input; expected {len(limits)}")
+    stream = stream_of(str(path), (dense, slots, labels), limits, max_memory)
+    if stream is None:
+        check_sums(path)
+        _check_arrays(str(path), dense, slots, labels, limits)
+    return ClickInputs(dense, slots, labels, arrays["days"], None, stream)
 
 
 def move_resident_inputs(
@@ -495,7 +551,7 @@ def baseline_data(log: ClickLog) -> PreparedData:
     """A processed log for the baseline: every training input in the cold stream, no row hot."""
     train, test, val = log.splits()
     data = TrainingData(hot=train.rows(0, 0), cold=train, test=test, val=val)
-    return PreparedData(data, log.table_sizes, None, 0, log.manifest)
+    return PreparedData(data, log.table_sizes, None, 0, log.manifest, log.identity, "whole log")
 
 
 def planted_limit(manifest: dict[str, Any]) -> float | None:

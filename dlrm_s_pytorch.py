@@ -11,8 +11,12 @@ input the same way: with a GPU the rows stay in host memory and the MLPs run on 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,14 +32,25 @@ from dlrm_data_pytorch import (
     planted_limit,
 )
 from slipstream import cli
-from slipstream.checkpoint import load_model, model_file, save_model
+from slipstream.checkpoint import (
+    Checkpoints,
+    Every,
+    Saved,
+    checkpoint_folder,
+    differences,
+    find_checkpoint,
+)
 from slipstream.embedding import EmbeddingTable, initial_rows
 from slipstream.formats import KAGGLE_DAYS
 from slipstream.interaction import DotInteraction, interaction_pairs
+from slipstream.memory import check_needs, training_needs
 from slipstream.runlog import Clocks, RunLog
 from slipstream.runtime import (
+    StopRequest,
+    available_memory_bytes,
     choose_device,
     describe_machine,
+    free_device_bytes,
     git_commit,
     peak_device_bytes,
     peak_rss_bytes,
@@ -129,50 +144,157 @@ def run_training(
     """
     device = choose_device(args.device)
     settings = tune_process(device, args.num_threads, args.precision, args.deterministic)
-    if args.save_model:
-        model_file(args.save_model, to_write=True).parent.mkdir(parents=True, exist_ok=True)
-    model, table = build_model(args, prepared, device)
-    log = RunLog(args.runs_dir, args.run_name, method)
-    clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
-    _log_start(log, method, args, prepared, table, settings)
-    drops: list[dict[str, Any]] = []
-    rule = None
-    if drop_settings is not None:
-        rule = DropRule(drop_settings, prepared.num_hot, args.seed, drop_report(log, drops))
-    trainer = build_trainer(args, prepared, schedule, model, table, rule, log, clocks)
-    progress = trainer.run()
-    summary = _summary(method, progress, drops, clocks, prepared)
+    identity = _identity(args, method, prepared, schedule, drop_settings)
+    with ExitStack() as stack:
+        folder = None
+        if args.save_model:
+            goes_on = args.load_model is not None and is_same_folder(args)
+            folder = stack.enter_context(checkpoint_folder(args.save_model, goes_on))
+        saved, resumes = find_saved(args, identity)
+        model, table = build_model(args, prepared, device, saved)
+        log = RunLog(args.runs_dir, args.run_name, method, resumes)
+        clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
+        _log_start(log, method, args, prepared, table, settings, saved, resumes)
+        drops: list[dict[str, Any]] = []
+        rule = None
+        if drop_settings is not None:
+            rule = DropRule(drop_settings, prepared.num_hot, args.seed, drop_report(log, drops))
+        checkpoints = None
+        if folder is not None:
+            slots, start = prepared.slot_of_row, -1
+            if saved is not None and resumes and is_same_folder(args):
+                start = saved.values["trainer"]["progress"]["step"]
+            every = Every(*args.checkpoint_every)
+            checkpoints = Checkpoints(folder, identity, table, slots, every, args.keep, start)
+        stop = stack.enter_context(StopRequest())
+        trainer = build_trainer(
+            args, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
+        )
+        trainer.progress.drops = drops
+        if saved is not None:
+            _go_on(trainer, saved, resumes, log)
+            saved = None  # a file that is mapped takes room after its deletion
+        progress = trainer.evaluate_only() if args.inference_only else trainer.run()
+        if stop.signal:
+            log.write("stopped", signal=stop.signal, **progress.shares(), **clocks.seconds())
+            log.close()
+            _stop_program(stop.signal, progress, checkpoints)
+    summary = _summary(method, progress, clocks, prepared)
     log.write("summary", **summary)
     log.close()
     _print_summary(summary)
     print(f"log: {log.path}")
-    if args.save_model:
-        sizes, slots = prepared.table_sizes, prepared.slot_of_row
-        print(f"model: {save_model(args.save_model, model, table, sizes, slots)}")
+    if checkpoints is not None:
+        print(f"model: {checkpoints.last_path}")
     return {**summary, "log": str(log.path)}
 
 
-def build_model(
-    args: argparse.Namespace, prepared: PreparedData, device: torch.device
-) -> tuple[DLRM_Net, EmbeddingTable]:
-    """The model on its device and the table, with new or loaded weights.
+def is_same_folder(args: argparse.Namespace) -> bool:
+    """Whether --load-model lies in --save-model, whose checkpoints the run then goes on with."""
+    if args.load_model == "auto":
+        return True
+    return Path(args.save_model).resolve() in (
+        loaded := Path(args.load_model).resolve(),
+        loaded.parent,
+    )
 
-    Raises `MemoryError` where the rows do not fit.
+
+def _identity(
+    args: argparse.Namespace,
+    method: str,
+    prepared: PreparedData,
+    schedule: str,
+    drop_settings: DropSettings | None,
+) -> dict[str, dict[str, Any]]:
+    """What a checkpoint of this run belongs to.
+
+    Another `model` or `data` refuses its weights; another `run` its place in the order of batches.
     """
-    try:
-        return _build(args, prepared, device)
-    except RuntimeError as error:  # how PyTorch reports a failed allocation, on CPU and CUDA
-        if "allocate" not in str(error) and "out of memory" not in str(error):
-            raise
-        raise MemoryError(
-            f"no memory for {prepared.table_sizes.sum():,} embedding rows: smaller rows, tables or "
-            "--hot-emb-gpu-mem"
-        ) from error
+    model = ("arch_sparse_feature_size", "arch_mlp_bot", "arch_mlp_top", "arch_interaction_op")
+    model = (*model, "arch_interaction_itself")
+    run = ("seed", "mini_batch_size", "optimizer", "data_randomize")
+    return {
+        "model": {f"--{name.replace('_', '-')}": getattr(args, name) for name in model},
+        "data": {"table sizes": prepared.table_sizes.tolist(), "the log": prepared.log_identity},
+        "run": {
+            "the method": method,
+            **{f"--{name.replace('_', '-')}": getattr(args, name) for name in run},
+            "--schedule": schedule,
+            "the sets": prepared.sets_identity,
+            "the drop rule": drop_settings and dataclasses.asdict(drop_settings),
+        },
+    }
 
 
-def _build(
-    args: argparse.Namespace, prepared: PreparedData, device: torch.device
+def find_saved(
+    args: argparse.Namespace, identity: dict[str, dict[str, Any]]
+) -> tuple[Saved | None, bool]:
+    """The checkpoint that --load-model names, and whether the run takes up its place, too.
+
+    Raises `ValueError` with what differs for one of another model or other data, and with
+    --load-model auto also for one of another run; `FileNotFoundError` where there is none.
+    """
+    if args.load_model is None:
+        return None, False
+    is_auto = args.load_model == "auto"
+    saved = find_checkpoint(args.save_model if is_auto else args.load_model)
+    if saved is None:
+        if is_auto:
+            return None, False
+        raise FileNotFoundError(f"--load-model: no checkpoint in {args.load_model}")
+    with saved.reading():
+        for kind in ("model", "data"):
+            if found := differences(identity[kind], saved.identity[kind]):
+                raise ValueError(f"made for other {kind}: {found[0]}")
+        found = differences(identity["run"], saved.identity["run"])
+        if found and is_auto:
+            raise ValueError(f"of another run: {found[0]}; choose another --save-model")
+    step = saved.values["trainer"]["progress"]["step"]
+    if found:
+        print(f"{saved.folder}: the weights of step {step}, but not its place: {'; '.join(found)}")
+    elif not args.inference_only:
+        print(f"going on with {saved.folder}, step {step}")
+    return saved, not found and not args.inference_only
+
+
+def _go_on(trainer: Trainer, saved: Saved, resumes: bool, log: RunLog) -> None:
+    """Take up a checkpoint's place, or of the rest only the state of the same optimizer."""
+    if not resumes:
+        step, kept = trainer.step, saved.identity["run"].get("--optimizer")
+        if step.table.optimizer == kept:
+            with saved.reading():
+                step.restore_optimizer(saved.part("step")[1])
+        return
+    trainer.restore(saved)
+    progress = trainer.progress
+    for kind, records in (
+        ("evaluation", progress.evaluations),
+        ("validation", progress.validations),
+        ("drop", progress.drops),
+    ):
+        for record in records:
+            log.write(kind, **record)
+
+
+def _stop_program(number: int, progress: Progress, checkpoints: Checkpoints | None) -> None:
+    """Say where a run that a signal ended stands, and exit as the signal would."""
+    where = "nothing is kept: no --save-model"
+    if checkpoints is not None:
+        where = f"{checkpoints.last_path} is kept; --load-model auto goes on from there"
+    print(f"stopped by {signal.Signals(number).name} at step {progress.step}; {where}")
+    sys.exit(128 + number)
+
+
+def build_model(
+    args: argparse.Namespace,
+    prepared: PreparedData,
+    device: torch.device,
+    saved: Saved | None = None,
 ) -> tuple[DLRM_Net, EmbeddingTable]:
+    """The model on its device and the table, with new weights or those of a checkpoint.
+
+    Raises `MemoryError`, before the rows are allocated, where the run will not fit into memory.
+    """
     num_dense, num_features = prepared.data.test.dense.shape[1], len(prepared.table_sizes)
     cli.check_mlp_bot(args.arch_mlp_bot, num_dense)
     model = DLRM_Net(
@@ -184,15 +306,19 @@ def _build(
         args.seed,
     )
     sizes, dim = prepared.table_sizes, args.arch_sparse_feature_size
-    if args.load_model:
-        rows = load_model(args.load_model, model, sizes, dim, prepared.slot_of_row)
-    else:
-        slots = prepared.slot_of_row
-        slots = None if slots is None else torch.from_numpy(np.array(slots))
-        rows = initial_rows(sizes.tolist(), dim, slots, args.seed)
+    num_rows = int(sizes.sum())
     num_resident = args.num_resident
     if num_resident == -1:
-        num_resident = len(rows) if device.type == "cpu" else prepared.num_hot
+        num_resident = num_rows if device.type == "cpu" else prepared.num_hot
+    _check_memory(args, prepared, device, model, num_resident)
+    slots, sums = prepared.slot_of_row, None
+    if saved is not None:
+        saved.load_model(model)
+        with_sums = args.optimizer == saved.identity["run"].get("--optimizer") == "rwsadagrad"
+        rows, sums = saved.load_rows(num_rows, dim, slots, with_sums)
+    else:
+        slots = None if slots is None else torch.from_numpy(np.array(slots))
+        rows = initial_rows(sizes.tolist(), dim, slots, args.seed)
     table = EmbeddingTable(
         rows,
         num_resident,
@@ -200,8 +326,40 @@ def _build(
         device,
         args.optimizer,
         args.test_mini_batch_size * num_features,
+        sums,
     )
     return model.to(device), table
+
+
+def _check_memory(
+    args: argparse.Namespace,
+    prepared: PreparedData,
+    device: torch.device,
+    model: DLRM_Net,
+    num_resident: int,
+) -> None:
+    """Print what the run will take; `MemoryError` where it is not free."""
+    num_features = len(prepared.table_sizes)
+    vectors = (num_features + 1) * args.arch_sparse_feature_size
+    on_device = device.type == "cuda"
+    needs = training_needs(
+        num_rows=int(prepared.table_sizes.sum()),
+        dim=args.arch_sparse_feature_size,
+        optimizer=args.optimizer,
+        num_resident=num_resident,
+        num_features=num_features,
+        batch_size=min(args.mini_batch_size, prepared.data.num_train),
+        test_batch_size=min(args.test_mini_batch_size, len(prepared.data.test)),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        # The dense vector and the rows, as they are and side by side, and each layer's output
+        # before and after its ReLU.
+        num_activations=2 * (vectors + sum(args.arch_mlp_bot) + sum(args.arch_mlp_top)),
+        num_snapshot_rows=prepared.num_hot if "drop_policy" in args else 0,
+        num_train=prepared.data.num_train,
+        on_device=on_device,
+    )
+    free_device = free_device_bytes(device) if on_device else None
+    print(check_needs(needs, available_memory_bytes(), free_device))
 
 
 def _log_start(
@@ -211,6 +369,8 @@ def _log_start(
     prepared: PreparedData,
     table: EmbeddingTable,
     settings: dict[str, Any],
+    saved: Saved | None,
+    resumes: bool,
 ) -> None:
     log.write(
         "start",
@@ -228,6 +388,8 @@ def _log_start(
         table_device_bytes=table.device_bytes,
         num_train=prepared.data.num_train,
         num_hot_inputs=len(prepared.data.hot),
+        loaded=str(saved.folder) if saved is not None else None,
+        resumed=resumes,
     )
 
 
@@ -241,6 +403,8 @@ def build_trainer(
     log: RunLog | None,
     clocks: Clocks,
     on_report: Callable[[Progress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop: StopRequest | None = None,
 ) -> Trainer:
     """The training loop that `args` asks for; without `log`, `Trainer.run` must not be let end."""
     data = prepared.data
@@ -284,8 +448,13 @@ def build_trainer(
         seed=args.seed,
         window=window,
         test_freq=args.test_freq,
+        val_freq=args.val_freq,
         print_freq=args.print_freq,
         max_steps=args.num_batches,
+        auc_threshold=args.mlperf_auc_threshold,
+        accuracy_threshold=args.mlperf_acc_threshold,
+        checkpoints=checkpoints,
+        stop=stop,
         on_report=on_report,
     )
 
@@ -293,7 +462,6 @@ def build_trainer(
 def _summary(
     method: str,
     progress: Progress,
-    drops: list[dict[str, Any]],
     clocks: Clocks,
     prepared: PreparedData,
 ) -> dict[str, Any]:
@@ -302,13 +470,15 @@ def _summary(
     return {
         "method": method,
         **progress.shares(),
-        "loss": progress.loss,
+        "loss": final["loss"],
         "auc": final["auc"],
         "log_loss": final["log_loss"],
         "accuracy": final["accuracy"],
         "val": final["val"],
         "planted_auc": planted_limit(prepared.manifest),
-        "drops": drops,
+        "best_val": progress.best,
+        "reached": progress.reached,
+        "drops": progress.drops,
         **seconds,
         "segregation_s": prepared.manifest.get("seconds") if prepared.num_hot else None,
         "samples_per_s": progress.samples / max(seconds["training_s"], 1e-9),

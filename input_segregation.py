@@ -118,7 +118,7 @@ def segregate(
     if (folder / ROWS_FILE).exists():
         print(f"{folder} was made from another file or with other options: rebuilding")
     start = time.perf_counter()
-    log = load_processed(processed_file)
+    log = load_processed(processed_file, verify=True)
     partial = folder.with_name(folder.name + ".partial")
     if _manifest_of(partial / RANKING_FILE, identity) is None:
         shutil.rmtree(partial, ignore_errors=True)

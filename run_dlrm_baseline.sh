@@ -12,7 +12,7 @@ COLUMNS_FILE="${COLUMNS_FILE:+$(realpath -m -- "$COLUMNS_FILE")}"
 cd "$(dirname "$0")"
 source bench/prepare.sh
 
-"$PYTHON" dlrm_s_pytorch.py \
+exec "$PYTHON" dlrm_s_pytorch.py \
   --processed-data-file "$PROCESSED_DATA" \
   --arch-sparse-feature-size "$EMB_DIM" \
   --arch-mlp-bot "$NUM_DENSE-512-256-64-$EMB_DIM" \

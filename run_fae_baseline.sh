@@ -12,7 +12,7 @@ cd "$(dirname "$0")"
 source bench/prepare.sh
 ./run_input_segregation.sh
 
-"$PYTHON" fae_train.py \
+exec "$PYTHON" fae_train.py \
   --processed-data-file "$PROCESSED_DATA" \
   --segregated-data-dir "$HOT_COLD" \
   --schedule interleaved \

@@ -12,7 +12,7 @@ cd "$(dirname "$0")"
 source bench/prepare.sh
 
 # The paper profiles 5 % of the inputs; here all are counted, which takes seconds.
-"$PYTHON" input_segregation.py \
+exec "$PYTHON" input_segregation.py \
   --processed-data-file "$PROCESSED_DATA" \
   --segregated-data-dir "$HOT_COLD" \
   --hot-emb-gpu-mem "${HOT_EMB_GPU_MEM:-268435456}" \

@@ -12,7 +12,7 @@ cd "$(dirname "$0")"
 source bench/prepare.sh
 ./run_input_segregation.sh
 
-"$PYTHON" slipstream_train.py \
+exec "$PYTHON" slipstream_train.py \
   --processed-data-file "$PROCESSED_DATA" \
   --segregated-data-dir "$HOT_COLD" \
   --drop-policy stale \

@@ -30,6 +30,7 @@ import input_segregation  # noqa: E402
 import slipstream_train  # noqa: E402
 from bench.throughput import hardware_name, make_log  # noqa: E402
 from slipstream import cli  # noqa: E402
+from slipstream.checkpoint import find_checkpoint  # noqa: E402
 from slipstream.npz import open_npz  # noqa: E402
 from slipstream.runtime import choose_device, describe_machine, git_commit  # noqa: E402
 
@@ -76,8 +77,13 @@ class Bench:
         lines = (self.folder / name / "log.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         losses = [r["loss"] for r in records if r["kind"] == "evaluation"]
-        arrays = open_npz(self.folder / name / "model.npz")
-        weights = [array.ravel() for key, array in arrays.items() if key[:4] in ("rows", "mlp.")]
+        saved = find_checkpoint(self.folder / name)
+        assert saved is not None
+        weights = [
+            array.ravel()
+            for key, array in saved.arrays.items()
+            if key == "rows" or key.startswith("step.mlp.")
+        ]
         return {"losses": np.array(losses), "weights": np.concatenate(weights)}
 
 

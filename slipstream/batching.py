@@ -7,7 +7,9 @@ published code does. A baseline epoch is one with cold inputs only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +96,7 @@ class EpochPlan:
         self, hot_order: np.ndarray, cold_order: np.ndarray, batch_size: int, schedule: str
     ) -> None:
         self.batch_size, self.schedule = batch_size, schedule
-        self.num_hot_inputs = len(hot_order)
+        self.num_hot_inputs, self._num_cold_inputs = len(hot_order), len(cold_order)
         self.num_hot_trained = 0
         self._inputs = {True: hot_order, False: cold_order}  # still to train, by hot
         self._next = {True: 0, False: 0}
@@ -106,8 +108,53 @@ class EpochPlan:
         return -(-(len(self._inputs[hot]) - self._next[hot]) // self.batch_size)
 
     def _mix(self) -> None:
-        self._kinds = interleave(self._num_batches(True), self._num_batches(False), self.schedule)
+        self._mixed = (self._num_batches(True), self._num_batches(False))
+        self._kinds = interleave(*self._mixed, self.schedule)
         self._position = 0
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Where the epoch stands, for `restore`: plain JSON, and the hot inputs once replaced."""
+        values = {
+            "num_inputs": [self.num_hot_inputs, self._num_cold_inputs],
+            "next": [self._next[True], self._next[False]],
+            "mixed": list(self._mixed),
+            "position": self._position,
+            "num_hot_trained": self.num_hot_trained,
+            "num_replaced": self._num_replaced,
+        }
+        arrays = {}
+        if self._num_replaced:
+            arrays["hot_inputs"] = self._inputs[True]
+            if self._hot_weights is not None:
+                arrays["hot_weights"] = self._hot_weights
+        return values, arrays
+
+    def restore(self, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken; made with the same arguments. `ValueError`: it was not."""
+        if values["num_inputs"] != [self.num_hot_inputs, self._num_cold_inputs]:
+            raise ValueError(f"it was at {values['num_inputs']} hot and cold inputs")
+        hot = self._inputs[True]
+        if values["num_replaced"]:
+            hot, weights = np.array(arrays["hot_inputs"]), arrays.get("hot_weights")
+            is_inside = not len(hot) or 0 <= hot.min() <= hot.max() < self.num_hot_inputs
+            if hot.ndim != 1 or hot.dtype.kind != "i" or not is_inside:
+                raise ValueError("its hot inputs are none of this data set's")
+            if weights is not None and (weights.shape != hot.shape or weights.dtype != np.float32):
+                raise ValueError("its weights are not one a hot input")
+            self._hot_weights = None if weights is None else np.array(weights)
+        num_hot, num_cold = values["mixed"]
+        if not 0 <= num_hot + num_cold <= self.num_hot_inputs + self._num_cold_inputs:
+            raise ValueError("it has more batches than inputs")
+        kinds = interleave(num_hot, num_cold, self.schedule)
+        taken = zip(values["next"], (hot, self._inputs[False]), strict=True)
+        if not 0 <= values["position"] <= len(kinds) or any(
+            not 0 <= next_ <= len(inputs) for next_, inputs in taken
+        ):
+            raise ValueError("its position is beyond the epoch's end")
+        self._inputs[True], self._kinds, self._mixed = hot, kinds, (num_hot, num_cold)
+        self._next = {True: values["next"][0], False: values["next"][1]}
+        self._position, self._num_replaced = values["position"], values["num_replaced"]
+        self.num_hot_trained = values["num_hot_trained"]
 
     @property
     def is_finished(self) -> bool:

@@ -50,8 +50,8 @@ def run_script(main: Callable[[], Any]) -> None:
     """
     try:
         main()
-    except (ValueError, OSError, MemoryError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) or not _is_expected(error):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         script = os.path.basename(sys.argv[0])
@@ -60,6 +60,13 @@ def run_script(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_expected(error: BaseException) -> bool:
+    """False for a defect of ours. PyTorch reports a failed allocation as a `RuntimeError`."""
+    if not isinstance(error, RuntimeError):
+        return True
+    return "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _number(
@@ -108,6 +115,21 @@ def byte_size(text: str) -> int:
     if not number.isdecimal() or not int(number):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected bytes, as 2G or 1500M")
     return int(number) * powers.get(unit, 1)
+
+
+def every(text: str) -> tuple[int, float]:
+    """Parse mini-batches, `1000`, or a time, `90s`, `30m`, `2h`: (steps, seconds), one is 0."""
+    seconds = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in seconds else (text, "")
+    try:
+        value = float(number) if unit else int(number)
+    except ValueError:
+        value = -1
+    if not 0 <= value < math.inf or (unit and not value):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected mini-batches, as 1000, or a time, as 90s, 30m or 2h"
+        )
+    return (0, value * seconds[unit]) if unit else (int(value), 0.0)
 
 
 def layer_sizes(text: str) -> list[int]:
@@ -325,7 +347,27 @@ def _add_run_flags(group: argparse._ActionsContainer) -> None:
         "--test-freq",
         type=nonnegative_int,
         default=0,
-        help="mini-batches between evaluations on the test set; 0: at the end only",
+        help="mini-batches between evaluations on the test set, for a curve: nothing is chosen by "
+        "them; 0: at the end only",
+    )
+    group.add_argument(
+        "--val-freq",
+        type=nonnegative_int,
+        default=0,
+        help="mini-batches between evaluations on the validation set; with --save-model the best "
+        "model is kept in its folder best. 0: at the end only",
+    )
+    group.add_argument(
+        "--mlperf-auc-threshold",
+        type=share,
+        default=0.0,
+        help="stop when the validation AUC (0 to 1) reaches this; 0: do not. Needs --val-freq",
+    )
+    group.add_argument(
+        "--mlperf-acc-threshold",
+        type=share,
+        default=0.0,
+        help="stop when the validation accuracy (0 to 1) reaches this; 0: do not. Needs --val-freq",
     )
     group.add_argument(
         "--print-freq",
@@ -351,13 +393,33 @@ def _add_run_flags(group: argparse._ActionsContainer) -> None:
         "--save-model",
         default=None,
         metavar="DIR",
-        help="write the trained model to this folder; not given: do not save",
+        help="folder of this run's checkpoints, the trained model among them; not given: none",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=every,
+        default="30m",
+        metavar="STEPS|TIME",
+        help="with --save-model: mini-batches (1000) or time (90s, 30m, 2h) from one checkpoint to "
+        "the next; 0: at the end only",
+    )
+    group.add_argument(
+        "--keep", type=positive_int, default=2, help="checkpoints that stay, the newest ones"
     )
     group.add_argument(
         "--load-model",
         default=None,
-        metavar="DIR",
-        help="start from the weights saved in this folder; not given: new weights",
+        metavar="DIR|auto",
+        help="go on from a checkpoint, or the newest one in a folder; one of another method, order "
+        "or segregation gives its weights. auto: from --save-model, or anew where it is empty. "
+        "Not given: new weights",
+    )
+    group.add_argument(
+        "--inference-only",
+        type=boolean,
+        default="false",
+        metavar="true|false",
+        help="evaluate the model of --load-model, without training",
     )
 
 
@@ -365,6 +427,12 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
     """Refuse layer sizes and a schedule that do not fit together, by `parser.error`."""
     if args.lr_num_decay_steps and args.lr_decay_start_step < args.lr_num_warmup_steps:
         parser.error("--lr-decay-start-step comes before --lr-num-warmup-steps are over")
+    if (args.mlperf_auc_threshold or args.mlperf_acc_threshold) and not args.val_freq:
+        parser.error("--mlperf-auc-threshold and --mlperf-acc-threshold need --val-freq")
+    if args.load_model == "auto" and not args.save_model:
+        parser.error("--load-model auto goes on from --save-model, which is not given")
+    if args.inference_only and (not args.load_model or args.save_model):
+        parser.error("--inference-only needs --load-model, and writes no --save-model")
     dim = args.arch_sparse_feature_size
     if args.arch_mlp_bot[-1] != dim:
         parser.error(

@@ -35,6 +35,7 @@ from torch import Tensor
 
 ADAGRAD_EPS = 1e-10
 OPTIMIZERS = ("sgd", "rwsadagrad")
+DRAWN_ROWS = 1 << 16  # initial weights are drawn so many rows at a time
 EVALUATION = 2  # the area of batches that are only read; 0 and 1 are for training
 
 
@@ -54,13 +55,13 @@ def initial_rows(table_sizes: list[int], dim: int, slot_of_row: Tensor | None, s
     weight = torch.empty(sum(table_sizes), dim)
     start = 0
     for size in table_sizes:
-        bound = size**-0.5
-        if slot_of_row is None:
-            weight[start : start + size].uniform_(-bound, bound, generator=generator)
-        else:
-            rows = torch.empty(size, dim).uniform_(-bound, bound, generator=generator)
-            weight[slot_of_row[start : start + size].long()] = rows
-        start += size
+        bound, end = size**-0.5, start + size
+        for first in range(start, end, DRAWN_ROWS):
+            part = slice(first, min(first + DRAWN_ROWS, end))
+            rows = torch.empty(part.stop - first, dim)
+            rows.uniform_(-bound, bound, generator=generator)
+            weight[part if slot_of_row is None else slot_of_row[part].long()] = rows
+        start = end
     return weight
 
 
@@ -124,6 +125,7 @@ class EmbeddingTable:
         device: where lookups and updates run.
         optimizer: `sgd` or `rwsadagrad` (one sum per row of the mean squared gradient).
         max_evaluation_rows: the most rows an evaluation batch looks up; 0: as in training.
+        sums: (num_rows,) float32, Adagrad's sums to start from; None: zeros.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class EmbeddingTable:
         device: torch.device,
         optimizer: str = "sgd",
         max_evaluation_rows: int = 0,
+        sums: Tensor | None = None,
     ) -> None:
         num_rows, dim = weight.shape
         if not 0 <= num_resident <= num_rows:
@@ -142,6 +145,7 @@ class EmbeddingTable:
             raise ValueError(f"got optimizer {optimizer!r}; expected one of {OPTIMIZERS}")
         self.num_rows, self.dim, self.num_resident = num_rows, dim, num_resident
         self.device, self.lane = device, CopyLane(device)
+        self.optimizer = optimizer
         num_host = num_rows - num_resident
         self._area_rows = [
             min(rows, num_host)
@@ -153,9 +157,13 @@ class EmbeddingTable:
         # Arrays that move together: weights, and the optimizer's sums where it has any.
         whole = [weight]
         if optimizer == "rwsadagrad":
-            whole.append(torch.zeros(num_rows))
+            whole.append(torch.zeros(num_rows) if sums is None else sums)
         self._device_arrays = [self._device_part(array) for array in whole]
-        self._host_arrays = [array[num_resident:] for array in whole]
+        # Of an array that lives on another device nothing is kept here: a view would keep it all.
+        self._host_arrays = [
+            array[num_resident:] if num_host else array.new_empty((0, *array.shape[1:]))
+            for array in whole
+        ]
         self._arrived: list[Any] = [None] * 3
         # Page-locked, so that copies need not wait: one for each training area and evaluation,
         # and one for the way home. A CPU needs none.
@@ -324,13 +332,25 @@ class EmbeddingTable:
         rows[resident:].copy_(self._host_arrays[0][: num_rows - resident])
         return rows
 
-    def state(self) -> dict[str, Tensor]:
-        """All rows in slot order on the host: `rows` (num_rows, dim), and `row_sums` where kept."""
-        parts = [
-            torch.cat([on_device[: self.num_resident].cpu(), array])
-            for on_device, array in zip(self._device_arrays, self._host_arrays, strict=True)
-        ]
-        return dict(zip(("rows", "row_sums"), parts, strict=False))
+    def read(self, slots: np.ndarray | slice) -> dict[str, Tensor]:
+        """Copies on the host of n slots' rows: `rows` (n, dim), and `row_sums` (n,) where kept.
+
+        Host rows must have been written back.
+        """
+        if isinstance(slots, slice):
+            slots = np.arange(*slots.indices(self.num_rows))
+        numbers = torch.from_numpy(slots.astype(np.int64))
+        resident = numbers < self.num_resident
+        found = {}
+        for name, on_device, host in zip(
+            ("rows", "row_sums"), self._device_arrays, self._host_arrays, strict=False
+        ):
+            values = torch.empty(len(numbers), *host.shape[1:])
+            chosen = numbers[resident].to(self.device)
+            values[resident] = on_device.index_select(0, chosen).cpu()
+            values[~resident] = host.index_select(0, numbers[~resident] - self.num_resident)
+            found[name] = values
+        return found
 
 
 def _sum_by_row(index: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ class Loader:
         hot_rows_resident: bool,
         window: int = 0,
     ) -> None:
-        self._window = window
+        self.window = window
         self._inputs = {True: hot, False: cold}
         self.table, self.hot_rows_resident = table, hot_rows_resident
         self._worker = ThreadPoolExecutor(1, "loader") if overlap else None
@@ -111,10 +111,14 @@ class Loader:
         self._current: StagedBatch | None = None  # staged and not yet given to write_back
 
     def start(self, plan: EpochPlan) -> None:
-        """Begin an epoch."""
+        """Begin an epoch, or go on with one."""
         self._plan = plan
         self._ahead = {}
-        self._announced = {False: (0, 0), True: (0, 0)}
+        # An epoch that is gone on with has inputs behind it.
+        self._announced = {
+            False: (0, plan.num_taken(False)),
+            True: (plan.num_replaced, plan.num_taken(True)),
+        }
         for hot in (False, True):
             self._cut_ahead(hot, None)
 
@@ -124,7 +128,7 @@ class Loader:
         planned = self._plan.next_batch()
         if planned is None:
             return None
-        if self._window:
+        if self.window:
             self._announce(self._plan, planned.hot)
         cut = self._take(planned)
         staged = cut.staged
@@ -152,9 +156,9 @@ class Loader:
         replaced, announced = self._announced[hot]
         if hot and replaced != plan.num_replaced:
             replaced, announced = plan.num_replaced, 0
-        if plan.num_taken(hot) + self._window > announced:
-            self._inputs[hot].will_need(plan.coming(hot, announced, self._window))
-            announced += self._window
+        if plan.num_taken(hot) + self.window > announced:
+            self._inputs[hot].will_need(plan.coming(hot, announced, self.window))
+            announced += self.window
         self._announced[hot] = (replaced, announced)
 
     def done(self, batch: Batch) -> None:

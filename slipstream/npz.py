@@ -1,8 +1,8 @@
 """Uncompressed .npz files: written in a stream, aligned, atomically; opened as memory maps.
 
 A stored zip member is a plain .npy file at an offset, so each array can be mapped in place: opening
-a 7 GB file reads a few kilobytes. `np.load` opens the same files. Nothing is ever pickled or
-unpickled.
+a 7 GB file reads a few kilobytes; `check_sums` reads it all. `np.load` opens the same files. Every
+file is untrusted: nothing is ever pickled or unpickled, and sizes are checked before they are used.
 """
 
 from __future__ import annotations
@@ -13,21 +13,29 @@ import json
 import math
 import mmap
 import os
+import re
 import struct
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from slipstream.runtime import available_memory_bytes, num_threads
+
 ALIGNMENT = 64  # bytes; a cache line, and what the .npy format pads its own header to
 LOCAL_HEADER_BYTES = 30
 ZIP64_EXTRA_BYTES = 20
 READ_AHEAD_BYTES = 1 << 17
+CHECK_BYTES = 1 << 22
+MEMBER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\.npy")
+MAX_RATIO = 200  # uncompressed bytes for one of a compressed member of more than BOMB_BYTES
+BOMB_BYTES = 1 << 26
 # numpy reads headers with `ast`, which fails at random in Python 3.11 when threads use it at once
 # (SystemError: AST constructor recursion depth mismatch).
 HEADER_LOCK = threading.Lock()
@@ -224,10 +232,12 @@ def open_npz(
 ) -> dict[str, np.ndarray]:
     """Open an .npz file: stored arrays as read-only memory maps, compressed ones in memory.
 
-    With `others` false, only the `required` arrays are opened.
+    With `others` false, only the `required` arrays are opened. Contents of maps are not read, and
+    so not checked: see `check_sums`.
 
-    Raises `ValueError` when the file is not an npz, is truncated, holds objects, or lacks one of
-    the `required` keys, and `FileNotFoundError` when it is missing. Each message says what to do.
+    Raises `ValueError` when the file is not an npz, is truncated, holds objects, expands to more
+    than the free memory, or lacks one of the `required` keys, and `FileNotFoundError` when it is
+    missing. Each message says what to do.
     """
     path = Path(path)
     if not path.is_file():
@@ -235,19 +245,16 @@ def open_npz(
     arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            for info in archive.infolist():
+            for info in _members_of(archive):
                 name = info.filename.removesuffix(".npy")
                 if not others and name not in required:
                     continue
                 if info.compress_type == zipfile.ZIP_STORED:
                     arrays[name] = _map_member(path, file, info)
                 else:
-                    with archive.open(info) as member:
-                        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error) as error:
-        raise ValueError(
-            f"{path} is truncated, corrupt or not an .npz file ({error}); delete it and rebuild it"
-        ) from error
+                    arrays[name] = _read_member(archive, info)
+    except UNREADABLE as error:
+        raise ValueError(_unreadable(path, error)) from error
     missing = [key for key in required if key not in arrays]
     if missing:
         raise ValueError(
@@ -256,15 +263,54 @@ def open_npz(
     return arrays
 
 
-def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray:
-    """Map one stored member; every size is checked against the file before it is used."""
-    file.seek(info.header_offset)
-    local = file.read(LOCAL_HEADER_BYTES)
-    if len(local) < LOCAL_HEADER_BYTES or local[:4] != b"PK\x03\x04":
-        raise ValueError(f"{info.filename}: no zip header where the directory says")
-    name_length, extra_length = struct.unpack("<HH", local[26:30])
-    start = info.header_offset + LOCAL_HEADER_BYTES + name_length + extra_length
-    file.seek(start)
+# What zipfile, zlib and numpy raise for bytes that are no .npz file; NotImplementedError: encrypted
+# or of another compression.
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+)
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
+    return f"{path} is truncated, corrupt or not an .npz file ({error}); delete it and rebuild it"
+
+
+def _members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    members = archive.infolist()
+    names = [info.filename for info in members]
+    for name in names:
+        if not MEMBER_NAME.fullmatch(name) or names.count(name) > 1:
+            raise ValueError(f"it has a member named {name[:80]!r}; expected arrays, each once")
+    return members
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """Read a compressed member, unless it would expand beyond reason."""
+    num_bytes = info.file_size
+    is_bomb = num_bytes > BOMB_BYTES and num_bytes > MAX_RATIO * info.compress_size
+    if is_bomb or num_bytes > available_memory_bytes():
+        raise ValueError(
+            f"{info.filename}: {info.compress_size:,} bytes would expand to {num_bytes:,}"
+        )
+    with archive.open(info) as member:
+        data = member.read(num_bytes + 1)
+    # numpy allocates what the header says before it reads: it must say what there is.
+    file = io.BytesIO(data)
+    shape, fortran_order, dtype = _read_header(file, info.filename)
+    _check_size(info, shape, dtype, file.tell())
+    if math.prod(shape) == 0:
+        return np.empty(shape, dtype)
+    values = np.frombuffer(data, dtype, offset=file.tell())
+    return values.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read_header = (
         np.lib.format.read_array_header_1_0
@@ -274,14 +320,72 @@ def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray
     with HEADER_LOCK:
         shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject:
-        raise ValueError(f"{info.filename}: holds Python objects, which are never loaded")
-    offset = file.tell()
-    num_bytes = dtype.itemsize
-    for size in shape:
-        num_bytes *= size
-    if offset - start + num_bytes != info.file_size or offset + num_bytes > os.path.getsize(path):
+        raise ValueError(f"{name}: holds Python objects, which are never loaded")
+    return shape, fortran_order, dtype
+
+
+def _check_size(
+    info: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype, header_bytes: int
+) -> None:
+    if min(shape, default=0) < 0 or dtype.itemsize == 0:
+        raise ValueError(f"{info.filename}: holds no values")
+    if header_bytes + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError(f"{info.filename}: its size does not match its header")
-    if num_bytes == 0:
+
+
+def check_sums(path: str | Path) -> None:
+    """Compare the contents of stored members with their checksums: 6 GB/s a core (CRC-32).
+
+    Compressed ones were compared when they were read. Raises `ValueError` for a file whose bytes
+    are not those that were written.
+    """
+    path = Path(path)
+
+    def check(info: zipfile.ZipInfo) -> None:
+        with open(path, "rb") as file:
+            start = _start_of(file, info)
+        if not info.file_size:
+            return
+        data = np.asarray(np.memmap(path, np.uint8, "r", start, info.file_size))
+        crc = 0
+        for first in range(0, len(data), CHECK_BYTES):
+            chunk = data[first : first + CHECK_BYTES]
+            crc = zlib.crc32(chunk.data, crc)
+            advise(chunk, mmap.MADV_DONTNEED)
+        if crc != info.CRC:
+            raise ValueError(f"{info.filename}: its checksum differs")
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _members_of(archive)
+        stored = [info for info in members if info.compress_type == zipfile.ZIP_STORED]
+        with ThreadPoolExecutor(num_threads()) as pool:
+            list(pool.map(check, stored))
+    except UNREADABLE as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _start_of(file: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Where a stored member's bytes start."""
+    file.seek(info.header_offset)
+    local = file.read(LOCAL_HEADER_BYTES)
+    if len(local) < LOCAL_HEADER_BYTES or local[:4] != b"PK\x03\x04":
+        raise ValueError(f"{info.filename}: no zip header where the directory says")
+    name_length, extra_length = struct.unpack("<HH", local[26:30])
+    start = info.header_offset + LOCAL_HEADER_BYTES + name_length + extra_length
+    if start + info.file_size > os.fstat(file.fileno()).st_size:
+        raise ValueError(f"{info.filename}: is cut off")
+    return start
+
+
+def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray:
+    """Map one stored member; every size is checked against the file before it is used."""
+    start = _start_of(file, info)
+    file.seek(start)
+    shape, fortran_order, dtype = _read_header(file, info.filename)
+    offset = file.tell()
+    _check_size(info, shape, dtype, offset - start)
+    if math.prod(shape) == 0:
         return np.empty(shape, dtype)
     # A plain ndarray over the map: slicing np.memmap objects costs several microseconds each.
     return np.asarray(np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C"))
@@ -331,10 +435,8 @@ def fingerprint(path: str | Path) -> str:
                 for info in archive.infolist()
                 if info.filename != "manifest.npy"
             ]
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{path} is truncated, corrupt or not an .npz file; delete it and rebuild it"
-        ) from error
+    except UNREADABLE as error:
+        raise ValueError(_unreadable(Path(path), error)) from error
     return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
 
 
@@ -349,6 +451,6 @@ def unpack_manifest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {}
     try:
         manifest = json.loads(arrays["manifest"].tobytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}

@@ -1,9 +1,11 @@
 """A run's folder and its `log.jsonl`, the only thing figures and tables are made from; and its
 clocks.
 
-One JSON object a line: `start` (argv, flags, commit, versions, hardware, data), `evaluation`,
-`drop` (one per choice of stale inputs), and last `summary`. Each line is flushed, so a crash loses
-none.
+One JSON object a line: `start` (argv, flags, commit, versions, hardware, data), `evaluation` (test
+set), `validation`, `drop` (one per choice of stale inputs), `checkpoint`, `stopped` (by a signal),
+and last `summary`. Each line is flushed, so a crash loses none. A run that goes on from a
+checkpoint has a log of its own, which begins with the evaluations, validations and drops up to
+there (`start` names the checkpoint), so the last log of a run is the whole run's.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from typing import Any
 class RunLog:
     """Appends records to `<runs_dir>/<name>/log.jsonl`.
 
-    Without a name the folder is `<method>-<date>-<time>`, numbered where taken. A name that already
-    has a log is refused with `ValueError`: two runs never share a file.
+    Without a name the folder is `<method>-<date>-<time>`. One that is taken gets a number behind
+    it, but a name given for a run that is not `resumed` is refused with `ValueError`: two runs
+    never share a file.
     """
 
-    def __init__(self, runs_dir: str | Path, name: str | None, method: str) -> None:
+    def __init__(
+        self, runs_dir: str | Path, name: str | None, method: str, resumed: bool = False
+    ) -> None:
         base = name or f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder, attempt = Path(runs_dir) / base, 1
-        while not name and _is_taken(folder):
+        while (resumed or not name) and _is_taken(folder):
             attempt += 1
             folder = Path(runs_dir) / f"{base}-{attempt}"
         self.path = folder / "log.jsonl"
@@ -80,6 +85,15 @@ class Clocks:
         self._start = self._mark = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._active = ["other"]
+
+    def add(self, seconds: dict[str, float]) -> None:
+        """Count the time of the run before, as `seconds` gave it, too."""
+        for activity, value in seconds.items():
+            activity = activity.removesuffix("_s")
+            if activity == "program":
+                self._start -= value
+            else:
+                self._seconds[activity] = self._seconds.get(activity, 0.0) + value
 
     @contextmanager
     def count(self, activity: str) -> Iterator[None]:

@@ -9,8 +9,10 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -214,10 +216,48 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+class StopRequest:
+    """Notes Ctrl-C and SIGTERM while the body runs, so that it can end in good order.
+
+    `signal` is the number of the first, or None. A second one ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        # Not `print`: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this mini-batch; once more: at once\n")
+
+
 def sync_file(file: IO[Any]) -> None:
     """Bring what was written to an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of a folder's files to the disk, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -227,6 +267,17 @@ def write_json(path: Path, value: Any) -> None:
         json.dump(value, file, sort_keys=True)
         sync_file(file)
     os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. `ValueError`: the file is damaged; `OSError`: it cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from error
+    return value
 
 
 def check_replaceable(folder: Path, own_files: Collection[str]) -> None:

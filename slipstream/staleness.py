@@ -19,7 +19,7 @@ the target, and the choice can be repeated within an epoch and in every epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -196,6 +196,45 @@ class DropRule:
     def num_dropped(self) -> int:
         """Hot inputs dropped so far in this epoch, less those that came back."""
         return len(self._pool)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Where the epoch's choices stand, for `restore`: plain JSON, and arrays."""
+        values = {
+            "choices": self._choices,
+            "targets": self._targets,
+            "next_start": self._next_start if math.isfinite(self._next_start) else None,
+        }
+        arrays = {"pool": self._pool}
+        if self._before is not None and self._touched is not None:
+            values["snapshot_at"] = self._snapshot_at
+            arrays["before"] = self._before.cpu().numpy()
+            arrays["touched"] = self._touched.cpu().numpy()
+        return values, arrays
+
+    def restore(
+        self,
+        epoch: int,
+        values: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        dim: int,
+        device: torch.device,
+    ) -> None:
+        """Go on where `state` was taken. `ValueError`: arrays of other shapes."""
+        self.begin_epoch(epoch)
+        self._choices, self._targets = int(values["choices"]), [int(n) for n in values["targets"]]
+        next_start = values["next_start"]
+        self._next_start = math.inf if next_start is None else float(next_start)
+        self._pool = np.array(arrays["pool"])
+        if self._pool.ndim != 1 or self._pool.dtype.kind != "i":
+            raise ValueError("its dropped inputs are not numbers of inputs")
+        if "before" not in arrays:
+            return
+        before, touched = arrays["before"], arrays["touched"]
+        if before.shape != (self.num_hot, dim) or touched.shape != (self.num_hot + 1,):
+            raise ValueError(f"its snapshot has shape {before.shape}; {self.num_hot} rows are hot")
+        self._snapshot_at = int(values["snapshot_at"])
+        self._before = torch.from_numpy(before.astype(np.float32)).to(device)
+        self._touched = torch.from_numpy(touched.astype(bool)).to(device)
 
     def touch(self, slots: Tensor) -> None:
         """Note the rows (B, F) that a batch updates while a window is open.

@@ -20,9 +20,11 @@ A = 3.9 k: 3.8 MB, and 64 MB at B = 2048.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as nn_functional
 from torch import Tensor, nn
@@ -94,6 +96,42 @@ class TrainStep:
                 self._graph.replay(dense, staged.index, labels, weights, learning_rate)
                 return
         self._run(dense, staged, labels, weights, learning_rate)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Model, optimizer and loss for `restore`: plain JSON, and arrays by name."""
+        arrays = {
+            f"mlp.{name}": value.detach().cpu().numpy()
+            for name, value in self._parameters().items()
+        }
+        for name, parameter in self._parameters().items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    arrays[f"optimizer.{kind}.{name}"] = value.detach().cpu().numpy()
+        return {"loss_sum": self.peek_loss_sum()}, arrays
+
+    def restore(self, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken; the model's weights were loaded with `load_model`."""
+        self._loss_sum.fill_(float(values["loss_sum"]))
+        self.restore_optimizer(arrays)
+
+    def restore_optimizer(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The optimizer's part of `state`. `KeyError`, `ValueError`: missing, of another shape."""
+        for name, parameter in self._parameters().items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    stored = arrays[f"optimizer.{kind}.{name}"]
+                    if stored.shape != tuple(value.shape):
+                        raise ValueError(f"its {kind} of {name} has shape {stored.shape}")
+                    value.copy_(torch.from_numpy(np.array(stored)))
+
+    def _parameters(self) -> dict[str, Tensor]:
+        # A compiled model wraps the plain one under this name.
+        model = getattr(self.model, "_orig_mod", self.model)
+        return dict(model.named_parameters())
+
+    def peek_loss_sum(self) -> float:
+        """The sum of all inputs' losses since `take_loss_sum`; waits for the device."""
+        return float(self._loss_sum)
 
     def take_loss_sum(self) -> float:
         """The sum of all inputs' losses since the last call; waits for the device."""

@@ -7,15 +7,19 @@ arguments.
     Slipstream  as FAE          as FAE          the hot ones          DropRule
 
 `slipstream.loader` cuts mini-batches and brings host rows, `slipstream.step` trains on one batch.
-The loop itself waits for the device only where it prints, tests or takes a snapshot.
+The loop itself waits for the device only where it prints, evaluates, takes a snapshot or writes a
+checkpoint, and every 1000 steps to see that the loss is finite.
 
 Shapes: B inputs, F sparse features, dim values a row, dense features (B, num_dense).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+import time
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +29,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from slipstream.batching import EpochPlan, epoch_order
+from slipstream.checkpoint import Checkpoints, Parts, Saved
 from slipstream.embedding import EVALUATION, EmbeddingTable
 from slipstream.loader import Batch, Inputs, Loader
 from slipstream.metrics import click_metrics
 from slipstream.runlog import Clocks, RunLog
+from slipstream.runtime import StopRequest
 from slipstream.staleness import DropRule
 from slipstream.step import TrainStep, autocast
 
 MIN_LEARNING_RATE = 1e-7
+MAX_UNCHECKED = 1000  # steps after which the loss is looked at, whatever is printed
+CHECKED_INPUTS = 4096  # of an order, to recognise it
+MIN_LEARNED, STUCK_AUC = 100_000, 0.005  # samples after which an AUC so near 0.5 is a warning
 
 
 @dataclass(frozen=True)
@@ -71,14 +80,23 @@ class LearningRate:
 
 @dataclass
 class Progress:
-    """Counts of a run so far."""
+    """Counts and results of a run so far, those of the runs that it goes on from included.
 
+    `evaluations` are on the test set, `validations` on the validation set; `drops` the drop rule's
+    choices; `best` the validation with the highest AUC.
+    """
+
+    epoch: int = 0
     step: int = 0
     samples: int = 0
     hot_samples: int = 0
     dropped: int = 0
     loss: float = math.nan  # mean training loss an input since the last report
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    drops: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    reached: str | None = None  # the threshold that ended the run
 
     def shares(self) -> dict[str, Any]:
         """Samples and shares as log fields."""
@@ -92,6 +110,10 @@ class Progress:
         }
 
 
+class Interrupted(Exception):
+    """A signal came during an evaluation."""
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -99,13 +121,17 @@ def evaluate(
     inputs: Inputs,
     batch_size: int,
     precision: str = "fp32",
+    stop: StopRequest | None = None,
 ) -> dict[str, float]:
     """AUC, log loss and accuracy of the model on `inputs`, in batches, without autograd.
 
-    Raises `ValueError` when an output of the model is not finite.
+    Raises `ValueError` when an output of the model is not finite, `Interrupted` between two batches
+    when `stop` has noted a signal.
     """
     logits = [torch.empty(0, device=table.device)]
     for start in range(0, len(inputs), batch_size):
+        if stop is not None and stop.signal:
+            raise Interrupted
         dense, slots, _ = inputs.batch(slice(start, start + batch_size))
         rows = table.lookup(table.enter(table.stage(slots, EVALUATION, after=table.lane.mark())))
         with autocast(table.device, precision):
@@ -117,7 +143,7 @@ def evaluate(
 
 
 class Trainer:
-    """Trains `step`'s model and table on `data`; call `run` once.
+    """Trains `step`'s model and table on `data`; call `run` once, after `restore` where it goes on.
 
     Args:
         overlap, hot_rows_resident: see `slipstream.loader`.
@@ -125,9 +151,13 @@ class Trainer:
         log, clocks: of the run; evaluations and drops are written as they happen.
         test_batch_size: inputs a mini-batch in evaluation.
         schedule, randomize, window: see `slipstream.batching`.
-        test_freq: steps between evaluations on the test set; 0: at the end only.
+        test_freq, val_freq: steps between evaluations on the test and on the validation set; 0: at
+            the end only.
         print_freq: steps between progress reports; 0: none.
         max_steps: stop after as many steps; 0: train all epochs.
+        auc_threshold, accuracy_threshold: stop when a validation reaches it; 0: do not.
+        checkpoints: writes them; None: the model is not kept.
+        stop: asked after each step, and in evaluations, whether to end.
         on_report: called at each report, after the device has been waited for, in its place.
     """
 
@@ -149,8 +179,13 @@ class Trainer:
         seed: int,
         window: int = 0,
         test_freq: int = 0,
+        val_freq: int = 0,
         print_freq: int = 0,
         max_steps: int = 0,
+        auc_threshold: float = 0.0,
+        accuracy_threshold: float = 0.0,
+        checkpoints: Checkpoints | None = None,
+        stop: StopRequest | None = None,
         on_report: Callable[[Progress], None] | None = None,
     ) -> None:
         self.step, self.table = step, step.table
@@ -165,59 +200,135 @@ class Trainer:
             randomize,
             seed,
         )
-        self.test_freq, self.print_freq, self.max_steps = test_freq, print_freq, max_steps
+        self.test_freq, self.val_freq, self.print_freq = test_freq, val_freq, print_freq
+        self.max_steps = max_steps
+        self._thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
+        self.checkpoints, self._stop = checkpoints, stop or StopRequest()
         self._on_report = on_report
         self.progress = Progress()
         self._loss_weight = 0.0
+        self._settled_step = 0  # reports and evaluations of this step are done
+        self._plan: EpochPlan | None = None  # of the epoch in progress
+        self._saved: Saved | None = None  # its plan is to be gone on with
+
+    def restore(self, saved: Saved) -> None:
+        """Go on where a checkpoint was taken, its model and rows being loaded already.
+
+        The next steps are those of a run that was never interrupted. Raises `ValueError` when it
+        does not fit.
+        """
+        values, _ = saved.part("trainer")
+        with saved.reading():
+            progress = values["progress"]
+            # The list of drops is shared with the report that fills it.
+            self.progress.drops.extend(progress.pop("drops"))
+            if progress["loss"] is None:
+                progress["loss"] = math.nan
+            self.progress = Progress(**progress, drops=self.progress.drops)
+            self._settled_step = int(values["settled_step"])
+            self._loss_weight = float(values["loss_weight"])
+            self.window = self.loader.window = int(values["window"])
+            self.clocks.add(values["clocks"])
+            self.step.restore(*saved.part("step"))
+            counts = (self.progress.step, self.progress.samples, self.progress.epoch)
+            if not all(isinstance(count, int) and count >= 0 for count in counts):
+                raise ValueError(f"its step, samples and epoch are {counts}")
+        self._saved = saved
 
     def run(self) -> Progress:
-        """Train all epochs, then evaluate on test and validation.
+        """Train all epochs, then evaluate on validation and test.
 
-        Raises `ValueError` when the loss stops being finite (seen at each report and at the end).
+        Where `stop` noted a signal, it returns after a last checkpoint, without evaluating. Raises
+        `ValueError` when the loss stops being finite, `OSError` when the last checkpoint cannot be
+        written.
         """
         try:
-            for epoch in range(self.num_epochs):
-                if not self._run_epoch(epoch):
-                    break
-        finally:
-            self.loader.close()
-        self._take_loss()
-        final = self._evaluation(final=True)
-        final["val"] = self._timed_evaluate(self.data.val)
-        self.log.write("evaluation", **final)
+            try:
+                while self.progress.epoch < self.num_epochs and not self._ends():
+                    self._run_epoch()
+            finally:
+                self.loader.close()
+            if not self._stop.signal:
+                self._finish()
+        except Interrupted:
+            pass
+        if self._stop.signal:
+            self._save(is_last=True)
         return self.progress
 
-    def _run_epoch(self, epoch: int) -> bool:
-        """Train one epoch; False when `max_steps` ends the run."""
+    def evaluate_only(self) -> Progress:
+        """Evaluate on validation and test, without training."""
+        self.loader.close()
+        self._validate()
+        self._test(final=True)
+        return self.progress
+
+    def _ends(self) -> bool:
+        enough = self.max_steps > 0 and self.progress.step >= self.max_steps
+        return enough or self.progress.reached is not None or self._stop.signal is not None
+
+    def _finish(self) -> None:
+        self._take_loss()
+        # Before the evaluations, which may take long: they can be repeated.
+        self._save(is_last=True)
+        self._validate()
+        self._test(final=True)
+
+    def _run_epoch(self) -> None:
+        """Train one epoch, from where it stands to its end or the run's."""
+        epoch = self.progress.epoch
         with self.clocks.count("training"):
-            orders = [
-                epoch_order(inputs.day_offsets, self.randomize, self.seed, epoch, self.window)
-                for inputs in (self.data.hot, self.data.cold)
-            ]
-            plan = EpochPlan(orders[0], orders[1], self.step.batch_size, self.schedule)
+            plan = self._begin_epoch(epoch)
             self.loader.start(plan)
-        if self.drop_rule is not None:
-            self.drop_rule.begin_epoch(epoch)
-        description = f"epoch {epoch + 1}/{self.num_epochs}"
+        num_behind = plan.num_hot_trained + plan.num_taken(False)
+        num_behind += self.drop_rule.num_dropped if self.drop_rule is not None else 0
         with tqdm(
             total=self.data.num_train,
-            desc=description,
+            initial=num_behind,
+            desc=f"epoch {epoch + 1}/{self.num_epochs}",
             unit=" inputs",
             unit_scale=True,
             disable=None,
         ) as bar:
             while True:
+                self._settle_step(bar)
+                if self._ends():
+                    return
                 with self.clocks.count("training"):
-                    more = self._run_until_report(plan, bar)
+                    more = self._run_until_due(plan, bar)
                 if not more:
-                    if self.drop_rule is not None and plan.is_finished:
-                        self.drop_rule.end_epoch(plan)
-                    return self.max_steps == 0 or self.progress.step < self.max_steps
-                self._report(epoch, bar)
+                    break
+        if self.drop_rule is not None:
+            self.drop_rule.end_epoch(plan)
+        self.progress.epoch, self._plan = epoch + 1, None
 
-    def _run_until_report(self, plan: EpochPlan, bar: tqdm) -> bool:
-        """Train until a report or an evaluation is due (True), or the epoch or run ends (False)."""
-        while self.max_steps == 0 or self.progress.step < self.max_steps:
+    def _begin_epoch(self, epoch: int) -> EpochPlan:
+        orders = [
+            epoch_order(inputs.day_offsets, self.randomize, self.seed, epoch, self.window)
+            for inputs in (self.data.hot, self.data.cold)
+        ]
+        self._order_check = [
+            zlib.crc32(order[:CHECKED_INPUTS].astype("<i8").data) for order in orders
+        ]
+        self._plan = plan = EpochPlan(orders[0], orders[1], self.step.batch_size, self.schedule)
+        saved, self._saved = self._saved, None
+        position = saved.part("plan") if saved is not None else (None, {})
+        if self.drop_rule is not None:
+            self.drop_rule.begin_epoch(epoch)
+        if saved is None or position[0] is None:
+            return plan
+        with saved.reading():
+            if saved.part("trainer")[0]["order_check"] != self._order_check:
+                raise ValueError("this NumPy shuffles inputs in another order than the one before")
+            plan.restore(*position)
+            if self.drop_rule is not None:
+                rule = saved.part("rule")
+                self.drop_rule.restore(epoch, *rule, self.table.dim, self.table.device)
+        return plan
+
+    def _run_until_due(self, plan: EpochPlan, bar: tqdm) -> bool:
+        """Train until `_settle_step` has something to do (True), or the epoch ends (False)."""
+        while True:
             if self.drop_rule is not None:
                 self._follow_drop_rule(plan, bar)
             batch = self.loader.next()
@@ -225,10 +336,15 @@ class Trainer:
                 return False
             self._train_step(batch)
             bar.update(len(batch.labels))
-            step = self.progress.step
-            if _due(step, self.print_freq) or _due(step, self.test_freq):
+            if self._is_due():
                 return True
-        return False
+
+    def _is_due(self) -> bool:
+        step = self.progress.step
+        freqs = (self.print_freq, self.test_freq, self.val_freq, self.max_steps, MAX_UNCHECKED)
+        if self._stop.signal is not None or any(_due(step, freq) for freq in freqs):
+            return True
+        return self.checkpoints is not None and self.checkpoints.is_due(step)
 
     def _follow_drop_rule(self, plan: EpochPlan, bar: tqdm) -> None:
         assert self.drop_rule is not None
@@ -257,55 +373,216 @@ class Trainer:
         self.progress.samples += num_inputs
         self.progress.hot_samples += num_inputs if batch.planned.hot else 0
 
-    def _report(self, epoch: int, bar: tqdm) -> None:
+    def _settle_step(self, bar: tqdm) -> None:
+        """What is due after a step, once: checkpoint, report, evaluations, in this order.
+
+        A checkpoint comes before the rest, which a run that goes on from it then does.
+        """
         step = self.progress.step
-        self._take_loss()
+        if step == self._settled_step:
+            return
         if self._on_report is not None:
-            self._on_report(self.progress)
-        elif _due(step, self.test_freq):
-            record = self._evaluation(final=False)
-            self.log.write("evaluation", epoch=epoch, **record)
-            tqdm.write(
-                f"step {step}: loss {record['loss']:.4f}, test AUC {record['auc']:.4f}, "
-                f"log loss {record['log_loss']:.4f}, accuracy {record['accuracy']:.4f}"
-            )
-        elif bar.disable:
-            seconds = self.clocks.seconds()["training_s"]
-            tqdm.write(
-                f"step {step}: loss {self.progress.loss:.4f}, {self.progress.samples:,} samples, "
-                f"{self.progress.samples / max(seconds, 1e-9):,.0f} samples/s"
-            )
-        else:
-            bar.set_postfix(loss=f"{self.progress.loss:.4f}")
+            if _due(step, self.print_freq):
+                self._take_loss()
+                self._on_report(self.progress)
+            self._settled_step = step
+            return
+        self._check_loss(self.step.peek_loss_sum())
+        if self.checkpoints is not None and self.checkpoints.is_due(step):
+            self._save()
+        if self._stop.signal:
+            return
+        is_tested = _due(step, self.test_freq) and not _is_of(self.progress.evaluations, step)
+        is_validated = _due(step, self.val_freq) and not _is_of(self.progress.validations, step)
+        if is_tested or is_validated or _due(step, self.print_freq):
+            self._take_loss()
+        for name, is_due, take in (
+            ("validation", is_validated, self._validate),
+            ("test", is_tested, self._test),
+        ):
+            if is_due:
+                record = take()
+                tqdm.write(
+                    f"step {step}: loss {_shown(record['loss'])}, {name} AUC {record['auc']:.4f}, "
+                    f"log loss {record['log_loss']:.4f}, accuracy {record['accuracy']:.4f}"
+                )
+        if _due(step, self.print_freq) and not (is_tested or is_validated):
+            self._report(bar)
+        self._settled_step = step
+
+    def _report(self, bar: tqdm) -> None:
+        progress = self.progress
+        if not bar.disable:
+            bar.set_postfix(loss=f"{progress.loss:.4f}")
+            return
+        seconds = self.clocks.seconds()["training_s"]
+        tqdm.write(
+            f"step {progress.step}: loss {progress.loss:.4f}, {progress.samples:,} samples, "
+            f"{progress.samples / max(seconds, 1e-9):,.0f} samples/s"
+        )
 
     def _take_loss(self) -> None:
         """Mean loss since the last call."""
         if self._loss_weight == 0:
             return
-        self.progress.loss = self.step.take_loss_sum() / self._loss_weight
+        loss_sum = self.step.take_loss_sum()
+        self._check_loss(loss_sum)
+        self.progress.loss = loss_sum / self._loss_weight
         self._loss_weight = 0.0
-        if not math.isfinite(self.progress.loss):
-            raise ValueError(
-                f"the training loss is {self.progress.loss} at step {self.progress.step}; "
-                "lower --learning-rate, or check the data for values out of range"
-            )
+
+    def _check_loss(self, loss_sum: float) -> None:
+        if not math.isfinite(loss_sum):
+            raise ValueError(self._not_finite(f"the training loss is {loss_sum}"))
+
+    def _not_finite(self, what: str) -> str:
+        """The error line for `what`, with all that helps to find out why."""
+        progress = self.progress
+        rate = self.learning_rate.at(max(progress.step - 1, 0))
+        known = [f"loss {progress.loss:.4f}"] if math.isfinite(progress.loss) else []
+        for name, records in (
+            ("validation", progress.validations),
+            ("test", progress.evaluations),
+        ):
+            if records:
+                known.append(f"{name} AUC {records[-1]['auc']:.4f} at step {records[-1]['step']}")
+        before = f"; before: {', '.join(known)}" if known else ""
+        path = self.checkpoints.last_path if self.checkpoints is not None else None
+        return (
+            f"{what} at step {progress.step}, learning rate {rate:g}{before}; "
+            + (f"the last checkpoint is {path}; " if path else "")
+            + "lower --learning-rate, or check the data for values out of range"
+        )
+
+    def _parts(self) -> Parts:
+        """All that `restore` needs."""
+        progress = dataclasses.asdict(self.progress)
+        if math.isnan(progress["loss"]):
+            progress["loss"] = None
+        values: dict[str, Any] = {
+            "progress": progress,
+            "settled_step": self._settled_step,
+            "loss_weight": self._loss_weight,
+            "window": self.window,
+            "clocks": self.clocks.seconds(),
+        }
+        parts: dict[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]] = {
+            "trainer": (values, {}),
+            "step": self.step.state(),
+        }
+        if self._plan is not None:
+            values["order_check"] = self._order_check
+            parts["plan"] = self._plan.state()
+            if self.drop_rule is not None:
+                parts["rule"] = self.drop_rule.state()
+        return parts
+
+    def _save(self, is_last: bool = False) -> None:
+        """Write a checkpoint; unless it is the last, a full disk does not end the run."""
+        checkpoints, step = self.checkpoints, self.progress.step
+        if checkpoints is None or step == checkpoints.last_step:
+            return
+        self._check_loss(self.step.peek_loss_sum())
+        with self.clocks.count("paused"):
+            self.loader.settle()
+            start = time.perf_counter()
+            try:
+                path = checkpoints.save(step, self._parts())
+            except ValueError as error:
+                raise ValueError(self._not_finite(str(error))) from error
+            except OSError as error:
+                if is_last:
+                    raise
+                tqdm.write(
+                    f"step {step}: no checkpoint: {error}; training goes on, the last one is"
+                    f" {checkpoints.last_path}"
+                )
+                self.log.write("checkpoint", step=step, error=str(error))
+                return
+        seconds = time.perf_counter() - start
+        num_bytes = sum(file.stat().st_size for file in path.iterdir())
+        self.log.write("checkpoint", step=step, path=path, bytes=num_bytes, seconds=seconds)
+        tqdm.write(f"step {step}: wrote {path} ({num_bytes / 1e6:,.1f} MB, {seconds:.2f} s)")
 
     def _timed_evaluate(self, inputs: Inputs) -> dict[str, float]:
         with self.clocks.count("paused"):
             self.loader.settle()
             model, precision = self.step.model, self.step.precision
-            return evaluate(model, self.table, inputs, self.test_batch_size, precision)
+            try:
+                return evaluate(
+                    model, self.table, inputs, self.test_batch_size, precision, self._stop
+                )
+            except ValueError as error:
+                raise ValueError(self._not_finite(str(error).partition(";")[0])) from error
 
-    def _evaluation(self, final: bool) -> dict[str, Any]:
-        record = {
-            **self.progress.shares(),
-            "loss": self.progress.loss,
-            **self._timed_evaluate(self.data.test),
+    def _record(self, metrics: dict[str, float]) -> dict[str, Any]:
+        progress = self.progress
+        loss = progress.loss if math.isfinite(progress.loss) else None
+        return {
+            "epoch": progress.epoch,
+            **progress.shares(),
+            "loss": loss,
+            **metrics,
             **self.clocks.seconds(),
-            "final": final,
         }
+
+    def _test(self, final: bool = False) -> dict[str, Any]:
+        """Evaluate on the test set: at the end, and for a curve where asked for."""
+        record = {**self._record(self._timed_evaluate(self.data.test)), "final": final}
+        if final and self.progress.validations:
+            last = self.progress.validations[-1]
+            record["val"] = {name: last[name] for name in ("auc", "log_loss", "accuracy")}
         self.progress.evaluations.append(record)
+        self.log.write("evaluation", **record)
+        self._warn_if_stuck("test", record["auc"])
         return record
+
+    def _validate(self) -> dict[str, Any]:
+        """Evaluate on the validation set: keep the best model, and end at a threshold."""
+        progress = self.progress
+        if _is_of(progress.validations, progress.step):
+            return progress.validations[-1]
+        record = self._record(self._timed_evaluate(self.data.val))
+        progress.validations.append(record)
+        self.log.write("validation", **record)
+        if self.val_freq:
+            self._warn_if_stuck("validation", record["auc"])
+        best = math.nan if progress.best is None else progress.best["auc"]
+        if math.isnan(best) or record["auc"] > best:
+            progress.best = record
+            # Only where validation chooses: else `best` is but the last.
+            if self.checkpoints is not None and self.val_freq:
+                with self.clocks.count("paused"):
+                    self._save_best()
+        for name, threshold in self._thresholds.items():
+            if threshold and record[name] >= threshold and progress.reached is None:
+                progress.reached = f"{name} {record[name]:.4f} >= {threshold:g}"
+                tqdm.write(f"step {progress.step}: validation {progress.reached}")
+        return record
+
+    def _save_best(self) -> None:
+        assert self.checkpoints is not None
+        try:
+            self.checkpoints.save_best(self.progress.step, self._parts())
+        except OSError as error:
+            tqdm.write(f"step {self.progress.step}: the best model is not saved: {error}")
+
+    def _warn_if_stuck(self, name: str, auc: float) -> None:
+        """Say what is likely when a model does not learn."""
+        if self.progress.samples < MIN_LEARNED or abs(auc - 0.5) > STUCK_AUC:
+            return
+        tqdm.write(
+            f"step {self.progress.step}: the {name} AUC is {auc:.4f}: nothing is learned. Likely "
+            f"causes: a learning rate ({self.learning_rate.at(self.progress.step):g}) far too small"
+            " or so large that all outputs are equal; labels of other inputs; random data"
+        )
+
+
+def _is_of(records: list[dict[str, Any]], step: int) -> bool:
+    return bool(records) and records[-1]["step"] == step
+
+
+def _shown(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 def _due(step: int, every: int) -> bool:

@@ -67,9 +67,15 @@ def run_script(script, *flags, **environment):
 
 def saved_rows(folder):
     """All weights of a saved model by name, rows in (table, id) order."""
-    from slipstream.npz import open_npz
+    from slipstream.checkpoint import find_checkpoint
 
-    return {name: np.array(value) for name, value in open_npz(Path(folder) / "model.npz").items()}
+    arrays = find_checkpoint(folder).arrays
+    kept = ("rows", "row_sums", "step.")
+    return {
+        name.removeprefix("step."): np.array(value)
+        for name, value in arrays.items()
+        if name.startswith(kept)
+    }
 
 
 def assert_same_weights(first, second):

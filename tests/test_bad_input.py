@@ -183,12 +183,12 @@ def test_impossible_runs(refuse, processed, tmp_path):
     said = refuse(dlrm_s_pytorch, *flags, "--arch-mlp-bot", "4-8")
     assert "the data have 3 dense features" in said
     assert "expected 0 to 1348" in refuse(dlrm_s_pytorch, *flags, "--num-resident", "2000")
-    (tmp_path / "model").mkdir()
-    np.savez(tmp_path / "model/model.npz", rows=np.zeros((5, 8)), table_sizes=np.array([5]))
     said = refuse(dlrm_s_pytorch, *flags, "--load-model", tmp_path / "model")
-    assert "tables of other sizes" in said
-    said = refuse(dlrm_s_pytorch, *flags, "--save-model", tmp_path / "model")
-    assert "exists" in said
+    assert "no checkpoint in" in said
+    assert "--save-model" in refuse(dlrm_s_pytorch, *flags, "--load-model", "auto")
+    assert "--val-freq" in refuse(dlrm_s_pytorch, *flags, "--mlperf-auc-threshold", "0.8")
+    said = refuse(dlrm_s_pytorch, *flags, "--inference-only", "true")
+    assert "needs --load-model" in said
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="has a GPU")

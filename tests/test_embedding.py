@@ -19,7 +19,7 @@ def train(num_resident, optimizer, device=CPU, steps=30, num_rows=50, dim=4):
         gradient = rows * torch.rand(6, 3, dim, generator=generator).to(device)
         table.update(staged, gradient, 0.1)
         table.write_back(staged, table.lane.mark())
-    return table.state()
+    return table.read(slice(None))
 
 
 def reference(optimizer, steps=30, num_rows=50, dim=4):
@@ -83,11 +83,11 @@ def test_a_batch_staged_before_the_last_one_is_home(optimizer):
         ahead.update(staged, gradient.clone(), 0.1)
         ahead.write_back(staged)
         rows = ahead.lookup(ahead.enter(ahead.stage(torch.arange(8).view(4, 2), EVALUATION)))
-        assert torch.equal(rows.view(8, 2), ahead.state()["rows"][:8])
+        assert torch.equal(rows.view(8, 2), ahead.read(slice(None))["rows"][:8])
         staged = later
     assert num_shared > 10
-    for name, value in in_turn.state().items():
-        assert torch.equal(value, ahead.state()[name]), name
+    for name, value in in_turn.read(slice(None)).items():
+        assert torch.equal(value, ahead.read(slice(None))[name]), name
 
 
 def test_evaluation_leaves_the_rows_alone():
@@ -95,7 +95,7 @@ def test_evaluation_leaves_the_rows_alone():
     table = EmbeddingTable(weight.clone(), 3, 8, CPU)
     slots = torch.tensor([[0, 9], [4, 4]])
     assert torch.equal(table.lookup(table.stage(slots)), weight[slots])
-    assert torch.equal(table.state()["rows"], weight)
+    assert torch.equal(table.read(slice(None))["rows"], weight)
     assert torch.equal(table.leading_rows(7), weight[:7])
 
 

@@ -42,7 +42,7 @@ def test_batches_are_those_of_the_plan(overlap, num_resident):
         rows = loader.table.lookup(batch.staged)
         loader.done(batch)
         loader.settle()
-        assert torch.equal(rows, loader.table.state()["rows"][slots])
+        assert torch.equal(rows, loader.table.read(slice(None))["rows"][slots])
         seen[batch.planned.hot] += batch.planned.inputs.tolist()
     loader.close()
     assert seen == {True: list(range(40)), False: list(range(40))}

@@ -116,7 +116,7 @@ def test_manifest_round_trip(tmp_path):
 
 def test_headers_are_read_by_one_thread_at_a_time(tmp_path, monkeypatch):
     """numpy reads them with `ast`, which fails at random in Python 3.11 when threads share it."""
-    write_npz(tmp_path / "a.npz", {f"member {i}": np.arange(i) for i in range(5)})
+    write_npz(tmp_path / "a.npz", {f"member_{i}": np.arange(i) for i in range(5)})
     read, inside, most = np.lib.format.read_array_header_1_0, [], []
 
     def slow(file):

@@ -96,7 +96,7 @@ def train(num_resident, optimizer="sgd", overlap=False, device_data=False, spoil
         if spoil is not None:
             spoil(trainer)
         try:
-            trainer._run_epoch(0)
+            trainer._run_epoch()
             trainer.loader.settle()
         finally:
             trainer.loader.close()

@@ -1,0 +1,100 @@
+"""What a training run will need of memory, said and checked before anything of it is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slipstream.embedding import bytes_per_row
+
+AREAS = 2  # of the table, for training batches; a third one serves evaluation
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one thing takes, on the host and on the device, and the flag that changes them."""
+
+    what: str
+    flag: str
+    host: int = 0
+    device: int = 0
+
+
+def training_needs(
+    *,
+    num_rows: int,
+    dim: int,
+    optimizer: str,
+    num_resident: int,
+    num_features: int,
+    batch_size: int,
+    test_batch_size: int,
+    num_parameters: int,
+    num_activations: int,
+    num_snapshot_rows: int,
+    num_train: int,
+    on_device: bool,
+) -> list[Need]:
+    """The needs of a run beside the interpreter and its libraries; inputs are mapped, not counted.
+
+    `num_activations` are the values an input has in the model; `num_snapshot_rows` the hot rows
+    where a drop rule copies them, twice. Formulas: `slipstream.embedding`, `slipstream.step`,
+    `slipstream.staleness`. On a CPU, `on_device` false, the host holds both parts.
+    """
+    row_bytes = bytes_per_row(dim, optimizer)
+    num_host = num_rows - num_resident
+    areas = AREAS * min(batch_size * num_features, num_host)
+    areas += min(test_batch_size * num_features, num_host)
+    one_memory = not on_device and num_host == 0
+    resident = 0 if one_memory else num_resident * row_bytes
+    per_input = 8 * batch_size * num_activations
+    # Evaluation keeps no gradients, and only two layers at once.
+    per_input = max(per_input, 2 * test_batch_size * num_activations)
+    optimizer_bytes = 12 if optimizer == "rwsadagrad" else 8
+    return [
+        Need(
+            "embedding rows", "--max-ind-range or --arch-sparse-feature-size", num_rows * row_bytes
+        ),
+        Need("resident rows", "--hot-emb-gpu-mem or --num-resident", device=resident),
+        Need("places of host rows", "--num-resident", host=12 * num_host),
+        Need(
+            "staging areas",
+            "--mini-batch-size and --test-mini-batch-size",
+            host=areas * row_bytes if on_device else 0,  # page-locked twins
+            device=areas * row_bytes,
+        ),
+        Need("MLPs", "--arch-mlp-bot and --arch-mlp-top", device=optimizer_bytes * num_parameters),
+        Need("activations", "--mini-batch-size and --test-mini-batch-size", device=per_input),
+        Need("snapshots", "--hot-emb-gpu-mem", device=8 * num_snapshot_rows * dim),
+        Need("order of the inputs", "--data-sub-sample-rate", host=8 * num_train),
+    ]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
+
+
+def check_needs(needs: list[Need], free_host: int, free_device: int | None) -> str:
+    """A line that says what is needed; `MemoryError` where that is not free.
+
+    `free_device` None: the host holds what is meant for the device.
+    """
+    host = {
+        need.what: need.host + (0 if free_device is not None else need.device) for need in needs
+    }
+    memories = [("host", host, free_host)]
+    if free_device is not None:
+        memories.append(("device", {need.what: need.device for need in needs}, free_device))
+    said = []
+    for name, taken, free in memories:
+        total, largest = sum(taken.values()), max(needs, key=lambda need: taken[need.what])
+        if total > free:
+            raise MemoryError(
+                f"the run needs about {_size(total)} of {name} memory,"
+                f" {_size(taken[largest.what])} of them for {largest.what};"
+                f" {_size(free)} are free: choose another {largest.flag}"
+            )
+        said.append(
+            f"{_size(total)} of {name} memory ({_size(free)} are free),"
+            f" {_size(taken[largest.what])} of them for {largest.what}"
+        )
+    return "memory: about " + "; ".join(said)

@@ -1,0 +1,529 @@
+"""Runs that end early go on as if they had not; damaged or foreign checkpoints are refused."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import MODEL_FLAGS, REPOSITORY, assert_same_weights, segregate_small, write_processed
+
+import dlrm_s_pytorch
+import fae_train
+import slipstream_train
+from slipstream import cli
+from slipstream.checkpoint import checkpoints_in, differences, find_checkpoint, open_checkpoint
+
+SCRIPTS = {"baseline": dlrm_s_pytorch, "fae": fae_train, "slipstream": slipstream_train}
+WINDOW = ["--snapshot-window", "0.2"]
+TWO_EPOCHS = ["--nepochs", "2"]
+CASES = {
+    "baseline": (dlrm_s_pytorch, []),
+    "baseline, adagrad": (dlrm_s_pytorch, ["--optimizer", "rwsadagrad"]),
+    "baseline, log's order": (dlrm_s_pytorch, ["--data-randomize", "none"]),
+    "fae, phased": (fae_train, ["--schedule", "phased"]),
+    "fae, overlap": (fae_train, ["--num-resident", "60", "--overlap", "true"]),
+    "slipstream": (slipstream_train, ["--alpha", "0.5", *WINDOW]),
+    "slipstream, kept": (slipstream_train, ["--stale-keep-rate", "0.3", "--alpha", "0.6", *WINDOW]),
+    "slipstream, again": (
+        slipstream_train,
+        [
+            "--recalibrate-every",
+            "0.1",
+            "--alpha",
+            "0.4",
+            "--count-untouched-as-stale",
+            "true",
+            *WINDOW,
+        ],
+    ),
+    "slipstream, random": (
+        slipstream_train,
+        ["--drop-policy", "random", "--alpha", "0.4", *WINDOW],
+    ),
+}
+
+
+def train(script, folder, *flags):
+    """Train on the small data in `folder`; the summary."""
+    data = ["--segregated-data-dir", folder / "hot_cold"]
+    if script is dlrm_s_pytorch:
+        data = ["--processed-data-file", folder / "small_processed.npz"]
+    flags = [*data, *MODEL_FLAGS, "--runs-dir", folder / "runs", *flags]
+    return script.main([str(flag) for flag in flags])
+
+
+def records_of(summary):
+    with open(summary["log"]) as file:
+        return [json.loads(line) for line in file]
+
+
+def timeless(record):
+    """What of a log record does not depend on when it was written."""
+    return {key: value for key, value in record.items() if not key.endswith("_s")}
+
+
+def curves(summary):
+    return {
+        kind: [timeless(record) for record in records_of(summary) if record["kind"] == kind]
+        for kind in ("evaluation", "validation", "drop")
+    }
+
+
+def same_files(first, second):
+    """The same arrays, byte for byte."""
+    return (first / "state.npz").read_bytes() == (second / "state.npz").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small processed file and its segregated folder, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("data")
+    segregate_small(write_processed(folder / "small_processed.npz"))
+    return folder
+
+
+@pytest.fixture
+def folder(data, tmp_path):
+    for name in ("small_processed.npz", "hot_cold"):
+        (tmp_path / name).symlink_to(data / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_going_on_from_any_checkpoint_equals_not_having_stopped(folder, case):
+    """In either epoch, before, inside and after the snapshot's window, at the last step."""
+    script, flags = CASES[case]
+    if script is not dlrm_s_pytorch and "rwsadagrad" in flags:
+        segregate_small(folder / "small_processed.npz", "--optimizer", "rwsadagrad")
+    flags = [*flags, *TWO_EPOCHS, "--test-freq", "40", "--val-freq", "30", "--print-freq", "35"]
+    kept = ["--checkpoint-every", "13", "--keep", "100"]
+    whole = train(script, folder, *flags, *kept, "--save-model", folder / "whole")
+    if script is slipstream_train:
+        assert whole["dropped"] > 0
+    steps = checkpoints_in(folder / "whole")
+    assert len(steps) > 12
+    in_window = 0
+    for step in steps:
+        in_window += "rule.before" in open_checkpoint(step).arrays
+        model = folder / f"from-{step.name}"
+        shutil.copytree(step, model / step.name)
+        again = train(script, folder, *flags, "--save-model", model, "--load-model", "auto")
+        assert same_files(steps[-1], find_checkpoint(model).folder), step
+        assert curves(again) == curves(whole), step
+        for figure in ("step", "samples", "dropped", "auc", "loss", "val", "best_val", "drops"):
+            mine, expected = again[figure], whole[figure]
+            if figure == "best_val":
+                mine, expected = timeless(mine), timeless(expected)
+            assert mine == expected, (step, figure)
+    if script is slipstream_train:
+        assert in_window >= 2
+
+
+def test_going_on_with_other_resident_rows_and_threads(folder):
+    """On another device or with more room a run goes on to the same weights."""
+    flags = ["--alpha", "0.5", *WINDOW, "--save-model", folder / "model"]
+    train(slipstream_train, folder, *flags, "--num-batches", "60")
+    shutil.copytree(folder / "model", folder / "other")
+    train(slipstream_train, folder, *flags, "--load-model", "auto", "--num-resident", "50")
+    flags[-1] = folder / "other"
+    again = ["--load-model", "auto", "--num-resident", "0", "--overlap", "true"]
+    summary = train(slipstream_train, folder, *flags, *again)
+    assert summary["dropped"] > 0
+    assert_same_weights(folder / "model", folder / "other")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+def test_weights_move_between_methods_and_budgets(folder, optimizer, capsys):
+    """Not the place: the order of batches is another one. Adagrad's sums come along."""
+    flags = ["--optimizer", optimizer, "--learning-rate", "0.05"]
+    first = train(dlrm_s_pytorch, folder, *flags, "--save-model", folder / "a")
+    (folder / "hot_cold").unlink()
+    budget = ["--hot-emb-gpu-mem", "1500", "--optimizer", optimizer]
+    segregate_small(folder / "small_processed.npz", *budget)
+    moved = ["--load-model", folder / "a", "--save-model", folder / "b"]
+    still = train(
+        fae_train,
+        folder,
+        *flags,
+        *moved,
+        "--inference-only",
+        "false",
+        "--nepochs",
+        "1",
+        "--learning-rate",
+        "1e-30",
+    )
+    assert still["auc"] == first["auc"] and still["step"] > 0
+    assert "but not its place: the method is baseline there, fae here" in capsys.readouterr().out
+    a, b = find_checkpoint(folder / "a").arrays, find_checkpoint(folder / "b").arrays
+    assert np.array_equal(a["rows"], b["rows"])
+    if optimizer == "rwsadagrad":
+        assert (b["row_sums"] >= a["row_sums"]).all() and a["row_sums"].any()
+        name = "step.optimizer.sum.top_l.0.weight"
+        assert (b[name] >= a[name]).all() and a[name].any()
+
+
+def test_more_epochs_go_on_after_the_last(folder):
+    whole = train(fae_train, folder, "--save-model", folder / "whole", "--nepochs", "3")
+    train(fae_train, folder, "--save-model", folder / "parts")
+    flags = ["--save-model", folder / "parts", "--load-model", folder / "parts", "--nepochs", "3"]
+    again = train(fae_train, folder, *flags)
+    assert again["step"] == whole["step"] and again["auc"] == whole["auc"]
+    assert_same_weights(folder / "whole", folder / "parts")
+
+
+def test_evaluation_alone_changes_and_trains_nothing(folder):
+    first = train(fae_train, folder, "--save-model", folder / "a", "--run-name", "a")
+    before = {path: path.read_bytes() for path in (folder / "a").rglob("*.*") if path.is_file()}
+    alone = train(fae_train, folder, "--load-model", folder / "a", "--inference-only", "true")
+    for figure in ("auc", "log_loss", "accuracy", "val"):
+        assert alone[figure] == first[figure]
+    assert alone["samples"] == 0
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_newest_stay_and_the_best_is_chosen_on_validation(folder):
+    """At a rate so high that the model gets worse again."""
+    flags = ["--save-model", folder / "m", "--checkpoint-every", "20", "--keep", "2"]
+    flags += ["--val-freq", "10", "--learning-rate", "2", "--nepochs", "3", "--test-freq", "10"]
+    summary = train(dlrm_s_pytorch, folder, *flags)
+    assert [path.name for path in checkpoints_in(folder / "m")] == [
+        "step-0000000320",
+        "step-0000000324",
+    ]
+    records = records_of(summary)
+    validations = [record for record in records if record["kind"] == "validation"]
+    best = max(validations, key=lambda record: record["auc"])
+    assert summary["best_val"]["step"] == best["step"] < summary["step"]
+    flags = ["--load-model", folder / "m/best", "--inference-only", "true"]
+    alone = train(dlrm_s_pytorch, folder, *flags)
+    assert alone["val"]["auc"] == best["auc"]
+    tests = [record for record in records if record["kind"] == "evaluation"]
+    assert alone["auc"] == next(r["auc"] for r in tests if r["step"] == best["step"])
+    # The choice read no test label: it is the same without test evaluations.
+    again = train(
+        dlrm_s_pytorch,
+        folder,
+        "--save-model",
+        folder / "n",
+        "--val-freq",
+        "10",
+        "--learning-rate",
+        "2",
+        "--nepochs",
+        "3",
+    )
+    assert same_files(folder / "m/best", folder / "n/best")
+    assert [r["kind"] for r in records_of(again)].count("evaluation") == 1
+
+
+@pytest.mark.parametrize("name", ["auc", "acc"])
+def test_thresholds_stop_early_on_validation(folder, name):
+    flags = ["--val-freq", "10", f"--mlperf-{name}-threshold", "0.7", "--save-model", folder / "m"]
+    summary = train(dlrm_s_pytorch, folder, *flags, "--nepochs", "5")
+    last = [record for record in records_of(summary) if record["kind"] == "validation"][-1]
+    key = {"auc": "auc", "acc": "accuracy"}[name]
+    assert last[key] >= 0.7 and last["step"] == summary["step"] < 540
+    assert summary["reached"].startswith(key)
+    # It does not begin again where it has reached its end.
+    again = train(dlrm_s_pytorch, folder, *flags, "--nepochs", "5", "--load-model", "auto")
+    assert again["step"] == summary["step"]
+
+
+def refused(message, script, folder, *flags):
+    with pytest.raises((ValueError, OSError, MemoryError)) as error:
+        train(script, folder, *flags)
+    assert message in str(error.value), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_belong_is_refused_with_the_difference(folder, tmp_path_factory):
+    train(fae_train, folder, "--save-model", folder / "m", "--num-batches", "20")
+    load, auto = (
+        ["--load-model", folder / "m"],
+        ["--save-model", folder / "m", "--load-model", "auto"],
+    )
+    refused("holds checkpoints: --load-model auto goes on", fae_train, folder, *auto[:2])
+    said = "--arch-mlp-top[0] is 16 there, 17 here"
+    refused(said, fae_train, folder, *load, "--arch-mlp-top", "17-1")
+    said = "--arch-interaction-op is dot there, cat here"
+    refused(said, dlrm_s_pytorch, folder, *load, "--arch-interaction-op", "cat")
+    refused("--seed is 123 there, 7 here", fae_train, folder, *auto, "--seed", "7")
+    refused("--mini-batch-size is 32 there", fae_train, folder, *auto, "--mini-batch-size", "64")
+    refused("the method is fae there, slipstream here", slipstream_train, folder, *auto)
+    other = tmp_path_factory.mktemp("other")
+    sizes = np.array([40, 1, 300, 8, 1000])
+    segregate_small(write_processed(other / "small_processed.npz", table_sizes=sizes))
+    refused("data: table sizes[3] is 7 there, 8 here", fae_train, other, *load)
+    segregate_small(write_processed(other / "small_processed.npz", seed=5))
+    refused("made for other data: the log is", fae_train, other, *load)
+    refused("no checkpoint in", fae_train, folder, "--load-model", folder / "runs")
+
+
+def test_two_runs_never_write_one_folder(folder):
+    command = [sys.executable, REPOSITORY / "fae_train.py", *MODEL_FLAGS, "--nepochs", "100000"]
+    command += ["--segregated-data-dir", folder / "hot_cold", "--runs-dir", folder / "runs"]
+    command += ["--save-model", folder / "m", "--checkpoint-every", "5"]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as first:
+        wait_for(lambda: checkpoints_in(folder / "m"))
+        refused("another run writes to", fae_train, folder, "--save-model", folder / "m")
+        first.kill()
+    train(
+        fae_train,
+        folder,
+        "--save-model",
+        folder / "m",
+        "--load-model",
+        "auto",
+        "--num-batches",
+        "1",
+    )
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("method", SCRIPTS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_in_good_order(folder, method, number):
+    """The step is finished, a checkpoint written and the way on named; then it goes on."""
+    script = SCRIPTS[method]
+    flags = ["--nepochs", "60", "--save-model", folder / "m", "--print-freq", "1"]
+    data = ["--segregated-data-dir", folder / "hot_cold"]
+    if method == "baseline":
+        data = ["--processed-data-file", folder / "small_processed.npz"]
+    command = [sys.executable, script.__file__, *data, *MODEL_FLAGS, *flags]
+    command += ["--runs-dir", folder / "runs", "--run-name", "first", "--num-threads", "1"]
+    with subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        for line in run.stdout:
+            if line.startswith("step 5:"):
+                break
+        run.send_signal(number)
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert "Traceback" not in err and "stopping after this mini-batch" in err
+    assert f"stopped by {number.name} at step" in out and "--load-model auto goes on" in out
+    [path] = checkpoints_in(folder / "m")
+    step = open_checkpoint(path).values["trainer"]["progress"]["step"]
+    last = json.loads((folder / "runs/first/log.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "stopped" and last["step"] == step
+    few = [*flags, "--num-batches", str(step + 40), "--print-freq", "0"]
+    summary = train(script, folder, *few, "--load-model", "auto", "--run-name", "first")
+    assert summary["log"] == str(folder / "runs/first-2/log.jsonl")
+    few[few.index("--save-model") + 1] = folder / "whole"
+    train(script, folder, *few)
+    assert_same_weights(folder / "m", folder / "whole")
+
+
+def test_a_second_signal_ends_at_once(folder, monkeypatch):
+    """Also while the first one's checkpoint is being written."""
+    code = (
+        "import os, signal, time; from slipstream.runtime import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT); assert stop.signal == signal.SIGINT\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
+    assert done.returncode == 130 and time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "no description", "no state", "junk"])
+def test_a_damaged_checkpoint_is_left_out(folder, spoil, capsys):
+    """The one before it serves, and the run ends as if nothing had happened."""
+    flags = ["--checkpoint-every", "20", "--keep", "9", "--save-model", folder / "m"]
+    train(fae_train, folder, *flags)
+    expected = find_checkpoint(folder / "m").folder
+    shutil.copytree(expected, folder / "expected")
+    state = expected / "state.npz"
+    content = bytearray(state.read_bytes())
+    if spoil == "flip":
+        content[len(content) // 2] ^= 4
+        state.write_bytes(content)
+    elif spoil == "cut":
+        state.write_bytes(content[: len(content) // 2])
+    elif spoil == "no state":
+        state.unlink()
+    elif spoil == "no description":
+        (expected / "checkpoint.json").unlink()
+    else:
+        (expected / "checkpoint.json").write_text("[" * 100_000)
+    capsys.readouterr()
+    train(fae_train, folder, *flags, "--load-model", "auto")
+    said = capsys.readouterr().out
+    assert ("it is left out" in said) == (spoil != "no description")
+    assert same_files(expected, folder / "expected")
+    for path in checkpoints_in(folder / "m"):
+        (path / "checkpoint.json").write_text("{}")
+    refused("no checkpoint that is whole", fae_train, folder, *flags, "--load-model", "auto")
+
+
+def test_a_value_that_is_not_finite_keeps_the_last_good_checkpoint(folder):
+    flags = ["--save-model", folder / "m", "--checkpoint-every", "1", "--val-freq", "5"]
+    train(dlrm_s_pytorch, folder, *flags, "--num-batches", "30")
+    flags += ["--load-model", "auto", "--learning-rate", "1e38", "--print-freq", "1"]
+    with pytest.raises(ValueError) as error:
+        train(dlrm_s_pytorch, folder, *flags)
+    said = str(error.value)
+    for part in (
+        "at step 3",
+        "learning rate 1e+38",
+        "before: loss",
+        "validation AUC 0.",
+        "at step 30",
+    ):
+        assert part in said, said
+    assert "the last checkpoint is" in said and "lower --learning-rate" in said
+    saved = find_checkpoint(folder / "m")
+    assert np.isfinite(saved.arrays["rows"]).all()
+
+
+def test_a_model_that_learns_nothing_is_said(folder, capsys, monkeypatch):
+    monkeypatch.setattr("slipstream.trainer.MIN_LEARNED", 3000)
+    monkeypatch.setattr("slipstream.trainer.STUCK_AUC", 0.05)  # few inputs: a noisy AUC
+    flags = ["--data-generation", "random", "--data-size", "40000", "--arch-embedding-size", "9-9"]
+    flags += ["--runs-dir", str(folder / "runs"), "--mini-batch-size", "1024"]
+    dlrm_s_pytorch.main([*flags, *MODEL_FLAGS[:-6], "--learning-rate", "1e-9", "--device", "cpu"])
+    assert "nothing is learned. Likely causes: a learning rate" in capsys.readouterr().out
+    train(fae_train, folder)
+    assert "nothing is learned" not in capsys.readouterr().out
+
+
+def test_too_little_memory_is_said_before_it_is_taken(folder, monkeypatch):
+    monkeypatch.setattr(dlrm_s_pytorch, "initial_rows", pytest.fail)
+    monkeypatch.setattr(dlrm_s_pytorch, "available_memory_bytes", lambda: 100_000)
+    said = "for activations; 0 MB are free: choose another --mini-batch-size"
+    refused(said, fae_train, folder)
+    flags = ["--data-generation", "random", "--arch-embedding-size", "9000000", *MODEL_FLAGS]
+    monkeypatch.setattr(dlrm_s_pytorch, "available_memory_bytes", lambda: 10**8)
+    with pytest.raises(MemoryError, match="288 MB of them for embedding rows; 100 MB are free"):
+        dlrm_s_pytorch.main(flags)
+
+
+def test_differences_are_named():
+    here = {"a": [1, 2], "b": {"c": (1, 2), "d": 5}, "e": 1}
+    assert differences(here, {"a": [1, 2], "b": {"c": [1, 2], "d": 5}, "e": 1}) == []
+    saved = {"a": [1, 3], "b": {"c": [1, 2], "d": 6}, "f": 1}
+    assert differences(here, saved) == [
+        "a[1] is 3 there, 2 here",
+        "b: d is 6 there, 5 here",
+        "e is None there, 1 here",
+        "f is 1 there, None here",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "5x", "0m", "nan", "1.5", "infh"])
+def test_bad_intervals(text):
+    import argparse
+
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli.every(text)
+
+
+def test_intervals():
+    assert [cli.every(text) for text in ("0", "100", "90s", "1.5m", "2h")] == [
+        (0, 0.0),
+        (100, 0.0),
+        (0, 90.0),
+        (0, 90.0),
+        (0, 7200.0),
+    ]
+
+
+def test_checkpoints_by_time(folder):
+    """They come when they come, and change nothing."""
+    train(fae_train, folder, "--save-model", folder / "a")
+    flags = ["--save-model", folder / "b", "--checkpoint-every", "0.01s", "--keep", "50"]
+    train(fae_train, folder, *flags)
+    assert len(checkpoints_in(folder / "b")) > 3
+    assert_same_weights(folder / "a", folder / "b")
+
+
+def test_no_write_after_saving_needs_a_second_copy_of_the_rows(tmp_path):
+    """4 M rows of dim 16: the peak of a run that saves them, and of one that loads them."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import dlrm_s_pytorch\n"
+        "s = dlrm_s_pytorch.main(sys.argv[2:]); print('peak', s['peak_rss_bytes'])\n"
+        "from slipstream.runtime import peak_rss_bytes; print('peak', peak_rss_bytes())"
+    )
+    flags = "--data-generation random --data-size 20000 --arch-embedding-size 2000000-2000000"
+    flags += " --arch-mlp-bot 13-64-16 --arch-mlp-top 64-1 --num-threads 1 --device cpu"
+    command = [sys.executable, "-c", code, str(REPOSITORY), *flags.split()]
+    command += ["--runs-dir", str(tmp_path / "runs")]
+    peaks = []
+    for more in ([], ["--save-model", tmp_path / "m"], ["--load-model", tmp_path / "m"]):
+        done = subprocess.run(
+            [*command, *map(str, more)], capture_output=True, text=True, check=True, timeout=120
+        )
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[0] > 4_000_000 * 64
+    assert peaks[1] < 1.1 * peaks[0] and peaks[2] < 1.1 * peaks[0], peaks
+    (tmp_path / "m").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved")
+
+
+def small_file_system(tmp_path, size):
+    """A tmpfs of `size` for the current process alone; skipped where that needs more rights."""
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root, to mount a small file system")
+    where = tmp_path / "small"
+    where.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", where]).returncode:
+        pytest.skip("cannot mount")
+    return where
+
+
+def test_a_full_disk_and_a_read_only_one(folder, capsys):
+    """Training goes on without a checkpoint; the last good one stays; the last step insists."""
+    small = small_file_system(folder, "400k")
+    try:
+        flags = ["--checkpoint-every", "10", "--keep", "1", "--save-model", small / "m"]
+        train(fae_train, folder, *flags, "--num-batches", "20")
+        kept = find_checkpoint(small / "m").folder
+        (small / "filler").write_bytes(bytes(shutil.disk_usage(small).free - 20_000))
+        capsys.readouterr()
+        flags += ["--load-model", "auto"]
+        refused("GB are free; make room", fae_train, folder, *flags, "--num-batches", "50")
+        said = capsys.readouterr().out
+        assert "no checkpoint: a checkpoint needs about" in said and "training goes on" in said
+        assert [path.name for path in (small / "m").iterdir()] == [kept.name]
+        open_checkpoint(kept)
+        (small / "filler").unlink()
+        train(fae_train, folder, *flags, "--num-batches", "50")
+        gc.collect()
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        refused("Read-only file system", fae_train, folder, *flags)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_data_that_vanish_while_a_run_maps_them(folder, capsys, monkeypatch):
+    """The run ends as ever; the next one says what is missing."""
+    (folder / "hot_cold").unlink()
+    segregate_small(folder / "small_processed.npz")
+    train(fae_train, folder, "--save-model", folder / "a")
+    plain = fae_train.load_segregated
+
+    def vanishing(*values):
+        prepared = plain(*values)
+        shutil.rmtree(folder / "hot_cold")
+        return prepared
+
+    monkeypatch.setattr(fae_train, "load_segregated", vanishing)
+    flags = ["--save-model", folder / "b"]
+    train(fae_train, folder, *flags)
+    assert_same_weights(folder / "a", folder / "b")
+    refused("hot_cold is not a folder", fae_train, folder, *flags, "--load-model", "auto")
+    find_checkpoint(folder / "b")
