@@ -163,7 +163,7 @@ def run_training(
         if folder is not None:
             slots, start = prepared.slot_of_row, -1
             if saved is not None and resumes and is_same_folder(args):
-                start = saved.values["trainer"]["progress"]["step"]
+                start = saved.step
             every = Every(*args.checkpoint_every)
             checkpoints = Checkpoints(folder, identity, table, slots, every, args.keep, start)
         stop = stack.enter_context(StopRequest())
@@ -249,7 +249,7 @@ def find_saved(
         found = differences(identity["run"], saved.identity["run"])
         if found and is_auto:
             raise ValueError(f"of another run: {found[0]}; choose another --save-model")
-    step = saved.values["trainer"]["progress"]["step"]
+        step = saved.step
     if found:
         print(f"{saved.folder}: the weights of step {step}, but not its place: {'; '.join(found)}")
     elif not args.inference_only:

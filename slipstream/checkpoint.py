@@ -65,6 +65,11 @@ class Saved:
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
+    @property
+    def step(self) -> int:
+        """Mini-batches that were trained."""
+        return int(self.values["trainer"]["progress"]["step"])
+
     def part(self, name: str) -> tuple[Any, dict[str, np.ndarray]]:
         """One part's values (None where it has none) and arrays."""
         start = name + "."

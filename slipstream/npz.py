@@ -7,6 +7,7 @@ file is untrusted: nothing is ever pickled or unpickled, and sizes are checked b
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -18,8 +19,9 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -243,18 +245,15 @@ def open_npz(
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; check the path, or build the file first")
     arrays: dict[str, np.ndarray] = {}
-    try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            for info in _members_of(archive):
-                name = info.filename.removesuffix(".npy")
-                if not others and name not in required:
-                    continue
-                if info.compress_type == zipfile.ZIP_STORED:
-                    arrays[name] = _map_member(path, file, info)
-                else:
-                    arrays[name] = _read_member(archive, info)
-    except UNREADABLE as error:
-        raise ValueError(_unreadable(path, error)) from error
+    with _opened(path) as archive, open(path, "rb") as file:
+        for info in _members_of(archive):
+            name = info.filename.removesuffix(".npy")
+            if not others and name not in required:
+                continue
+            if info.compress_type == zipfile.ZIP_STORED:
+                arrays[name] = _map_member(path, file, info)
+            else:
+                arrays[name] = _read_member(archive, info)
     missing = [key for key in required if key not in arrays]
     if missing:
         raise ValueError(
@@ -263,18 +262,27 @@ def open_npz(
     return arrays
 
 
-# What zipfile, zlib and numpy raise for bytes that are no .npz file; NotImplementedError: encrypted
-# or of another compression.
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    struct.error,
-    NotImplementedError,
-    RuntimeError,
-    OverflowError,
-)
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; what zipfile raises for bytes that are none becomes one `ValueError`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place beyond any file's end
+            raise
+        raise ValueError(_unreadable(path, error)) from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        ValueError,
+        struct.error,
+        OverflowError,
+        NotImplementedError,  # another compression, as RuntimeError: encrypted
+        RuntimeError,
+    ) as error:
+        raise ValueError(_unreadable(path, error)) from error
 
 
 def _unreadable(path: Path, error: BaseException) -> str:
@@ -311,14 +319,17 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    with HEADER_LOCK:
-        shape, fortran_order, dtype = read_header(file)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        with HEADER_LOCK:
+            shape, fortran_order, dtype = read_header(file)
+    except Exception as error:  # numpy lets errors of Python's own parser through
+        raise ValueError(f"{name}: no array header") from error
     if dtype.hasobject:
         raise ValueError(f"{name}: holds Python objects, which are never loaded")
     return shape, fortran_order, dtype
@@ -355,14 +366,10 @@ def check_sums(path: str | Path) -> None:
         if crc != info.CRC:
             raise ValueError(f"{info.filename}: its checksum differs")
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = _members_of(archive)
+    with _opened(path) as archive, ThreadPoolExecutor(num_threads()) as pool:
+        members = _members_of(archive)
         stored = [info for info in members if info.compress_type == zipfile.ZIP_STORED]
-        with ThreadPoolExecutor(num_threads()) as pool:
-            list(pool.map(check, stored))
-    except UNREADABLE as error:
-        raise ValueError(_unreadable(path, error)) from error
+        list(pool.map(check, stored))
 
 
 def _start_of(file: BinaryIO, info: zipfile.ZipInfo) -> int:
@@ -428,15 +435,12 @@ def fingerprint(path: str | Path) -> str:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; check the path, or build the file first")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            rows = [
-                (info.filename, info.CRC, info.file_size)
-                for info in archive.infolist()
-                if info.filename != "manifest.npy"
-            ]
-    except UNREADABLE as error:
-        raise ValueError(_unreadable(Path(path), error)) from error
+    with _opened(Path(path)) as archive:
+        rows = [
+            (info.filename, info.CRC, info.file_size)
+            for info in archive.infolist()
+            if info.filename != "manifest.npy"
+        ]
     return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
 
 

@@ -230,9 +230,7 @@ class Trainer:
             self.window = self.loader.window = int(values["window"])
             self.clocks.add(values["clocks"])
             self.step.restore(*saved.part("step"))
-            counts = (self.progress.step, self.progress.samples, self.progress.epoch)
-            if not all(isinstance(count, int) and count >= 0 for count in counts):
-                raise ValueError(f"its step, samples and epoch are {counts}")
+            _check_progress(self.progress)
         self._saved = saved
 
     def run(self) -> Progress:
@@ -575,6 +573,17 @@ class Trainer:
             f"causes: a learning rate ({self.learning_rate.at(self.progress.step):g}) far too small"
             " or so large that all outputs are equal; labels of other inputs; random data"
         )
+
+
+def _check_progress(progress: Progress) -> None:
+    """Raise `ValueError` for values that no run leaves."""
+    counts = (progress.step, progress.samples, progress.hot_samples, progress.dropped)
+    if not all(isinstance(count, int) and count >= 0 for count in (*counts, progress.epoch)):
+        raise ValueError(f"its counts are {counts}, its epoch {progress.epoch}")
+    records = [*progress.evaluations, *progress.validations]
+    records += [] if progress.best is None else [progress.best]
+    if not all({"step", "auc", "log_loss", "accuracy"} <= set(record) for record in records):
+        raise ValueError("its evaluations are not whole")
 
 
 def _is_of(records: list[dict[str, Any]], step: int) -> bool:

@@ -16,8 +16,9 @@ from helpers import MODEL_FLAGS, REPOSITORY, assert_same_weights, segregate_smal
 import dlrm_s_pytorch
 import fae_train
 import slipstream_train
-from slipstream import cli
+from slipstream import checkpoint, cli
 from slipstream.checkpoint import checkpoints_in, differences, find_checkpoint, open_checkpoint
+from slipstream.npz import fingerprint, open_npz
 
 SCRIPTS = {"baseline": dlrm_s_pytorch, "fae": fae_train, "slipstream": slipstream_train}
 WINDOW = ["--snapshot-window", "0.2"]
@@ -527,3 +528,61 @@ def test_data_that_vanish_while_a_run_maps_them(folder, capsys, monkeypatch):
     assert_same_weights(folder / "a", folder / "b")
     refused("hot_cold is not a folder", fae_train, folder, *flags, "--load-model", "auto")
     find_checkpoint(folder / "b")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("trainer", "progress", "step"), -1),
+        (("trainer", "progress", "epoch"), "x"),
+        (("trainer", "progress", "best"), {}),
+        (("trainer", "progress", "validations"), [5]),
+        (("trainer", "progress", "unknown"), 1),
+        (("trainer", "progress"), None),
+        (("trainer", "order_check"), [1, 2]),
+        (("trainer", "clocks"), []),
+        (("plan", "position"), 10**12),
+        (("plan", "next"), [0, -1]),
+        (("plan", "mixed"), [10**12, 10**12]),
+        (("plan", "num_inputs"), [1, 2]),
+        (("rule", "targets"), ["x"]),
+        (("rule", "snapshot_at"), None),
+        (("step", "loss_sum"), "x"),
+        (("step",), []),
+    ],
+)
+def test_a_forged_checkpoint_is_refused(folder, place, value):
+    """Its checksums are right, its contents are not: one line, whatever they are."""
+    flags = ["--alpha", "0.5", *WINDOW, "--save-model", folder / "m", "--num-batches", "45"]
+    train(slipstream_train, folder, *flags)
+    path = find_checkpoint(folder / "m").folder / "checkpoint.json"
+    described = json.loads(path.read_text())
+    described.pop("checksum")
+    inside = described["values"]
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = value
+    described["checksum"] = checkpoint._checksum(described)
+    path.write_text(json.dumps(described))
+    flags[-1] = "60"
+    refused(str(path.parent), slipstream_train, folder, *flags, "--load-model", "auto")
+
+
+@pytest.mark.parametrize("name", ["rows", "step.mlp.top_l.0.bias", "rule.before", "trap"])
+def test_forged_arrays_are_refused(folder, name):
+    """Of other shapes, or pickled."""
+    flags = ["--alpha", "0.5", *WINDOW, "--save-model", folder / "m", "--num-batches", "35"]
+    train(slipstream_train, folder, *flags)
+    path = find_checkpoint(folder / "m").folder
+    arrays = {key: np.array(array) for key, array in open_npz(path / "state.npz").items()}
+    assert name == "trap" or name in arrays
+    arrays[name] = np.array([print], object) if name == "trap" else np.zeros((3, 3), np.float32)
+    np.savez(path / "state.npz", **arrays)
+    described = json.loads((path / "checkpoint.json").read_text())
+    described.pop("checksum")
+    described["state"] = fingerprint(path / "state.npz")
+    described["checksum"] = checkpoint._checksum(described)
+    (path / "checkpoint.json").write_text(json.dumps(described))
+    message = "no checkpoint that is whole" if name == "trap" else str(path)
+    flags[-1] = "60"
+    refused(message, slipstream_train, folder, *flags, "--load-model", "auto")

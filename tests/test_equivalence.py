@@ -5,7 +5,13 @@ import time
 
 import numpy as np
 import pytest
-from helpers import MODEL_FLAGS, assert_same_weights, saved_rows, segregate_small
+from helpers import (
+    MODEL_FLAGS,
+    assert_same_weights,
+    run_script,
+    saved_rows,
+    segregate_small,
+)
 
 import dlrm_s_pytorch
 import fae_train
@@ -177,3 +183,25 @@ def test_a_baselines_model_loads_into_fae(processed, segregated, tmp_path):
     )
     assert loaded["auc"] == pytest.approx(baseline["auc"], abs=1e-9)
     assert loaded["log_loss"] == pytest.approx(baseline["log_loss"], abs=1e-6)
+
+
+def test_the_same_seed_and_threads_give_the_same_log_and_weights(segregated, tmp_path):
+    """With two threads, in two processes."""
+    logs = []
+    for name in ("a", "b"):
+        flags = [*MODEL_FLAGS, "--num-threads", "2", "--test-freq", "50", "--nepochs", "2"]
+        flags += ["--runs-dir", tmp_path / "runs", "--run-name", name, "--alpha", "0.5"]
+        flags += ["--segregated-data-dir", segregated, "--save-model", tmp_path / name]
+        assert run_script("slipstream_train.py", *flags, OMP_NUM_THREADS="2")[0] == 0
+        lines = (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines()
+        logs.append([timeless(json.loads(line)) for line in lines[1:]])
+    assert logs[0] == logs[1] and len(logs[0]) > 5
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def timeless(value):
+    """A log record without times, paths and memory."""
+    if isinstance(value, dict):
+        other = ("_s", "bytes", "seconds", "path")
+        return {key: timeless(item) for key, item in value.items() if not key.endswith(other)}
+    return [timeless(item) for item in value] if isinstance(value, list) else value

@@ -1,15 +1,19 @@
+import io
 import json
 import time
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from slipstream import npz
 from slipstream.npz import (
     ArrayStream,
     NpzWriter,
     Spec,
+    check_sums,
     fingerprint,
     open_npz,
     pack_manifest,
@@ -149,3 +153,110 @@ def test_a_writer_goes_on_where_another_stopped(tmp_path):
         NpzWriter(tmp_path / "parts.npz", specs, progress).append("b", arrays["b"][:1])
     NpzWriter(tmp_path / "parts.npz", specs, progress).finish()
     assert (tmp_path / "parts.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+class Malicious:
+    """Unpickling one makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_pickles_are_never_opened(tmp_path, save):
+    trap = np.array([Malicious(tmp_path / "opened")], object)
+    save(tmp_path / "a.npz", rows=np.arange(3), trap=trap)
+    with pytest.raises(ValueError, match="Python objects, which are never loaded"):
+        open_npz(tmp_path / "a.npz")
+    assert not (tmp_path / "opened").exists()
+    np.load(tmp_path / "a.npz", allow_pickle=True)["trap"]
+    assert (tmp_path / "opened").exists(), "the trap works"
+
+
+def npy(shape, dtype="<i4", data=b""):
+    """Bytes of an .npy whose header says what it likes."""
+    file = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + data
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy((1 << 60,)),
+        npy((1 << 40, 1 << 40)),
+        npy((-5,), data=bytes(20)),
+        npy((1 << 50,), "|V0"),
+        npy((5,), data=bytes(19)),
+        npy((5,), data=bytes(21)),
+        b"no array",
+        b"",
+    ],
+)
+def test_headers_that_lie_are_refused_before_anything_is_allocated(tmp_path, data, compression):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
+        archive.writestr("a.npy", data)
+    with pytest.raises(ValueError, match="truncated, corrupt or not an .npz"):
+        open_npz(tmp_path / "a.npz")
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", npy((1 << 25,), "|u1", bytes(1 << 25)))
+    assert len(open_npz(tmp_path / "a.npz")["a"]) == 1 << 25
+    monkeypatch.setattr(npz, "BOMB_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match="would expand to 33,554"):
+        open_npz(tmp_path / "a.npz")
+    monkeypatch.setattr(npz, "MAX_RATIO", 10**9)
+    monkeypatch.setattr(npz, "available_memory_bytes", lambda: 1 << 24)
+    with pytest.raises(ValueError, match="would expand to 33,554"):
+        open_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["../a.npy", "/a.npy", "a", "a.npy/", "b/a.npy", "a .npy", ".npy"])
+def test_odd_names_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr(name, npy((1,), data=bytes(4)))
+    with pytest.raises(ValueError, match="it has a member named"):
+        open_npz(tmp_path / "a.npz")
+
+
+def test_a_name_twice_is_refused(tmp_path):
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("a.npy", npy((1,), data=bytes(4)))
+    with pytest.raises(ValueError, match="each once"):
+        open_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("save", [write_npz, lambda path, a: np.savez_compressed(path, **a)])
+def test_no_changed_byte_goes_unseen(tmp_path, save):
+    """Each byte changed in turn: refused, or the arrays are what they were."""
+    path = tmp_path / "a.npz"
+    arrays = {"a": np.arange(20), "b": np.ones((3, 2), np.float32)}
+    save(path, arrays)
+    content = path.read_bytes()
+    num_seen = 0
+    rng = np.random.default_rng(0)
+    for place in range(len(content)):
+        spoiled = bytearray(content)
+        spoiled[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(spoiled)
+        try:
+            opened = open_npz(path, ("a", "b"))
+            check_sums(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            num_seen += 1
+        else:
+            for name, array in arrays.items():
+                assert np.array_equal(opened[name], array), place
+    assert num_seen > len(content) // 2
+    path.write_bytes(content)
+    check_sums(path)
