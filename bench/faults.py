@@ -278,13 +278,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {"kills": {}, "damage": {}}
         with tqdm(total=args.kills, desc="kills", disable=None) as bar:
             for number, what in enumerate(TRAINERS):
-                share = args.kills // 3 + (number < args.kills % 3)
-                found["kills"][what] = kill_often(Job(folder, what), share, rng, bar)
+                if share := args.kills // 3 + (number < args.kills % 3):
+                    found["kills"][what] = kill_often(Job(folder, what), share, rng, bar)
         jobs = [*TRAINERS, "segregation"]
         with tqdm(total=args.damages, desc="damages", disable=None) as bar:
             for number, what in enumerate(jobs):
-                share = args.damages // 4 + (number < args.damages % 4)
-                found["damage"][what] = damage(Job(folder, what), share, rng, bar)
+                if share := args.damages // 4 + (number < args.damages % 4):
+                    found["damage"][what] = damage(Job(folder, what), share, rng, bar)
     report(found)
     if args.output_dir:
         from bench.throughput import hardware_name
