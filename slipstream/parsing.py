@@ -280,19 +280,21 @@ def rows_of(frame: Any, log_format: LogFormat, max_ind_range: int) -> Rows:
             codes.append(code.fill_null(0) % max_ind_range + 1)
         else:
             codes.append((code + (kind == "hex")).fill_null(0))
-    dense = pl.col([str(column) for column in log_format.columns(*DENSE_KINDS)])
     number = pl.Float32 if "number" in log_format.kinds else pl.Int32
-    numbers = frame.select(dense.fill_null(0).clip(0).cast(number)).to_numpy(order="c")
+    numbers = np.empty((frame.height, 0))
+    if dense := [str(column) for column in log_format.columns(*DENSE_KINDS)]:
+        typed = frame.select(pl.col(dense).fill_null(0).clip(0).cast(number))
+        numbers = typed.to_numpy(order="c")
     coded = frame.select(codes).to_numpy() if codes else np.empty((frame.height, 0), np.uint64)
     keys = None
     if log_format.key_kind is not None:
         keys = frame[str(log_format.columns(log_format.key_kind)[0])].to_numpy()
     if log_format.key_kind == "hour" and keys is not None:
         hours, weekdays, keys = calendar(keys)
-        numbers = np.column_stack([numbers.reshape(frame.height, -1), hours])
+        numbers = np.column_stack([numbers, hours])
         derived = np.column_stack([hours, weekdays]).astype(np.uint64)
         derived = derived % np.uint64(max_ind_range) if max_ind_range > 0 else derived
-        coded = np.column_stack([coded.reshape(frame.height, -1), derived + np.uint64(1)])
+        coded = np.column_stack([coded, derived + np.uint64(1)])
     if not numbers.size:
         numbers = np.zeros((frame.height, 1))
     labels = _labels(frame, log_format).cast(pl.Int8).to_numpy()
