@@ -1,5 +1,7 @@
 """What only a GPU can show; each has a twin on the CPU in another module."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,24 @@ def test_deterministic_runs_have_the_same_bits(segregated, tmp_path):
         torch.use_deterministic_algorithms(False)
     first, second = saved_rows(tmp_path / "first"), saved_rows(tmp_path / "second")
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_run_that_goes_on_has_the_same_bits(segregated, tmp_path):
+    """Deterministic; and it goes on from there on a CPU, too."""
+    flags = ["--segregated-data-dir", segregated, "--alpha", "0.5", "--snapshot-window", "0.3"]
+    same = [*CUDA, "--deterministic", "true"]
+    try:
+        train(slipstream_train, tmp_path, "whole", *flags, *same)
+        train(slipstream_train, tmp_path, "parts", *flags, *same, "--num-batches", "60")
+        shutil.copytree(tmp_path / "parts", tmp_path / "cpu")
+        again = ["--load-model", "auto"]
+        train(slipstream_train, tmp_path, "parts", *flags, *same, *again)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    whole, parts = saved_rows(tmp_path / "whole"), saved_rows(tmp_path / "parts")
+    assert all(np.array_equal(value, parts[name]) for name, value in whole.items())
+    train(slipstream_train, tmp_path, "cpu", *flags, *again)
+    assert_close(tmp_path / "whole", tmp_path / "cpu")
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
