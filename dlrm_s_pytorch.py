@@ -161,11 +161,10 @@ def run_training(
             rule = DropRule(drop_settings, prepared.num_hot, args.seed, drop_report(log, drops))
         checkpoints = None
         if folder is not None:
-            slots, start = prepared.slot_of_row, -1
-            if saved is not None and resumes and is_same_folder(args):
-                start = saved.step
-            every = Every(*args.checkpoint_every)
+            start = saved if args.load_model is not None and is_same_folder(args) else None
+            slots, every = prepared.slot_of_row, Every(*args.checkpoint_every)
             checkpoints = Checkpoints(folder, identity, table, slots, every, args.keep, start)
+            start = None
         stop = stack.enter_context(StopRequest())
         trainer = build_trainer(
             args, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
@@ -231,8 +230,8 @@ def find_saved(
 ) -> tuple[Saved | None, bool]:
     """The checkpoint that --load-model names, and whether the run takes up its place, too.
 
-    Raises `ValueError` with what differs for one of another model or other data, and with
-    --load-model auto also for one of another run; `FileNotFoundError` where there is none.
+    Raises `ValueError` with what differs for one of another model or other data, and where it lies
+    in --save-model also for one of another run; `FileNotFoundError` where there is none.
     """
     if args.load_model is None:
         return None, False
@@ -247,7 +246,7 @@ def find_saved(
             if found := differences(identity[kind], saved.identity[kind]):
                 raise ValueError(f"made for other {kind}: {found[0]}")
         found = differences(identity["run"], saved.identity["run"])
-        if found and is_auto:
+        if found and args.save_model and is_same_folder(args):
             raise ValueError(f"of another run: {found[0]}; choose another --save-model")
         step = saved.step
     if found:

@@ -179,6 +179,23 @@ def _is_own(path: Path) -> bool:
     return path.parent.name.removeprefix("step-").isdecimal()
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a checkpoint that is damaged; `ValueError` for a whole one."""
+    try:
+        open_checkpoint(path)
+    except (ValueError, FileNotFoundError):
+        os.replace(path, path.with_name(path.name + ".damaged"))
+        return
+    raise ValueError(
+        f"{path} is later than the step that the run is to go on from; choose another --save-model,"
+        " or delete what is later"
+    )
+
+
 @contextmanager
 def checkpoint_folder(folder: str | Path, goes_on: bool) -> Iterator[Path]:
     """Make and lock a run's folder while the body runs, and clear what a killed run left half done.
@@ -231,7 +248,10 @@ class Checkpoints:
         slot_of_row: (num_rows,) as the table is numbered; None: in order of table and id.
         every: when one is due.
         keep: the newest ones that stay; at least 1.
-        start_step: of a run that goes on.
+        start: the checkpoint in `folder` that the run goes on from; None: it begins.
+
+    Raises `ValueError` where `folder` has whole checkpoints of later steps than `start`. Damaged
+    ones are set aside, as `step-<step>.damaged`.
     """
 
     def __init__(
@@ -242,12 +262,15 @@ class Checkpoints:
         slot_of_row: np.ndarray | None,
         every: Every,
         keep: int,
-        start_step: int = -1,
+        start: Saved | None = None,
     ) -> None:
         self.folder, self.identity, self.table, self._slots = folder, identity, table, slot_of_row
         self.every, self.keep = every, keep
-        self.last_step = start_step
-        self.last_path: Path | None = None
+        self.last_step = -1 if start is None else start.step
+        self.last_path = None if start is None else start.folder
+        for path in checkpoints_in(folder):
+            if _step_of(path) > self.last_step:
+                _set_aside(path)
         self._last_time = time.monotonic()
 
     def is_due(self, step: int) -> bool:

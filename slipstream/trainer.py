@@ -15,6 +15,7 @@ Shapes: B inputs, F sparse features, dim values a row, dense features (B, num_de
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -231,6 +232,10 @@ class Trainer:
             self.clocks.add(values["clocks"])
             self.step.restore(*saved.part("step"))
             _check_progress(self.progress)
+            # The thresholds may be others now.
+            last = self.progress.validations[-1] if self.progress.reached else {}
+            if not any(self._reaches(last, name) for name in last and self._thresholds):
+                self.progress.reached = None
         self._saved = saved
 
     def run(self) -> Progress:
@@ -257,8 +262,9 @@ class Trainer:
     def evaluate_only(self) -> Progress:
         """Evaluate on validation and test, without training."""
         self.loader.close()
-        self._validate()
-        self._test(final=True)
+        with contextlib.suppress(Interrupted):
+            self._validate()
+            self._test(final=True)
         return self.progress
 
     def _ends(self) -> bool:
@@ -552,10 +558,13 @@ class Trainer:
                 with self.clocks.count("paused"):
                     self._save_best()
         for name, threshold in self._thresholds.items():
-            if threshold and record[name] >= threshold and progress.reached is None:
+            if self._reaches(record, name) and progress.reached is None:
                 progress.reached = f"{name} {record[name]:.4f} >= {threshold:g}"
                 tqdm.write(f"step {progress.step}: validation {progress.reached}")
         return record
+
+    def _reaches(self, record: Mapping[str, Any], name: str) -> bool:
+        return bool(self._thresholds[name] and record[name] >= self._thresholds[name])
 
     def _save_best(self) -> None:
         assert self.checkpoints is not None

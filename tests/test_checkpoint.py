@@ -415,6 +415,83 @@ def test_too_little_memory_is_said_before_it_is_taken(folder, monkeypatch):
         dlrm_s_pytorch.main(flags)
 
 
+def test_a_run_that_goes_on_from_an_older_one_does_not_mix_with_the_newer(folder):
+    flags = ["--checkpoint-every", "20", "--keep", "9"]
+    train(fae_train, folder, *flags, "--save-model", folder / "m")
+    expected = find_checkpoint(folder / "m").folder
+    old = ["--load-model", folder / "m/step-0000000060"]
+    refused("is later than the step", fae_train, folder, *flags, *old, "--save-model", folder / "m")
+    other = ["--load-model", folder / "m", "--save-model", folder / "m", "--schedule", "phased"]
+    refused("of another run: --schedule is interleaved", fae_train, folder, *flags, *other)
+    train(fae_train, folder, *flags, *old, "--save-model", folder / "n")
+    assert same_files(expected, find_checkpoint(folder / "n").folder)
+    # Damaged newer ones are out of the way of those that are written then.
+    for step in (80, 100):
+        (folder / f"n/step-{step:010}/state.npz").write_bytes(b"")
+    flags = ["--checkpoint-every", "7", "--keep", "2", "--save-model", folder / "m"]
+    for path in checkpoints_in(folder / "m")[3:]:
+        (path / "state.npz").write_bytes(b"")
+    again = train(fae_train, folder, *flags, "--load-model", "auto")
+    assert [path.name for path in checkpoints_in(folder / "m")] == [
+        "step-0000000105",
+        "step-0000000108",
+    ]
+    assert again["step"] == 108 and (folder / "m/step-0000000080.damaged").is_dir()
+
+
+def test_another_threshold_goes_on(folder):
+    flags = ["--val-freq", "10", "--save-model", folder / "m", "--nepochs", "5"]
+    first = train(dlrm_s_pytorch, folder, *flags, "--mlperf-auc-threshold", "0.6")
+    flags += ["--load-model", "auto"]
+    second = train(dlrm_s_pytorch, folder, *flags, "--mlperf-auc-threshold", "0.7")
+    assert second["step"] > first["step"]
+    third = train(dlrm_s_pytorch, folder, *flags, "--num-batches", "300")
+    assert third["step"] == 300
+
+
+def test_streamed_inputs_go_on_in_memory_and_back(folder):
+    """The order is that of the run's beginning, whatever fits into memory now."""
+    flags, few = ["--num-batches", "90"], ["--max-memory", "20K"]
+    for name, first, second in (("a", few, few), ("b", few, []), ("c", [], few)):
+        model = ["--save-model", folder / name]
+        train(fae_train, folder, *model, "--num-batches", "40", *first)
+        train(fae_train, folder, *model, *flags, *second, "--load-model", "auto")
+    train(fae_train, folder, *flags, *few, "--save-model", folder / "whole")
+    train(fae_train, folder, *flags, "--save-model", folder / "in_memory")
+    assert_same_weights(folder / "whole", folder / "a")
+    assert_same_weights(folder / "whole", folder / "b")
+    assert_same_weights(folder / "in_memory", folder / "c")
+    rows = [find_checkpoint(folder / name).arrays["rows"] for name in ("a", "c")]
+    assert not np.array_equal(*rows)
+
+
+def test_a_signal_in_an_evaluation(folder, monkeypatch, capsys):
+    """It is given up, and made again by the run that goes on."""
+    from slipstream import trainer
+
+    flags = ["--save-model", folder / "m", "--test-freq", "30"]
+    whole = train(fae_train, folder, "--test-freq", "30")
+    plain, calls = trainer.evaluate, []
+
+    def signalled(*values):
+        calls.append(values)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(*values)
+
+    monkeypatch.setattr(trainer, "evaluate", signalled)
+    with pytest.raises(SystemExit) as stopped:
+        train(fae_train, folder, *flags)
+    assert stopped.value.code == 130 and find_checkpoint(folder / "m").step == 60
+    again = train(fae_train, folder, *flags, "--load-model", "auto")
+    assert curves(again) == curves(whole)
+    calls.clear()
+    calls.append(1)
+    with pytest.raises(SystemExit) as stopped:
+        train(fae_train, folder, "--load-model", folder / "m", "--inference-only", "true")
+    assert stopped.value.code == 130
+
+
 def test_differences_are_named():
     here = {"a": [1, 2], "b": {"c": (1, 2), "d": 5}, "e": 1}
     assert differences(here, {"a": [1, 2], "b": {"c": [1, 2], "d": 5}, "e": 1}) == []
