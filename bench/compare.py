@@ -1,24 +1,30 @@
-"""Train by several methods and seeds, one process at a time, and tabulate mean and spread.
-
-Reads each run's `log.jsonl` only. A run that finished is not repeated, so an interrupted comparison
-continues; `--runs-dir` holds one comparison, and another one there is refused. Delete it after a
-change of the code. Differences are to the first method, over paired seeds (same seed, same initial
-weights); one inside its 95 % confidence interval is called a tie.
+"""Train by several methods, seeds and settings, one process at a time, and tabulate what it cost.
 
     python -m bench.compare --processed-data-file input/synthetic/train_processed.npz \
-        --segregated-data-dir input/synthetic/hot_cold
+        --segregated-data-dir input/synthetic/hot_cold \
+        --settings 'd30=--drop-percentage 30' 'd60=--drop-percentage 60'
 
-About a minute a run on 1 M synthetic rows and 2 cores.
+Reads each run's `log.jsonl` only. A run that finished is not repeated, so an interrupted comparison
+goes on; `--runs-dir` holds one comparison, and runs on other data, with other flags or of another
+commit there are refused. Differences are to the first method, over paired seeds (same seed, same
+initial weights); one inside its 95 % confidence interval (Student's t) is called a tie. Beside each
+method stands the first one *stopped earlier*: its AUC, on its own curve, after as many samples, and
+after as much training time. About a minute a run on 1 M synthetic rows and 2 cores; `--smoke` makes
+a small log of its own, and takes a minute in all.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,74 +34,142 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/compare.py`
 
+import slipstream_train  # noqa: E402
 from slipstream import cli  # noqa: E402
-from slipstream.npz import fingerprint  # noqa: E402
+from slipstream.npz import fingerprint, open_npz  # noqa: E402
+from slipstream.runtime import git_commit, read_json, write_json  # noqa: E402
+from slipstream.staleness import POLICIES  # noqa: E402
 
 METHODS = {
     "baseline": ("dlrm_s_pytorch.py", ()),
     "baseline-bf16": ("dlrm_s_pytorch.py", ("--precision", "bf16")),
     "fae": ("fae_train.py", ()),
-    "slipstream-none": ("slipstream_train.py", ("--drop-policy", "none")),
-    "slipstream-stale": ("slipstream_train.py", ("--drop-policy", "stale")),
-    "slipstream-random": ("slipstream_train.py", ("--drop-policy", "random")),
+    **{
+        f"slipstream-{policy}": ("slipstream_train.py", ("--drop-policy", policy))
+        for policy in POLICIES
+    },
 }
 DEFAULT_METHODS = [name for name in METHODS if name != "baseline-bf16"]
-FIGURES = ("auc", "log_loss", "samples", "training_s", "program_s")
+MARGIN = 0.0005  # of AUC: a run is there when it comes so near the first method's final one
+OVERHEAD = ("snapshot_s", "threshold_s", "classification_s")
+METRICS = {
+    "auc": "test AUC",
+    "log_loss": "test log loss, nats",
+    "normalized_entropy": "log loss over that of the test set's click rate",
+    "samples": "inputs trained",
+    "dropped_share": "of the inputs, dropped",
+    "training_s": "seconds of training, the choice of inputs included",
+    "overhead_s": "seconds of snapshots, thresholds and classification",
+    "samples_to_target": f"inputs until the AUC is the first method's final one minus {MARGIN}",
+    "training_s_to_target": "seconds of training until then",
+    "auc_first_at_samples": "AUC of the first method stopped after as many inputs",
+    "auc_first_at_time": "AUC of the first method stopped after as much training time",
+}
+SMOKE_ROWS = 20_000
+SMOKE_FLAGS = (
+    "--arch-sparse-feature-size 8 --arch-mlp-bot 13-32-8 --arch-mlp-top 32-1 "
+    "--mini-batch-size 128 --optimizer rwsadagrad --learning-rate 0.05 --device cpu"
+).split()
+
+Records = list[dict[str, Any]]
+Run = tuple[str, str, int]  # method, setting, seed
 
 
-def finished_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary record of a finished run; None for one that did not finish or does not exist."""
+def finished_records(folder: Path) -> Records | None:
+    """The records of a finished run's log; None for one that did not finish or does not exist."""
     try:
-        lines = (folder / "log.jsonl").read_text().splitlines()
-    except OSError:
+        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
         return None
-    last = json.loads(lines[-1]) if lines and lines[-1].endswith("}") else {}
-    return last if last.get("kind") == "summary" else None
+    return records if records and records[-1].get("kind") == "summary" else None
 
 
-def train(method: str, seed: int, args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
-    """Run one training, unless it has finished before; its summary."""
-    name = f"{method}-seed{seed}"
-    folder = Path(args.runs_dir) / name
-    if (summary := finished_summary(folder)) is not None:
-        return summary
+def run_name(run: Run) -> str:
+    """The folder of a run."""
+    method, setting, seed = run
+    return f"{method}-{setting}-seed{seed}" if setting else f"{method}-seed{seed}"
+
+
+def train(run: Run, args: argparse.Namespace, flags: list[str]) -> Records:
+    """Run one training, unless it has finished before; its log's records."""
+    method, setting, seed = run
+    folder = Path(args.runs_dir) / run_name(run)
+    if (records := finished_records(folder)) is not None:
+        return records
     shutil.rmtree(folder, ignore_errors=True)
     script, own_flags = METHODS[method]
     # What the comparison decides comes last: it wins over the user's flags.
     command = [sys.executable, str(REPOSITORY / script), *flags]
-    if method.startswith("slipstream"):
-        command += shlex.split(args.drop_flags)
+    command += shlex.split(args.settings.get(setting, ""))
     command += [*own_flags, "--processed-data-file", args.processed_data_file]
     if script != "dlrm_s_pytorch.py":
         command += ["--segregated-data-dir", args.segregated_data_dir]
-    command += ["--runs-dir", args.runs_dir, "--run-name", name, "--seed", str(seed)]
-    done = subprocess.run(
-        [*command, "--print-freq", "0"], capture_output=True, text=True, check=False
-    )
-    summary = finished_summary(folder)
-    if done.returncode or summary is None:
-        raise ValueError(f"{name} failed: {done.stderr.strip() or 'no summary in its log'}")
-    return summary
+    command += ["--runs-dir", args.runs_dir, "--run-name", folder.name, "--seed", str(seed)]
+    command += ["--print-freq", "0", "--test-freq", str(args.test_freq)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    records = finished_records(folder)
+    if done.returncode or records is None:
+        raise ValueError(f"{folder.name} failed: {done.stderr.strip() or 'no summary in its log'}")
+    return records
 
 
 def claim(args: argparse.Namespace, flags: list[str]) -> None:
-    """Note in `--runs-dir` what is compared there; `ValueError` when it holds something else."""
-    path = Path(args.runs_dir) / "comparison.json"
-    compared = {
+    """Note in `--runs-dir` what is compared there; `ValueError` where finished runs were others."""
+    folder = Path(args.runs_dir)
+    path = folder / "comparison.json"
+    compared: dict[str, Any] = {
         "processed": fingerprint(args.processed_data_file),
         "segregated": fingerprint(Path(args.segregated_data_dir) / "embedding_rows.npz"),
         "flags": flags,
-        "drop_flags": args.drop_flags,
+        "test_freq": args.test_freq,
+        "commit": git_commit(),
+        "settings": args.settings,
     }
-    if path.exists() and json.loads(path.read_text()) != compared:
-        raise ValueError(
-            f"{args.runs_dir} holds runs on other data or with other flags; choose another "
-            "--runs-dir, or delete it"
-        )
-    if not path.exists() and list(path.parent.glob("*/log.jsonl")):
-        raise ValueError(f"{args.runs_dir} holds other runs; choose another --runs-dir")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(compared, indent=1))
+    if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
+        before = read_json(path) if path.exists() else {}
+        settings = before.pop("settings", {})
+        differing = [
+            key for key in compared if key != "settings" and compared[key] != before.get(key)
+        ]
+        known = settings.keys() & args.settings.keys()
+        differing += [f"setting {name}" for name in known if settings[name] != args.settings[name]]
+        if differing:
+            raise ValueError(
+                f"{folder} holds runs of another comparison ({', '.join(differing)} differ);"
+                " choose another --runs-dir, or delete it"
+            )
+        compared["settings"] = {**settings, **args.settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, compared)
+
+
+def metrics_of(records: Records, first: Records) -> dict[str, float]:
+    """A run's `METRICS`; `first` is that of the first method with the same seed."""
+    summary, evaluations = records[-1], curve_of(records)
+    reached = [r for r in evaluations if r["auc"] >= first[-1]["auc"] - MARGIN]
+    found = {name: summary[name] for name in ("auc", "log_loss", "samples", "dropped_share")}
+    found["normalized_entropy"] = evaluations[-1]["normalized_entropy"]
+    found["training_s"] = all_training_s(summary)
+    found["overhead_s"] = sum(summary.get(name, 0.0) for name in OVERHEAD)
+    found["samples_to_target"] = reached[0]["samples"] if reached else math.nan
+    found["training_s_to_target"] = all_training_s(reached[0]) if reached else math.nan
+    curve = curve_of(first)
+    aucs = [record["auc"] for record in curve]
+    samples = [record["samples"] for record in curve]
+    times = [all_training_s(record) for record in curve]
+    found["auc_first_at_samples"] = float(np.interp(summary["samples"], samples, aucs))
+    found["auc_first_at_time"] = float(np.interp(found["training_s"], times, aucs))
+    return {name: math.nan if found[name] is None else float(found[name]) for name in METRICS}
+
+
+def curve_of(records: Records) -> Records:
+    """The evaluations on the test set, in order."""
+    return [r for r in records if r["kind"] == "evaluation" and r["auc"] is not None]
+
+
+def all_training_s(record: Mapping[str, Any]) -> float:
+    """Training time up to a record; the clocks count choosing inputs beside it."""
+    return record["training_s"] + sum(record.get(name, 0.0) for name in OVERHEAD)
 
 
 def standard_deviation(values: np.ndarray) -> float:
@@ -111,33 +185,54 @@ def half_interval(differences: np.ndarray) -> float:
     return float(t.ppf(0.975, num_values - 1)) * standard_deviation(differences) / num_values**0.5
 
 
-def tabulate(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row a method: mean, standard deviation and n of each figure, and whether AUC ties."""
+def tabulate(results: Mapping[tuple[str, str], Sequence[Mapping[str, float]]]) -> Records:
+    """Tidy rows: one a method, setting and metric, with mean, spread, and the difference's."""
     rows = []
     first = next(iter(results.values()))
-    for method, summaries in results.items():
-        row: dict[str, Any] = {"method": method, "n": len(summaries)}
-        for figure in FIGURES:
-            values = np.array([summary[figure] for summary in summaries], float)
-            row[figure] = values.mean()
-            row[f"{figure}_sd"] = standard_deviation(values)
-        # Seeds are paired: the same seed starts from the same weights in every method.
-        difference = np.array(
-            [a["auc"] - b["auc"] for a, b in zip(summaries, first, strict=True)], float
-        )
-        row["auc_difference"] = difference.mean()
-        row["auc_difference_sd"] = standard_deviation(difference)
-        row["auc_interval"] = interval = half_interval(difference)
-        row["tie"] = bool(abs(difference.mean()) <= interval)  # NaN, one seed: no tie
-        rows.append(row)
+    for (method, setting), runs in results.items():
+        for metric in METRICS:
+            values = np.array([run[metric] for run in runs], float)
+            # Seeds are paired: the same seed starts from the same weights in every method.
+            difference = values - np.array([run[metric] for run in first], float)
+            row: dict[str, Any] = {"method": method, "setting": setting, "metric": metric}
+            row |= {"n": int(np.isfinite(values).sum()), "mean": float(values.mean())}
+            row |= {"sd": standard_deviation(values), "difference": float(difference.mean())}
+            row["interval"] = half_interval(difference)
+            # NaN, as with one seed, is no tie.
+            row["tie"] = bool(abs(row["difference"]) <= row["interval"])
+            rows.append(row)
     return rows
+
+
+def print_table(rows: Records, limit: float | None) -> None:
+    """For people: a line a method and setting."""
+    print(
+        "method              setting   n   AUC     sd      difference        NE      first stopped"
+        "    samples  training s  s to target"
+    )
+    by_run: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_run.setdefault((row["method"], row["setting"]), {})[row["metric"]] = row
+    for (method, setting), metrics in by_run.items():
+        auc = metrics["auc"]
+        verdict = " (tie)" if auc["tie"] and method != rows[0]["method"] else ""
+        mean = {name: row["mean"] for name, row in metrics.items()}
+        print(
+            f"{method:<20}{setting:<8}{auc['n']:>3}  {auc['mean']:.4f}  {auc['sd']:.4f}  "
+            f"{auc['difference']:+.4f}{verdict:<6}  {mean['normalized_entropy']:.4f}  "
+            f"{mean['auc_first_at_samples']:>13.4f}  {mean['samples']:>10,.0f}  "
+            f"{mean['training_s']:>10.1f}  {mean['training_s_to_target']:>11.1f}"
+        )
+    print("first stopped: AUC of the first method after as many samples")
+    if limit is not None:
+        print(f"planted model's limit: {limit:.4f}")
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; what is left goes to every trainer."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--processed-data-file", required=True, help="a processed .npz")
-    parser.add_argument("--segregated-data-dir", required=True, help="the folder made from it")
+    parser.add_argument("--processed-data-file", default=None, help="a processed .npz")
+    parser.add_argument("--segregated-data-dir", default=None, help="the folder made from it")
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -146,38 +241,88 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help="methods to compare; differences are to the first",
     )
     parser.add_argument(
-        "--drop-flags",
-        default="",
-        help="flags of slipstream_train.py alone, in one word: '--drop-percentage 20 --alpha 0.8'",
+        "--settings",
+        nargs="+",
+        type=setting,
+        default=[],
+        metavar="NAME=FLAGS",
+        help="flags of slipstream_train.py alone, in one word each: each of its methods is run with"
+        " each of them; not given: with its defaults",
     )
     parser.add_argument("--num-seeds", type=cli.positive_int, default=3, help="seeds a method")
+    parser.add_argument(
+        "--points", type=cli.positive_int, default=20, help="evaluations an epoch, for curves"
+    )
     parser.add_argument("--runs-dir", default="runs/compare", help="folder of this comparison")
     parser.add_argument("--csv", default=None, help="write the table here; not given: print only")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a small synthetic log and model, to see that it works"
+    )
     args, flags = parser.parse_known_args(argv)
     args.methods = list(dict.fromkeys(args.methods))
+    args.settings = dict(args.settings)
+    has_data = args.processed_data_file is not None and args.segregated_data_dir is not None
+    if args.smoke == has_data:
+        parser.error("give --processed-data-file and --segregated-data-dir, or --smoke")
     return args, flags
 
 
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Compare; returns the table."""
-    args, flags = parse_args(argv)
-    claim(args, flags)
-    results: dict[str, list[dict[str, Any]]] = {method: [] for method in args.methods}
-    runs = [(seed, method) for seed in range(1, args.num_seeds + 1) for method in args.methods]
-    for seed, method in tqdm(runs, desc="runs", disable=None):
-        results[method].append(train(method, seed, args, flags))
-    rows = tabulate(results)
-    limit = results[args.methods[0]][0].get("planted_auc")
-    print("method              n   AUC     sd      difference      samples   training s")
-    for row in rows:
-        verdict = " (tie)" if row["tie"] and row["method"] != args.methods[0] else ""
-        print(
-            f"{row['method']:<18}{row['n']:>3}  {row['auc']:.4f}  {row['auc_sd']:.4f}  "
-            f"{row['auc_difference']:+.4f}{verdict:<6}  {row['samples']:>10,.0f}  "
-            f"{row['training_s']:>8.1f}"
+def setting(text: str) -> tuple[str, str]:
+    """Parse `NAME=FLAGS`."""
+    name, equals, flags = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected a name and flags, as 'd60=-- ...'"
         )
-    if limit is not None:
-        print(f"planted model's limit: {limit:.4f}")
+    return name, flags
+
+
+def make_small_log(folder: Path) -> tuple[str, str]:
+    """The processed file and the segregated folder of a synthetic log."""
+    log, processed, hot_cold = folder / "train.txt", folder / "train_processed.npz", folder / "hot"
+    row_flags = ["--arch-sparse-feature-size", "8", "--optimizer", "rwsadagrad"]
+    for words in (
+        ["bench/synthetic_log.py", "--rows", SMOKE_ROWS, "--output", log],
+        ["data_utils.py", "--raw-data-file", log, "--processed-data-file", processed],
+        ["input_segregation.py", "--processed-data-file", processed, "--segregated-data-dir"]
+        + [hot_cold, "--hot-emb-gpu-mem", "200000", *row_flags],
+    ):
+        command = [sys.executable, *map(str, words)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return str(processed), str(hot_cold)
+
+
+def test_freq(processed: str, flags: list[str], num_points: int) -> int:
+    """Mini-batches between evaluations; a bad flag of a trainer is refused here."""
+    trainer = slipstream_train.parse_args(["--segregated-data-dir", "-", *flags])
+    num_train = int(open_npz(processed, ("days",))["days"][-2])
+    return max(1, num_train // trainer.mini_batch_size // num_points)
+
+
+def main(argv: list[str] | None = None) -> Records:
+    """Compare; returns the table's rows."""
+    args, flags = parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        if args.smoke:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
+            args.processed_data_file, args.segregated_data_dir = make_small_log(folder)
+            args.runs_dir, flags = str(folder / "runs"), [*SMOKE_FLAGS, *flags]
+        args.test_freq = test_freq(args.processed_data_file, flags, args.points)
+        claim(args, flags)
+        kinds = [
+            (method, name)
+            for method in args.methods
+            for name in (args.settings or [""] if method.startswith("slipstream") else [""])
+        ]
+        runs = [(*kind, seed) for seed in range(1, args.num_seeds + 1) for kind in kinds]
+        records = {run: train(run, args, flags) for run in tqdm(runs, desc="runs", disable=None)}
+    results: dict[tuple[str, str], list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for (method, name, seed), log in records.items():
+        results[method, name].append(metrics_of(log, records[(*kinds[0], seed)]))
+    rows = tabulate(results)
+    print_table(rows, next(iter(records.values()))[-1].get("planted_auc"))
     if args.csv:
         import pandas
 

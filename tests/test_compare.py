@@ -6,22 +6,67 @@ from helpers import MODEL_FLAGS, segregate_small, write_processed
 from bench import compare
 
 
-def summaries(*values):
-    return [dict.fromkeys(compare.FIGURES, 1.0) | {"auc": value} for value in values]
+def runs_of(*values):
+    return [dict.fromkeys(compare.METRICS, 1.0) | {"auc": value} for value in values]
 
 
 def test_differences_are_paired_and_ties_lie_within_their_spread():
-    first = summaries(0.70, 0.72, 0.74)
-    better = summaries(0.71, 0.73, 0.75)  # by 0.01 with every seed: no tie, whatever the seeds
-    noisy = summaries(0.69, 0.73, 0.745)
-    rows = compare.tabulate({"a": first, "b": better, "c": noisy})
+    first = runs_of(0.70, 0.72, 0.74)
+    better = runs_of(0.71, 0.73, 0.75)  # by 0.01 with every seed: no tie, whatever the seeds
+    noisy = runs_of(0.69, 0.73, 0.745)
+    rows = compare.tabulate({("a", ""): first, ("b", "x"): better, ("b", "y"): noisy})
+    rows = [row for row in rows if row["metric"] == "auc"]
+    assert [(row["method"], row["setting"]) for row in rows] == [("a", ""), ("b", "x"), ("b", "y")]
     assert [row["tie"] for row in rows] == [True, False, True]
-    assert rows[1]["auc_difference"] == pytest.approx(0.01)
-    assert rows[1]["auc"] == pytest.approx(0.73) and rows[1]["auc_sd"] == pytest.approx(0.02)
-    assert math.isnan(compare.tabulate({"a": summaries(0.7)})[0]["auc_sd"])
+    assert rows[1]["difference"] == pytest.approx(0.01)
+    assert rows[1]["mean"] == pytest.approx(0.73) and rows[1]["sd"] == pytest.approx(0.02)
+    [alone] = [row for row in compare.tabulate({("a", ""): runs_of(0.7)}) if row["metric"] == "auc"]
+    assert math.isnan(alone["sd"]) and not alone["tie"]
 
 
-def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, capsys):
+def records(*aucs, samples=100, seconds=1.0, **more):
+    """A log of one evaluation every `samples` inputs and `seconds` of training."""
+    times = {"snapshot_s": 0.0, "threshold_s": 0.0}
+    curve = [
+        {"kind": "evaluation", "auc": auc, "samples": samples * n, "training_s": seconds * n}
+        | {"normalized_entropy": 0.9, **times}
+        for n, auc in enumerate(aucs, start=1)
+    ]
+    summary = {**curve[-1], "kind": "summary", "log_loss": 0.5, "dropped_share": 0.1, **more}
+    return [*curve, summary]
+
+
+def test_metrics_are_read_off_the_curves():
+    first = records(0.6, 0.7, 0.74, 0.75)
+    found = compare.metrics_of(records(0.65, 0.7495, 0.752, samples=110, seconds=0.5), first)
+    assert found["samples"] == 330 and found["samples_to_target"] == 220
+    assert found["training_s"] == 1.5 and found["training_s_to_target"] == 1.0
+    assert found["auc_first_at_samples"] == pytest.approx(0.74 + 0.3 * 0.01)
+    assert found["auc_first_at_time"] == pytest.approx(0.65)
+    slow = compare.metrics_of(records(0.6, 0.7, snapshot_s=0.25, classification_s=0.5), first)
+    assert slow["overhead_s"] == 0.75 and slow["training_s"] == 2.75
+    assert math.isnan(slow["samples_to_target"]) and math.isnan(slow["training_s_to_target"])
+    assert compare.metrics_of(first, first)["auc_first_at_time"] == 0.75
+
+
+def test_smoke(capfd):
+    rows = compare.main(["--smoke", "--num-seeds", "1", "--methods", "fae", "slipstream-random"])
+    values = {(row["method"], row["metric"]): row["mean"] for row in rows}
+    assert values["slipstream-random", "samples"] < values["fae", "samples"]
+    assert values["fae", "auc"] == values["fae", "auc_first_at_samples"] > 0.55
+    assert "planted model's limit" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--smoke", "--settings", "x"], ["--smoke", "--alpha", "2"]])
+def test_bad_flags_are_refused_at_once(flags, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "train", pytest.fail)
+    monkeypatch.setattr(compare, "make_small_log", lambda folder: ("", ""))
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(flags)
+    assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, monkeypatch):
     def run(processed, *flags):
         folder = segregate_small(processed)
         common = ["--processed-data-file", str(processed), "--segregated-data-dir", str(folder)]
@@ -40,9 +85,18 @@ def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, capsys):
     first = write_processed(tmp_path / "a/p.npz", 700)
     table = run(first)
     written = (tmp_path / "runs/baseline-seed1/log.jsonl").stat().st_mtime_ns
-    assert run(first)[0]["auc"] == table[0]["auc"]
+    assert run(first)[0]["mean"] == table[0]["mean"] > 0.4
     assert (tmp_path / "runs/baseline-seed1/log.jsonl").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="choose another --runs-dir"):
         run(write_processed(tmp_path / "b/p.npz", 700, seed=1))
     with pytest.raises(ValueError, match="choose another --runs-dir"):
         run(first, "--learning-rate", "0.01")
+    run(first, "--settings", "d50=--drop-percentage 50")
+    with pytest.raises(ValueError, match=r"\(setting d50 differ\)"):
+        run(first, "--settings", "d50=--drop-percentage 60")
+    monkeypatch.setattr(compare, "git_commit", lambda: "another")
+    with pytest.raises(ValueError, match=r"\(commit differ\)"):
+        run(first)
+    # Nothing is held by a comparison that did not come to a result.
+    (tmp_path / "runs/baseline-seed1/log.jsonl").write_text("{}\n")
+    run(write_processed(tmp_path / "b/p.npz", 700, seed=1))
