@@ -15,6 +15,7 @@ import numpy as np
 
 SCHEDULES = ("interleaved", "phased")
 RANDOMIZE = ("total", "day", "none")
+KIND_NAMES = {True: "hot", False: "cold"}
 BLOCK_INPUTS = 4096  # read from disk together: 640 kB of Criteo
 
 
@@ -84,7 +85,7 @@ class PlannedBatch:
 
 
 class EpochPlan:
-    """The batches of one epoch, in order; the rest of the hot ones can be replaced on the way.
+    """The batches of one epoch, in order; the rest of a kind can be replaced on the way.
 
     Args:
         hot_order, cold_order: inputs in training order, from `epoch_order`.
@@ -97,11 +98,11 @@ class EpochPlan:
     ) -> None:
         self.batch_size, self.schedule = batch_size, schedule
         self.num_hot_inputs, self._num_cold_inputs = len(hot_order), len(cold_order)
-        self.num_hot_trained = 0
+        self.num_trained = {True: 0, False: 0}  # by hot
         self._inputs = {True: hot_order, False: cold_order}  # still to train, by hot
         self._next = {True: 0, False: 0}
-        self._num_replaced = 0
-        self._hot_weights: np.ndarray | None = None
+        self._num_replaced = {True: 0, False: 0}
+        self._weights: dict[bool, np.ndarray | None] = {True: None, False: None}
         self._mix()
 
     def _num_batches(self, hot: bool) -> int:
@@ -113,48 +114,48 @@ class EpochPlan:
         self._position = 0
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Where the epoch stands, for `restore`: plain JSON, and the hot inputs once replaced."""
+        """Where the epoch stands, for `restore`: plain JSON, and the inputs that were replaced."""
         values = {
             "num_inputs": [self.num_hot_inputs, self._num_cold_inputs],
             "next": [self._next[True], self._next[False]],
             "mixed": list(self._mixed),
             "position": self._position,
-            "num_hot_trained": self.num_hot_trained,
-            "num_replaced": self._num_replaced,
+            "num_trained": [self.num_trained[True], self.num_trained[False]],
+            "num_replaced": [self._num_replaced[True], self._num_replaced[False]],
         }
         arrays = {}
-        if self._num_replaced:
-            arrays["hot_inputs"] = self._inputs[True]
-            if self._hot_weights is not None:
-                arrays["hot_weights"] = self._hot_weights
+        for hot, name in KIND_NAMES.items():
+            if self._num_replaced[hot]:
+                arrays[f"{name}_inputs"] = self._inputs[hot]
+                if (weights := self._weights[hot]) is not None:
+                    arrays[f"{name}_weights"] = weights
         return values, arrays
 
     def restore(self, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Go on where `state` was taken; made with the same arguments. `ValueError`: it was not."""
-        if values["num_inputs"] != [self.num_hot_inputs, self._num_cold_inputs]:
+        sizes = {True: self.num_hot_inputs, False: self._num_cold_inputs}
+        if values["num_inputs"] != list(sizes.values()):
             raise ValueError(f"it was at {values['num_inputs']} hot and cold inputs")
-        hot = self._inputs[True]
-        if values["num_replaced"]:
-            hot, weights = np.array(arrays["hot_inputs"]), arrays.get("hot_weights")
-            is_inside = not len(hot) or 0 <= hot.min() <= hot.max() < self.num_hot_inputs
-            if hot.ndim != 1 or hot.dtype.kind != "i" or not is_inside:
-                raise ValueError("its hot inputs are none of this data set's")
-            if weights is not None and (weights.shape != hot.shape or weights.dtype != np.float32):
-                raise ValueError("its weights are not one a hot input")
-            self._hot_weights = None if weights is None else np.array(weights)
-        num_hot, num_cold = values["mixed"]
-        if not 0 <= num_hot + num_cold <= self.num_hot_inputs + self._num_cold_inputs:
+        num_replaced = dict(zip(sizes, values["num_replaced"], strict=True))
+        next_ = dict(zip(sizes, values["next"], strict=True))
+        for hot, name in KIND_NAMES.items():
+            if num_replaced[hot]:
+                self._inputs[hot] = _checked_inputs(arrays[f"{name}_inputs"], sizes[hot])
+                weights = arrays.get(f"{name}_weights")
+                if weights is not None and weights.shape != self._inputs[hot].shape:
+                    raise ValueError(f"it has {len(weights)} weights of {name} inputs")
+                self._weights[hot] = None if weights is None else np.array(weights, np.float32)
+            if not 0 <= next_[hot] <= len(self._inputs[hot]):
+                raise ValueError("its position is beyond the epoch's end")
+        mixed = (int(values["mixed"][0]), int(values["mixed"][1]))
+        if not 0 <= sum(mixed) <= sum(sizes.values()):
             raise ValueError("it has more batches than inputs")
-        kinds = interleave(num_hot, num_cold, self.schedule)
-        taken = zip(values["next"], (hot, self._inputs[False]), strict=True)
-        if not 0 <= values["position"] <= len(kinds) or any(
-            not 0 <= next_ <= len(inputs) for next_, inputs in taken
-        ):
+        kinds = interleave(*mixed, self.schedule)
+        if not 0 <= values["position"] <= len(kinds):
             raise ValueError("its position is beyond the epoch's end")
-        self._inputs[True], self._kinds, self._mixed = hot, kinds, (num_hot, num_cold)
-        self._next = {True: values["next"][0], False: values["next"][1]}
-        self._position, self._num_replaced = values["position"], values["num_replaced"]
-        self.num_hot_trained = values["num_hot_trained"]
+        self._kinds, self._mixed, self._position = kinds, mixed, values["position"]
+        self._next, self._num_replaced = next_, num_replaced
+        self.num_trained = dict(zip(sizes, values["num_trained"], strict=True))
 
     @property
     def is_finished(self) -> bool:
@@ -174,27 +175,26 @@ class EpochPlan:
         assert batch is not None
         self._position += 1
         self._next[batch.hot] += len(batch.inputs)
-        if batch.hot:
-            self.num_hot_trained += len(batch.inputs)
+        self.num_trained[batch.hot] += len(batch.inputs)
         return batch
 
     def peek(self, hot: bool) -> PlannedBatch | None:
         """The next batch of a kind, which stays to be trained; None where none is left.
 
-        A cold one is certain to come; a hot one may be replaced before.
+        It may be replaced before it comes; its `key` tells.
         """
         start = self._next[hot]
         part = slice(start, start + self.batch_size)
         inputs = self._inputs[hot][part]
         if not len(inputs):
             return None
-        weights = self._hot_weights[part] if hot and self._hot_weights is not None else None
-        return PlannedBatch(hot, inputs, weights, (self._num_replaced if hot else 0, start))
+        weights = self._weights[hot]
+        weights = None if weights is None else weights[part]
+        return PlannedBatch(hot, inputs, weights, (self._num_replaced[hot], start))
 
-    @property
-    def num_replaced(self) -> int:
-        """How often the rest of the hot inputs was replaced."""
-        return self._num_replaced
+    def num_replaced(self, hot: bool) -> int:
+        """How often the rest of a kind was replaced."""
+        return self._num_replaced[hot]
 
     def coming(self, hot: bool, start: int, count: int) -> np.ndarray:
         """Of a kind's inputs, since it was last replaced, those from `start` on; at most `count`.
@@ -207,14 +207,20 @@ class EpochPlan:
         """Inputs of a kind that were given out since it was last replaced."""
         return self._next[hot]
 
-    def remaining_hot(self) -> np.ndarray:
-        """The hot inputs still to train, in training order."""
-        return self._inputs[True][self._next[True] :]
+    def remaining(self, hot: bool) -> np.ndarray:
+        """The inputs of a kind still to train, in training order."""
+        return self._inputs[hot][self._next[hot] :]
 
-    def replace_hot(self, inputs: np.ndarray, weights: np.ndarray | None) -> None:
-        """Train `inputs` with loss `weights` for the rest of the epoch's hot inputs."""
-        self._inputs[True] = inputs
-        self._hot_weights = weights
-        self._next[True] = 0
-        self._num_replaced += 1
+    def replace(self, hot: bool, inputs: np.ndarray, weights: np.ndarray | None) -> None:
+        """Train `inputs` with loss `weights` for the rest of the epoch's inputs of a kind."""
+        self._inputs[hot], self._weights[hot] = inputs, weights
+        self._next[hot] = 0
+        self._num_replaced[hot] += 1
         self._mix()
+
+
+def _checked_inputs(inputs: np.ndarray, num_inputs: int) -> np.ndarray:
+    is_inside = not len(inputs) or 0 <= inputs.min() <= inputs.max() < num_inputs
+    if inputs.ndim != 1 or inputs.dtype.kind != "i" or not is_inside:
+        raise ValueError("its inputs are none of this data set's")
+    return np.array(inputs)

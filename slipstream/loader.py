@@ -116,8 +116,7 @@ class Loader:
         self._ahead = {}
         # An epoch that is gone on with has inputs behind it.
         self._announced = {
-            False: (0, plan.num_taken(False)),
-            True: (plan.num_replaced, plan.num_taken(True)),
+            hot: (plan.num_replaced(hot), plan.num_taken(hot)) for hot in (False, True)
         }
         for hot in (False, True):
             self._cut_ahead(hot, None)
@@ -135,7 +134,9 @@ class Loader:
         if staged is None and self._needs_no_host_row(cut):
             staged = self.table.stage(cut.slots)  # nothing to wait for
         elif staged is None:
-            staged = self._in_turn(lambda: self.table.stage(cut.slots))
+            # Where one was staged ahead for nothing: nobody else uses that area.
+            area = self._num_staged % 2
+            staged = self._in_turn(lambda: self.table.stage(cut.slots, area))
         device = self.table.device
         staged = self.table.enter(staged)
         if staged.host_rows is not None:
@@ -154,8 +155,8 @@ class Loader:
     def _announce(self, plan: EpochPlan, hot: bool) -> None:
         """Let the kernel read the inputs of the next window while this one is trained."""
         replaced, announced = self._announced[hot]
-        if hot and replaced != plan.num_replaced:
-            replaced, announced = plan.num_replaced, 0
+        if replaced != plan.num_replaced(hot):
+            replaced, announced = plan.num_replaced(hot), 0
         if plan.num_taken(hot) + self.window > announced:
             self._inputs[hot].will_need(plan.coming(hot, announced, self.window))
             announced += self.window

@@ -30,7 +30,12 @@ from torch import Tensor
 
 from slipstream.batching import EpochPlan
 
-POLICIES = ("stale", "random", "none")
+# By a score of rows, an input's being the k-th smallest of its rows'; by one of inputs; at random,
+# as many as `stale` would: of the hot inputs, of all, of the cold ones.
+ROW_POLICIES = ("stale", "stale-relative", "gradient")
+RANDOM_POLICIES = ("random", "uniform", "cold")
+POLICIES = (*ROW_POLICIES, "loss", *RANDOM_POLICIES, "none")
+TINY = 1e-12
 CHUNK = 1 << 16  # inputs, or rows, handled at once
 
 
@@ -43,12 +48,35 @@ class HotInputs(Protocol):
         """Slots (len(inputs), F) int64 of the given inputs."""
 
 
-def row_change(before: Tensor, after: Tensor) -> Tensor:
-    """change[row] = max_d |after - before|: (n, dim), (n, dim) -> (n,)."""
+@dataclass(frozen=True)
+class Reach:
+    """What a drop rule may ask of the training it follows.
+
+    Attributes:
+        hot, cold: the training inputs.
+        leading_rows: n -> a copy of the weights of slots [0, n), on the device.
+        losses: numbers of hot inputs (n,) -> their losses (n,) under the model as it is.
+        count: a clock's name -> the context that counts time there.
+    """
+
+    hot: HotInputs
+    cold: HotInputs
+    leading_rows: Callable[[int], Tensor]
+    losses: Callable[[np.ndarray], np.ndarray]
+    count: Callable[[str], AbstractContextManager[None]]
+
+
+def row_change(before: Tensor, after: Tensor, relative: bool = False) -> Tensor:
+    """change[row] = max_d |after - before|: (n, dim), (n, dim) -> (n,).
+
+    `relative`: over max_d |after|, for rows of small tables start, and step, several times larger.
+    """
     change = torch.empty(len(before), device=before.device)
     for start in range(0, len(before), CHUNK):
         part = slice(start, start + CHUNK)
         change[part] = (after[part] - before[part]).abs().amax(1)
+        if relative:
+            change[part] /= after[part].abs().amax(1).clamp_(min=TINY)
     return change
 
 
@@ -118,7 +146,15 @@ class DropSettings:
     """What to drop and when; shares are fractions from 0 to 1.
 
     Attributes:
-        policy: `stale`, `random` (the control: as many inputs as `stale` would drop), or `none`.
+        policy: what is dropped first.
+            `stale`: the paper's, inputs whose rows changed least between the snapshots;
+            `stale-relative`: changed least relative to their size;
+            `gradient`: whose rows had the smallest gradients (mean square an access) between them;
+            `loss`: with the smallest loss, by a forward pass over the hot inputs left (InfoBatch,
+            arXiv 2303.04947, takes the last epoch's);
+            `random`, `uniform`, `cold`: the controls, as many as `stale` would, at random, of the
+            hot inputs left, of all inputs left, of the cold ones;
+            `none`.
         drop_fraction: D, of the hot inputs that remain when the choice is made.
         alpha: share of an input's rows that must be stale.
         threshold: T by hand; None finds it from D.
@@ -176,6 +212,7 @@ class DropRule:
         self._targets: list[int] = []  # inputs to drop, by group, from the first choice on
         self._before: Tensor | None = None
         self._touched: Tensor | None = None
+        self._gradients: Tensor | None = None  # (2, num_hot + 1): sums, and accesses
         self._active = self.settings.policy != "none" and self.num_hot > 0
         self._next_start = self.settings.start if self._active else math.inf
 
@@ -209,6 +246,8 @@ class DropRule:
             values["snapshot_at"] = self._snapshot_at
             arrays["before"] = self._before.cpu().numpy()
             arrays["touched"] = self._touched.cpu().numpy()
+            if self._gradients is not None:
+                arrays["gradients"] = self._gradients.cpu().numpy()
         return values, arrays
 
     def restore(
@@ -235,87 +274,96 @@ class DropRule:
         self._snapshot_at = int(values["snapshot_at"])
         self._before = torch.from_numpy(before.astype(np.float32)).to(device)
         self._touched = torch.from_numpy(touched.astype(bool)).to(device)
+        if self.needs_gradients:
+            gradients = arrays["gradients"]
+            if gradients.shape != (2, self.num_hot + 1):
+                raise ValueError(f"its gradients have shape {gradients.shape}")
+            self._gradients = torch.from_numpy(gradients.astype(np.float32)).to(device)
 
-    def touch(self, slots: Tensor) -> None:
-        """Note the rows (B, F) that a batch updates while a window is open.
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether `touch` is to be told the gradients of rows."""
+        return self.settings.policy == "gradient"
 
-        Places in the device array serve as well, where all hot rows are resident.
+    def touch(self, slots: Tensor, gradients: Tensor | None = None) -> None:
+        """Note the rows (B, F) that a batch updated, and their gradients, while a window is open.
+
+        Places in the device array serve as slots as well, where all hot rows are resident.
         """
-        if self._touched is not None:
-            rows = slots.flatten().clamp(max=self.num_hot)
-            self._touched.index_fill_(0, rows.to(self._touched.device), True)
+        if self._touched is None:
+            return
+        rows = slots.flatten().clamp(max=self.num_hot).to(self._touched.device)
+        self._touched.index_fill_(0, rows, True)
+        if self._gradients is not None and gradients is not None:
+            noted = torch.stack([gradients.flatten(), torch.ones_like(gradients).flatten()])
+            self._gradients.index_add_(1, rows, noted)
 
-    def before_batch(
-        self,
-        plan: EpochPlan,
-        hot: HotInputs,
-        leading_rows: Callable[[int], Tensor],
-        count: Callable[[str], AbstractContextManager[None]],
-    ) -> None:
-        """Take the snapshot or make the choice if the hot stream has come that far.
-
-        `leading_rows(n)` returns a copy of the weights of slots [0, n), on the device.
-        """
-        trained = plan.num_hot_trained
+    def before_batch(self, plan: EpochPlan, reach: Reach) -> None:
+        """Take the snapshot or make the choice if the hot stream has come that far."""
+        trained = plan.num_trained[True]
         if self._before is None:
             if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:
-                with count("snapshot"):
+                with reach.count("snapshot"):
                     self._snapshot_at = trained
-                    self._before = leading_rows(self.num_hot)
+                    self._before = before = reach.leading_rows(self.num_hot)
                     self._touched = torch.zeros(
-                        self.num_hot + 1, dtype=torch.bool, device=self._before.device
+                        self.num_hot + 1, dtype=torch.bool, device=before.device
                     )
+                    if self.needs_gradients:
+                        self._gradients = torch.zeros(2, self.num_hot + 1, device=before.device)
         elif trained - self._snapshot_at >= max(self.settings.window * plan.num_hot_inputs, 1) and (
-            len(plan.remaining_hot())
+            len(plan.remaining(True))
         ):
-            with count("snapshot"):
-                change = self._window_change(leading_rows(self.num_hot))
-            self._choose(plan, hot, change, count)
+            with reach.count("snapshot"):
+                scores = self._row_scores(reach.leading_rows(self.num_hot))
+            self._choose(plan, reach, scores)
             every = self.settings.recalibrate_every
             self._next_start = trained / plan.num_hot_inputs + every if every else math.inf
 
-    def _window_change(self, after: Tensor) -> Tensor:
+    def _row_scores(self, after: Tensor) -> Tensor:
+        """What the policy makes of each hot row (num_hot,): the lower, the sooner it goes."""
         assert self._before is not None and self._touched is not None
-        change = row_change(self._before, after)
-        if not bool(torch.isfinite(change).all()):
+        scores = row_change(self._before, after, self.settings.policy == "stale-relative")
+        if not bool(torch.isfinite(scores).all()):
             raise ValueError("the hot rows are not finite; lower --learning-rate")
+        if self._gradients is not None:
+            sums, accesses = self._gradients[:, : self.num_hot]
+            scores = sums / accesses.clamp(min=1)
         touched = self._touched[: self.num_hot]
         self._share_touched = float(touched.float().mean())
         if not self.settings.count_untouched_as_stale:
-            change[~touched] = math.inf
-        self._before = self._touched = None
-        return change
+            scores[~touched] = math.inf
+        self._before = self._touched = self._gradients = None
+        return scores
 
-    def _choose(
-        self,
-        plan: EpochPlan,
-        hot: HotInputs,
-        change: Tensor,
-        count: Callable[[str], AbstractContextManager[None]],
-    ) -> None:
-        settings = self.settings
+    def _choose(self, plan: EpochPlan, reach: Reach, row_scores: Tensor) -> None:
+        settings, hot, count = self.settings, reach.hot, reach.count
         rng = np.random.default_rng([self.seed, self._epoch, self._choices])
-        candidates = np.concatenate([plan.remaining_hot(), self._pool])
-        groups = [np.arange(len(candidates))]
-        if settings.stratify:
-            positive = hot.labels[candidates] > 0
-            groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
+        pool_hot = self._pool[self._pool < plan.num_hot_inputs]
+        candidates = np.concatenate([plan.remaining(True), pool_hot])
+        groups = self._groups(hot.labels[candidates])
         if not self._targets:
             self._targets = [round(settings.drop_fraction * len(group)) for group in groups]
+
+        def scores_of(inputs: np.ndarray) -> np.ndarray:
+            if settings.policy == "loss":
+                return reach.losses(inputs)
+            k = num_stale_rows_needed(settings.alpha, hot.slots_of(inputs[:1]).shape[1])
+            return critical_thresholds(row_scores, hot, inputs, k)
+
         stale = np.zeros(len(candidates), bool)
         thresholds = []
         for group, target in zip(groups, self._targets, strict=True):
-            fraction = min(target / max(len(group), 1), 1.0)
+            inputs, fraction = candidates[group], min(target / max(len(group), 1), 1.0)
             with count("threshold"):
-                threshold, known = self._find_threshold(
-                    hot, change, candidates[group], fraction, rng
-                )
+                threshold, known = self._find_threshold(scores_of, inputs, fraction, rng)
             with count("classification"):
-                stale[group] = self._classify(hot, change, candidates[group], threshold, known, rng)
+                known = scores_of(inputs) if known is None and len(inputs) else known
+                if known is not None:
+                    stale[group] = stale_mask(known, threshold, rng)
             thresholds.append(threshold.value)
         with count("classification"):
-            dropped, weights = self._apply_policy(stale, groups, rng)
-            self._replace(plan, candidates, dropped, weights, rng)
+            dropped, kept = self._drop(plan, reach, candidates, groups, stale, rng)
         targets = self._targets if settings.threshold is None else None
         self._choices += 1
         self._report(
@@ -328,63 +376,76 @@ class DropRule:
                 "stale_share": float(stale.mean()) if len(stale) else 0.0,
                 "hot_remaining": len(candidates),
                 "hot_inputs": plan.num_hot_inputs,
-                "dropped": int(dropped.sum()),
-                "kept_reweighted": int(stale.sum() - dropped.sum()),
+                "dropped": dropped,
+                "kept_reweighted": kept,
                 "rows_touched_share": self._share_touched,
             }
         )
 
+    def _groups(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Places of the inputs among which shares are kept: all, or those of each label."""
+        if not self.settings.stratify:
+            return [np.arange(len(labels))]
+        return [np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)]
+
+    def _drop(
+        self,
+        plan: EpochPlan,
+        reach: Reach,
+        candidates: np.ndarray,
+        groups: list[np.ndarray],
+        stale: np.ndarray,
+        rng: np.random.Generator,
+    ) -> tuple[int, int]:
+        """Drop the stale candidates, or a control's; how many, and how many of them were kept.
+
+        Here a cold input's number is its own plus that of the hot inputs.
+        """
+        policy, num_hot, chosen = self.settings.policy, plan.num_hot_inputs, stale
+        if policy in RANDOM_POLICIES:
+            numbers = [int(stale[group].sum()) for group in groups]
+            if policy != "random":
+                pool_cold = self._pool[self._pool >= num_hot]
+                cold = np.concatenate([plan.remaining(False) + np.int64(num_hot), pool_cold])
+                labels = reach.cold.labels[cold - num_hot]
+                if policy == "uniform":
+                    labels = np.concatenate([reach.hot.labels[candidates], labels])
+                    cold = np.concatenate([candidates, cold])
+                candidates, groups = cold, self._groups(labels)
+            chosen = np.zeros(len(candidates), bool)
+            for group, number in zip(groups, numbers, strict=True):
+                chosen[rng.permutation(group)[:number]] = True
+        dropped, weights = self._keep_some(chosen, groups, rng)
+        self._replace(plan, candidates, dropped, weights, rng)
+        return int(dropped.sum()), int(chosen.sum() - dropped.sum())
+
     def _find_threshold(
         self,
-        hot: HotInputs,
-        change: Tensor,
+        scores_of: Callable[[np.ndarray], np.ndarray],
         inputs: np.ndarray,
         drop_fraction: float,
         rng: np.random.Generator,
     ) -> tuple[Threshold, np.ndarray | None]:
-        """T, and the critical thresholds of all `inputs` where finding it took them all."""
+        """T, and the scores of all `inputs` where finding it took them all."""
         settings = self.settings
         if settings.threshold is not None:
             return Threshold(settings.threshold), None
-        k = self._k(hot, inputs)
         whole = settings.sample_rate >= 1
         sample = inputs
         if not whole:
             size = min(len(inputs), max(1, round(settings.sample_rate * len(inputs))))
             sample = rng.choice(inputs, size, replace=False)
-        critical = critical_thresholds(change, hot, sample, k)
-        return threshold_for_drop(critical, drop_fraction), critical if whole else None
+        scores = scores_of(sample) if len(sample) else np.empty(0, np.float32)
+        return threshold_for_drop(scores, drop_fraction), scores if whole else None
 
-    def _k(self, hot: HotInputs, inputs: np.ndarray) -> int:
-        return num_stale_rows_needed(self.settings.alpha, hot.slots_of(inputs[:1]).shape[1])
-
-    def _classify(
-        self,
-        hot: HotInputs,
-        change: Tensor,
-        inputs: np.ndarray,
-        threshold: Threshold,
-        critical: np.ndarray | None,
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        if critical is None:
-            critical = critical_thresholds(change, hot, inputs, self._k(hot, inputs))
-        return stale_mask(critical, threshold, rng)
-
-    def _apply_policy(
-        self, stale: np.ndarray, groups: list[np.ndarray], rng: np.random.Generator
+    def _keep_some(
+        self, chosen: np.ndarray, groups: list[np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Which candidates go, and the loss weights of all: the control picks as many at random."""
-        chosen = stale
-        if self.settings.policy == "random":
-            chosen = np.zeros_like(stale)
-            for group in groups:
-                picked = rng.permutation(group)[: int(stale[group].sum())]
-                chosen[picked] = True
+        """Which of the chosen go all the same, and the loss weights of all."""
         if not self.settings.keep_rate:
             return chosen, None
         dropped = chosen.copy()
-        weights = np.ones(len(stale), np.float32)
+        weights = np.ones(len(chosen), np.float32)
         for group in groups:
             places = rng.permutation(group[chosen[group]])
             kept = places[: max(1, round(self.settings.keep_rate * len(places)))]
@@ -401,12 +462,19 @@ class DropRule:
         weights: np.ndarray | None,
         rng: np.random.Generator,
     ) -> None:
-        num_remaining = len(candidates) - len(self._pool)
+        was_dropped = np.zeros(len(candidates), bool)
+        if len(self._pool):
+            was_dropped = np.isin(candidates, self._pool)
         self._pool = candidates[dropped]
-        none_returns = dropped[num_remaining:].all()
-        if weights is None and none_returns and not dropped[:num_remaining].any():
-            return  # nothing changes, not even the order: exactly FAE
-        kept = np.flatnonzero(~dropped)
-        if not none_returns:
-            kept = rng.permutation(kept)  # inputs that come back are mixed in, not last
-        plan.replace_hot(candidates[kept], None if weights is None else weights[kept])
+        is_hot = candidates < plan.num_hot_inputs
+        for hot in (True, False):
+            places = np.flatnonzero(is_hot == hot)
+            none_returns = dropped[places[was_dropped[places]]].all()
+            none_goes = weights is None and none_returns and not dropped[places].any()
+            if not len(places) or none_goes:
+                continue  # nothing changes, not even the order: exactly FAE
+            kept = places[~dropped[places]]
+            if not none_returns:
+                kept = rng.permutation(kept)  # inputs that come back are mixed in, not last
+            inputs = candidates[kept] - (0 if hot else plan.num_hot_inputs)
+            plan.replace(hot, inputs, None if weights is None else weights[kept])

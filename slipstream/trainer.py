@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as nn_functional
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -36,7 +37,7 @@ from slipstream.loader import Batch, Inputs, Loader
 from slipstream.metrics import click_metrics
 from slipstream.runlog import Clocks, RunLog
 from slipstream.runtime import StopRequest
-from slipstream.staleness import DropRule
+from slipstream.staleness import DropRule, Reach
 from slipstream.step import TrainStep, autocast
 
 MIN_LEARNING_RATE = 1e-7
@@ -116,6 +117,22 @@ class Interrupted(Exception):
 
 
 @torch.inference_mode()
+def forward(
+    model: nn.Module,
+    table: EmbeddingTable,
+    inputs: Inputs,
+    chosen: np.ndarray | slice,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels (B,) float32 of some inputs, on the device, without autograd."""
+    dense, slots, labels = inputs.batch(chosen)
+    rows = table.lookup(table.enter(table.stage(slots, EVALUATION, after=table.lane.mark())))
+    with autocast(table.device, precision):
+        logits = model(dense.to(table.device), rows).float()
+    return logits, labels.to(table.device)
+
+
+@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     table: EmbeddingTable,
@@ -133,10 +150,8 @@ def evaluate(
     for start in range(0, len(inputs), batch_size):
         if stop is not None and stop.signal:
             raise Interrupted
-        dense, slots, _ = inputs.batch(slice(start, start + batch_size))
-        rows = table.lookup(table.enter(table.stage(slots, EVALUATION, after=table.lane.mark())))
-        with autocast(table.device, precision):
-            logits.append(model(dense.to(table.device), rows).float())
+        part = slice(start, start + batch_size)
+        logits.append(forward(model, table, inputs, part, precision)[0])
     outputs = torch.cat(logits).cpu().numpy()
     if not np.isfinite(outputs).all():
         raise ValueError("the model's outputs are not finite; lower --learning-rate")
@@ -206,6 +221,8 @@ class Trainer:
         self._thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
         self.checkpoints, self._stop = checkpoints, stop or StopRequest()
         self._on_report = on_report
+        self._reach = Reach(data.hot, data.cold, self._leading_rows, self._losses, clocks.count)
+        step.keeps_row_gradients = drop_rule is not None and drop_rule.needs_gradients
         self.progress = Progress()
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
@@ -284,7 +301,7 @@ class Trainer:
         with self.clocks.count("training"):
             plan = self._begin_epoch(epoch)
             self.loader.start(plan)
-        num_behind = plan.num_hot_trained + plan.num_taken(False)
+        num_behind = sum(plan.num_trained.values())
         num_behind += self.drop_rule.num_dropped if self.drop_rule is not None else 0
         with tqdm(
             total=self.data.num_train,
@@ -353,7 +370,7 @@ class Trainer:
     def _follow_drop_rule(self, plan: EpochPlan, bar: tqdm) -> None:
         assert self.drop_rule is not None
         before = self.drop_rule.num_dropped
-        self.drop_rule.before_batch(plan, self.data.hot, self._leading_rows, self.clocks.count)
+        self.drop_rule.before_batch(plan, self._reach)
         newly_dropped = self.drop_rule.num_dropped - before
         self.progress.dropped += newly_dropped
         bar.update(newly_dropped)
@@ -362,14 +379,26 @@ class Trainer:
         self.loader.settle()
         return self.table.leading_rows(num_rows)
 
-    def _train_step(self, batch: Batch) -> None:
-        if self.drop_rule is not None:
-            # The index is on the device; the slots would have to be brought there.
-            self.drop_rule.touch(
-                batch.staged.index if self.loader.hot_rows_resident else batch.slots
+    def _losses(self, inputs: np.ndarray) -> np.ndarray:
+        """The losses (n,) float32 of hot inputs under the model as it is."""
+        self.loader.settle()
+        losses = np.empty(len(inputs), np.float32)
+        for start in range(0, len(inputs), self.test_batch_size):
+            part = slice(start, start + self.test_batch_size)
+            logits, labels = forward(
+                self.step.model, self.table, self.data.hot, inputs[part], self.step.precision
             )
+            loss = nn_functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            losses[part] = loss.cpu().numpy()
+        return losses
+
+    def _train_step(self, batch: Batch) -> None:
         rate = self.learning_rate.at(self.progress.step)
         self.step(batch.dense, batch.staged, batch.labels, batch.weights, rate)
+        if self.drop_rule is not None:
+            # The index is on the device; the slots would have to be brought there.
+            slots = batch.staged.index if self.loader.hot_rows_resident else batch.slots
+            self.drop_rule.touch(slots, self.step.row_gradients)
         self.loader.done(batch)
         num_inputs, weights = len(batch.labels), batch.planned.weights
         self._loss_weight += num_inputs if weights is None else float(weights.sum())

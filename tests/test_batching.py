@@ -63,10 +63,10 @@ def test_replacing_hot_inputs_changes_only_what_is_left():
     for _ in range(3):
         batch = plan.next_batch()
         (trained if batch.hot else cold).extend(batch.inputs)
-    left = plan.remaining_hot()
+    left = plan.remaining(True)
     assert sorted([*trained, *left]) == list(range(40))
     kept = left[::2]
-    plan.replace_hot(kept, np.arange(len(kept), dtype=np.float32))
+    plan.replace(True, kept, np.arange(len(kept), dtype=np.float32))
     weights = []
     while (batch := plan.next_batch()) is not None:
         (trained if batch.hot else cold).extend(batch.inputs)

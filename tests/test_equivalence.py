@@ -53,13 +53,15 @@ def test_any_number_of_resident_rows(segregated, tmp_path, optimizer):
 
 
 @pytest.mark.parametrize("overlap", ["true", "false"])
-def test_slipstream_with_any_number_of_resident_rows(segregated, tmp_path, overlap):
+@pytest.mark.parametrize("policy", ["stale", "gradient", "loss", "uniform", "cold"])
+def test_slipstream_with_any_number_of_resident_rows(segregated, tmp_path, overlap, policy):
     """Also the snapshots, which then lie in two memories, and so the dropped set.
 
     With overlap: hot batches that were cut before the choice, and are dropped by it, are not
-    trained.
+    trained; nor cold ones, which were staged ahead.
     """
     flags = ["--segregated-data-dir", segregated, "--alpha", "0.5", "--snapshot-window", "0.3"]
+    flags += ["--drop-policy", policy]
     expected = train(slipstream_train, tmp_path, "all", *flags, "--overlap", "false")
     assert expected["dropped"] > 0
     for num_resident in (0, 60, 120):

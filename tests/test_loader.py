@@ -55,7 +55,7 @@ def test_a_hot_batch_cut_before_it_was_replaced_is_cut_again():
         loader.done(batch)
         batch = loader.next()
     loader.done(batch)
-    plan.replace_hot(np.array([30, 31]), np.array([2.0, 3.0], np.float32))
+    plan.replace(True, np.array([30, 31]), np.array([2.0, 3.0], np.float32))
     hot = []
     while (batch := loader.next()) is not None:
         if batch.planned.hot:

@@ -13,6 +13,7 @@ from slipstream.embedding import EmbeddingTable
 from slipstream.staleness import (
     DropRule,
     DropSettings,
+    Reach,
     Threshold,
     critical_thresholds,
     num_stale_rows_needed,
@@ -33,6 +34,11 @@ class Hot:
 
     def slots_of(self, inputs):
         return torch.from_numpy(self.slots[inputs])
+
+
+def reach(hot, table, cold=None, losses=None):
+    """What a rule sees of a training run."""
+    return Reach(hot, cold, table.leading_rows, losses, lambda name: nullcontext())
 
 
 def brute_force_stale(slots, before, after, touched, threshold, alpha):
@@ -115,7 +121,7 @@ def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
         rule.begin_epoch(epoch)
         trained, weights = [], []
         while True:
-            rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
+            rule.before_batch(plan, reach(hot, table))
             batch = plan.next_batch()
             if batch is None:
                 break
@@ -202,7 +208,7 @@ def test_recalibration_brings_inputs_back():
     )
     trained = []
     while True:
-        rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
+        rule.before_batch(plan, reach(hot, table))
         batch = plan.next_batch()
         if batch is None:
             break
@@ -264,9 +270,9 @@ def test_the_snapshot_waits_for_the_hot_phase():
     plan = EpochPlan(np.arange(100), np.arange(40), 20, "phased")
     hot = Hot(np.zeros((100, NUM_FEATURES), np.int64))
     for _ in range(2):
-        rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
+        rule.before_batch(plan, reach(hot, table))
         assert rule._before is None and not plan.next_batch().hot
-    rule.before_batch(plan, hot, table.leading_rows, lambda name: nullcontext())
+    rule.before_batch(plan, reach(hot, table))
     assert rule._before is not None
 
 
@@ -281,7 +287,7 @@ def test_untouched_rows_are_not_stale_unless_asked():
         # The stream is ordered: the window sees only rows 0 and 1, and row 1 changes.
         plan = EpochPlan(np.arange(100), np.empty(0, np.int64), 5, "interleaved")
         while True:
-            rule.before_batch(plan, Hot(slots), table.leading_rows, lambda name: nullcontext())
+            rule.before_batch(plan, reach(Hot(slots), table))
             batch = plan.next_batch()
             if batch is None:
                 break
@@ -305,3 +311,93 @@ def test_the_choice_is_seeded():
         run_epoch(DropSettings(policy="random"), seed=seed)[1][0][0] for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+def one_choice(policy, num_hot=200, num_cold=120, gradients=None, losses=None, **settings_):
+    """A choice after 50 hot inputs: the numbers of the hot and cold inputs that were dropped."""
+    rng = np.random.default_rng(0)
+    slots = np.sort(rng.integers(0, NUM_HOT, (num_hot, NUM_FEATURES)), axis=1)
+    labels = (rng.random(num_hot) < 0.3).astype(np.int8)
+    cold = Hot(None, (rng.random(num_cold) < 0.6).astype(np.int8))
+    weight = (1 + torch.arange(NUM_HOT) % 7).unsqueeze(1).repeat(1, 2).float()
+    start = weight.clone()
+    table = EmbeddingTable(weight, NUM_HOT, 1000, torch.device("cpu"))
+    records, trained = [], {True: [], False: []}
+    settings_ = DropSettings(policy=policy, start=0.2, window=0.05, drop_fraction=0.3, **settings_)
+    rule = DropRule(settings_, NUM_HOT, 0, records.append)
+    plan = EpochPlan(rng.permutation(num_hot), rng.permutation(num_cold), 10, "interleaved")
+    hot = Hot(slots, labels)
+    while True:
+        rule.before_batch(plan, reach(hot, table, cold, losses))
+        batch = plan.next_batch()
+        if batch is None:
+            break
+        rows = torch.arange(NUM_HOT).unsqueeze(1)
+        rule.touch(rows, None if gradients is None else gradients.unsqueeze(1))
+        weight += torch.arange(NUM_HOT).unsqueeze(1) / 1000
+        trained[batch.hot] += batch.inputs.tolist()
+    [record] = records
+    gone = [
+        sorted(set(range(n)) - set(trained[k])) for k, n in ((True, num_hot), (False, num_cold))
+    ]
+    assert record["dropped"] == len(gone[0]) + len(gone[1])
+    before = set(trained[True][: num_hot - record["hot_remaining"]])
+    left = sorted(set(range(num_hot)) - before)
+    return hot, cold, (start, weight), gone, left, record
+
+
+def assert_lowest(scores, gone, left):
+    """What went scores no higher than what stayed."""
+    stayed = sorted(set(left) - set(gone))
+    assert gone and stayed and scores[gone].max() <= scores[stayed].min()
+
+
+def test_stale_relative_takes_what_changed_least_for_its_size():
+    hot, _, (start, _), gone, left, record = one_choice("stale-relative")
+    size = start[:, 0].numpy()
+    change = np.arange(NUM_HOT) / size  # all windows are as long; rows grow little meanwhile
+    assert_lowest((change[hot.slots].max(1) * 100).round(), gone[0], left)
+    assert len(gone[0]) == round(0.3 * record["hot_remaining"]) and gone[1] == []
+    assert gone[0] != one_choice("stale")[3][0]
+
+
+def test_gradient_takes_the_smallest_mean_gradient():
+    gradients = torch.from_numpy(np.random.default_rng(3).permutation(NUM_HOT)).float()
+    hot, _, _, gone, left, record = one_choice("gradient", gradients=gradients, alpha=0.5)
+    score = np.sort(gradients.numpy()[hot.slots], axis=1)[:, 2]  # the 3rd smallest of 6
+    assert_lowest(score, gone[0], left)
+    assert len(gone[0]) == round(0.3 * record["hot_remaining"])
+
+
+def test_loss_takes_the_smallest_losses():
+    losses = np.random.default_rng(4).random(200).astype(np.float32)
+    _, _, _, gone, left, record = one_choice("loss", losses=lambda inputs: losses[inputs])
+    assert_lowest(losses, gone[0], left)
+    assert len(gone[0]) == round(0.3 * record["hot_remaining"]) and gone[1] == []
+
+
+@pytest.mark.parametrize("stratify", [False, True])
+@pytest.mark.parametrize("policy", ["random", "uniform", "cold"])
+def test_controls_drop_as_many_as_stale_would(policy, stratify):
+    """From where their names say, whatever the scores; with `stratify` as many of each label."""
+    hot, cold, _, (gone_hot, gone_cold), left, record = one_choice(policy, stratify=stratify)
+    expected = one_choice("stale", stratify=stratify)[3][0]
+    assert record["dropped"] == len(expected)
+    assert bool(gone_hot) == (policy != "cold") and bool(gone_cold) == (policy != "random")
+    if policy == "random":
+        assert gone_hot != expected
+    if stratify:
+        clicks = hot.labels[gone_hot].sum() + cold.labels[gone_cold].sum()
+        assert clicks == hot.labels[expected].sum()
+
+
+def test_uniform_takes_its_share_of_either_kind():
+    _, _, _, (gone_hot, gone_cold), left, record = one_choice("uniform", 4000, 4000)
+    share = [len(gone_hot) / len(left), len(gone_cold) / (4000 * 0.75)]
+    assert share == pytest.approx([0.15, 0.15], abs=0.02)
+
+
+def test_cold_inputs_are_reweighted_too():
+    _, _, _, gone, _, record = one_choice("cold", keep_rate=0.25)
+    assert gone[0] == [] and record["kept_reweighted"] == round(0.25 * 45)
+    assert record["dropped"] + record["kept_reweighted"] == 45
