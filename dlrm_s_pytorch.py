@@ -152,7 +152,9 @@ def run_training(
             folder = stack.enter_context(checkpoint_folder(args.save_model, goes_on))
         saved, resumes = find_saved(args, identity)
         model, table = build_model(args, prepared, device, saved)
-        log = RunLog(args.runs_dir, args.run_name, method, resumes)
+        # The same command begins and goes on, so its name may be taken.
+        may_go_on = resumes or args.load_model == "auto"
+        log = RunLog(args.runs_dir, args.run_name, method, may_go_on)
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         _log_start(log, method, args, prepared, table, settings, saved, resumes)
         drops: list[dict[str, Any]] = []
@@ -183,6 +185,8 @@ def run_training(
     log.close()
     _print_summary(summary)
     print(f"log: {log.path}")
+    if trainer.save_failure is not None:
+        raise trainer.save_failure
     if checkpoints is not None:
         print(f"model: {checkpoints.last_path}")
     return {**summary, "log": str(log.path)}

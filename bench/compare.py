@@ -35,6 +35,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/compare.py`
 
 import slipstream_train  # noqa: E402
+from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream import cli  # noqa: E402
 from slipstream.npz import fingerprint, open_npz  # noqa: E402
 from slipstream.runtime import git_commit, read_json, write_json  # noqa: E402
@@ -65,11 +66,7 @@ METRICS = {
     "auc_first_at_samples": "AUC of the first method stopped after as many inputs",
     "auc_first_at_time": "AUC of the first method stopped after as much training time",
 }
-SMOKE_ROWS = 20_000
-SMOKE_FLAGS = (
-    "--arch-sparse-feature-size 8 --arch-mlp-bot 13-32-8 --arch-mlp-top 32-1 "
-    "--mini-batch-size 128 --optimizer rwsadagrad --learning-rate 0.05 --device cpu"
-).split()
+SMOKE_ROWS, SMOKE_BUDGET = 20_000, 200_000  # bytes of hot rows
 
 Records = list[dict[str, Any]]
 Run = tuple[str, str, int]  # method, setting, seed
@@ -277,23 +274,6 @@ def setting(text: str) -> tuple[str, str]:
     return name, flags
 
 
-def make_small_log(folder: Path) -> tuple[str, str]:
-    """The processed file and the segregated folder of a synthetic log."""
-    log, processed, hot_cold = folder / "train.txt", folder / "train_processed.npz", folder / "hot"
-    row_flags = ["--arch-sparse-feature-size", "8", "--optimizer", "rwsadagrad"]
-    for words in (
-        ["bench/synthetic_log.py", "--rows", SMOKE_ROWS, "--output", log],
-        ["data_utils.py", "--raw-data-file", log, "--processed-data-file", processed],
-        ["input_segregation.py", "--processed-data-file", processed, "--segregated-data-dir"]
-        + [hot_cold, "--hot-emb-gpu-mem", "200000", *row_flags],
-    ):
-        command = [sys.executable, *map(str, words)]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return str(processed), str(hot_cold)
-
-
 def test_freq(processed: str, flags: list[str], num_points: int) -> int:
     """Mini-batches between evaluations; a bad flag of a trainer is refused here."""
     trainer = slipstream_train.parse_args(["--segregated-data-dir", "-", *flags])
@@ -307,8 +287,9 @@ def main(argv: list[str] | None = None) -> Records:
     with contextlib.ExitStack() as stack:
         if args.smoke:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
-            args.processed_data_file, args.segregated_data_dir = make_small_log(folder)
-            args.runs_dir, flags = str(folder / "runs"), [*SMOKE_FLAGS, *flags]
+            paths = make_small_log(folder, SMOKE_ROWS, SMOKE_BUDGET)
+            args.processed_data_file, args.segregated_data_dir = map(str, paths)
+            args.runs_dir, flags = str(folder / "runs"), [*MODEL_FLAGS, *flags]
         args.test_freq = test_freq(args.processed_data_file, flags, args.points)
         claim(args, flags)
         kinds = [

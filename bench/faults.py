@@ -21,7 +21,6 @@ import importlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,22 +31,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log
 from slipstream import cli
 from slipstream.runtime import describe_machine, git_commit, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = {
     "baseline": "dlrm_s_pytorch",
     "FAE": "fae_train",
     "Slipstream": "slipstream_train",
 }
-FLAGS = (
-    "--device cpu --num-threads 1 --arch-sparse-feature-size 8 --arch-mlp-bot 13-32-8 "
-    "--arch-mlp-top 32-1 --mini-batch-size 128 --optimizer rwsadagrad --learning-rate 0.05 "
-    "--val-freq 40 --print-freq 0 --nepochs 2"
-).split()
+FLAGS = [*MODEL_FLAGS, *"--num-threads 1 --val-freq 40 --print-freq 0 --nepochs 2".split()]
 DROP_FLAGS = "--alpha 0.5 --snapshot-window 0.2 --recalibrate-every 0.2".split()
-NUM_ROWS = 14_000
+NUM_ROWS, BUDGET = 14_000, 60_000  # bytes of hot rows
 EDGE_BYTES = 1024  # headers and directories: half of the damage goes there
 MAX_SECONDS = 60  # of a run, before it counts as one that hangs
 
@@ -63,7 +58,7 @@ class Job:
             self.inputs = [processed]
             self.output = folder / "segregated"
             flags = ["--processed-data-file", processed, "--segregated-data-dir", self.output]
-            flags += SEGREGATION_FLAGS
+            flags += ["--hot-emb-gpu-mem", BUDGET, *ROW_FLAGS]
         else:
             self.inputs = [processed] if what == "baseline" else sorted(hot_cold.iterdir())
             self.output = folder / f"model-{what}"
@@ -118,10 +113,6 @@ class Job:
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
 
 
-SEGREGATION_FLAGS = "--hot-emb-gpu-mem 60000 --arch-sparse-feature-size 8 --optimizer rwsadagrad"
-SEGREGATION_FLAGS = SEGREGATION_FLAGS.split()
-
-
 def wait(process: int, seconds: float) -> int:
     """Exit status of a process (negative: the signal that ended it); killed after `seconds`."""
     end = time.monotonic() + seconds
@@ -132,20 +123,6 @@ def wait(process: int, seconds: float) -> int:
         time.sleep(0.002)
     os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def prepare(folder: Path) -> None:
-    """A synthetic log, preprocessed and segregated, by processes of their own."""
-    log, processed = folder / "train.txt", folder / "train_processed.npz"
-    for words in (
-        ["bench/synthetic_log.py", "--rows", NUM_ROWS, "--output", log],
-        ["data_utils.py", "--raw-data-file", log, "--processed-data-file", processed],
-        ["input_segregation.py", "--processed-data-file", processed, *SEGREGATION_FLAGS],
-    ):
-        command = [sys.executable, *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
 def kill_often(job: Job, num_kills: int, rng: np.random.Generator, bar: tqdm) -> dict[str, Any]:
@@ -269,7 +246,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
-        prepare(folder)
+        make_small_log(folder, NUM_ROWS, BUDGET)
         # Forks must find PyTorch without threads: it is imported here, and never used.
         # What a run would load on the way, too.
         late = ("torch._dynamo", "sklearn.metrics")

@@ -136,8 +136,8 @@ class EpochPlan:
         sizes = {True: self.num_hot_inputs, False: self._num_cold_inputs}
         if values["num_inputs"] != list(sizes.values()):
             raise ValueError(f"it was at {values['num_inputs']} hot and cold inputs")
-        num_replaced = dict(zip(sizes, values["num_replaced"], strict=True))
-        next_ = dict(zip(sizes, values["next"], strict=True))
+        num_replaced = dict(zip(sizes, map(_count, values["num_replaced"]), strict=True))
+        next_ = dict(zip(sizes, map(_count, values["next"]), strict=True))
         for hot, name in KIND_NAMES.items():
             if num_replaced[hot]:
                 self._inputs[hot] = _checked_inputs(arrays[f"{name}_inputs"], sizes[hot])
@@ -147,15 +147,15 @@ class EpochPlan:
                 self._weights[hot] = None if weights is None else np.array(weights, np.float32)
             if not 0 <= next_[hot] <= len(self._inputs[hot]):
                 raise ValueError("its position is beyond the epoch's end")
-        mixed = (int(values["mixed"][0]), int(values["mixed"][1]))
+        mixed = (_count(values["mixed"][0]), _count(values["mixed"][1]))
         if not 0 <= sum(mixed) <= sum(sizes.values()):
             raise ValueError("it has more batches than inputs")
         kinds = interleave(*mixed, self.schedule)
-        if not 0 <= values["position"] <= len(kinds):
+        if _count(values["position"]) > len(kinds):
             raise ValueError("its position is beyond the epoch's end")
         self._kinds, self._mixed, self._position = kinds, mixed, values["position"]
         self._next, self._num_replaced = next_, num_replaced
-        self.num_trained = dict(zip(sizes, values["num_trained"], strict=True))
+        self.num_trained = dict(zip(sizes, map(_count, values["num_trained"]), strict=True))
 
     @property
     def is_finished(self) -> bool:
@@ -217,6 +217,12 @@ class EpochPlan:
         self._next[hot] = 0
         self._num_replaced[hot] += 1
         self._mix()
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"it has {value!r} for a count")
+    return value
 
 
 def _checked_inputs(inputs: np.ndarray, num_inputs: int) -> np.ndarray:

@@ -31,11 +31,19 @@ from torch import Tensor, nn
 
 from slipstream.embedding import EmbeddingTable
 from slipstream.npz import NpzWriter, Spec, advise, check_sums, fingerprint, open_npz
-from slipstream.runtime import check_free_disk, read_json, replace_folder, sync_folder, write_json
+from slipstream.runtime import (
+    check_free_disk,
+    check_replaceable,
+    read_json,
+    replace_folder,
+    sync_folder,
+    write_json,
+)
 
 VERSION = 1
 CHUNK_BYTES = 1 << 23  # of rows in memory at once
 DESCRIPTION, STATE, BEST = "checkpoint.json", "state.npz", "best"
+OWN_FILES = (DESCRIPTION, STATE)
 FLOAT = np.dtype(np.float32)
 DAMAGED = "is damaged or of another version"
 
@@ -81,7 +89,14 @@ class Saved:
         """Contents that do not fit together raise a `ValueError` that names the checkpoint."""
         try:
             yield
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            RuntimeError,  # PyTorch, for a number beyond fp32
+        ) as error:
             raise ValueError(f"{self.folder} {DAMAGED}: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{self.folder} does not fit: {error}") from error
@@ -153,17 +168,19 @@ def _checksum(described: dict[str, Any]) -> str:
 def find_checkpoint(folder: str | Path) -> Saved | None:
     """`folder` itself if it is a checkpoint, else the newest whole one in it; None: it has none.
 
-    One that is damaged is named, and the one before it taken. Raises `ValueError` when none is
-    whole.
+    One that is damaged is named, and the one before it taken, last `best`. Raises `ValueError` when
+    none is whole.
     """
     folder = Path(folder)
     if (folder / DESCRIPTION).exists():
         return open_checkpoint(folder)
     found = checkpoints_in(folder)
+    if (folder / BEST / DESCRIPTION).exists():
+        found.insert(0, folder / BEST)
     for path in reversed(found):
         try:
             return open_checkpoint(path)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             print(f"{error}; it is left out", flush=True)
     if found:
         raise ValueError(f"{folder} has no checkpoint that is whole; delete it to start anew")
@@ -187,8 +204,10 @@ def _set_aside(path: Path) -> None:
     """Rename a checkpoint that is damaged; `ValueError` for a whole one."""
     try:
         open_checkpoint(path)
-    except (ValueError, FileNotFoundError):
-        os.replace(path, path.with_name(path.name + ".damaged"))
+    except (ValueError, OSError):
+        aside = path.with_name(path.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
         return
     raise ValueError(
         f"{path} is later than the step that the run is to go on from; choose another --save-model,"
@@ -218,6 +237,7 @@ def checkpoint_folder(folder: str | Path, goes_on: bool) -> Iterator[Path]:
                 f"{folder} holds checkpoints: --load-model auto goes on from there; or choose "
                 "another --save-model, or delete the folder"
             )
+        check_replaceable(folder / BEST, OWN_FILES)
         _clear(folder)
         yield folder
     finally:
@@ -230,6 +250,10 @@ def _clear(folder: Path) -> None:
     probe.mkdir(exist_ok=True)
     for path in (*folder.glob("step-*.partial"), folder / f"{BEST}.partial"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("step-*"):  # their deletion was cut short
+        is_own = path.name.removeprefix("step-").isdecimal() and path.is_dir()
+        if is_own and {item.name for item in path.iterdir()} <= {STATE}:
+            shutil.rmtree(path, ignore_errors=True)
     for old in (*folder.glob("step-*.old"), *folder.glob(f"{BEST}.old")):
         place = old.with_suffix("")
         if place.exists() or not (old / DESCRIPTION).exists():
@@ -297,17 +321,17 @@ class Checkpoints:
 
     def save_best(self, step: int, parts: Parts) -> Path:
         """Write the checkpoint `best`; the step's own one shares its arrays where it was saved."""
-        newest = self.folder / f"step-{step:010}" / STATE
-        return self._write(self.folder / BEST, parts, newest if newest.exists() else None)
+        is_saved = step == self.last_step and self.last_path is not None
+        newest = self.last_path / STATE if is_saved and self.last_path is not None else None
+        return self._write(self.folder / BEST, parts, newest)
 
     def _write(self, target: Path, parts: Parts, written: Path | None) -> Path:
+        check_replaceable(target, OWN_FILES)
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
-            if written is not None:
-                os.link(written, partial / STATE)
-            else:
+            if written is None or not _link(written, partial / STATE):
                 self._write_state(partial / STATE, parts)
             described = {
                 "version": VERSION,
@@ -335,6 +359,9 @@ class Checkpoints:
             for part, (_, named) in parts.items()
             for name, array in named.items()
         }
+        for name, array in arrays.items():
+            if name.startswith("step.") and not np.isfinite(array).all():
+                raise ValueError(f"{name.removeprefix('step.')} is not finite")
         specs = {name: Spec(array.shape, array.dtype) for name, array in arrays.items()}
         shape = (self.table.num_rows, self.table.dim)
         sample = self.table.read(slice(0, 0))
@@ -354,6 +381,15 @@ class Checkpoints:
             writer.finish()
         finally:
             writer.discard()
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Let a file have a second name; False where its file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def differences(here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from slipstream.batching import RANDOMIZE, SCHEDULES
 
+MAX_NUMBER = 1e300
 TRACEBACK_VARIABLE = "SLIPSTREAM_TRACEBACK"
 
 
@@ -80,9 +81,10 @@ def _number(
     def parse(text: str) -> int | float:
         try:
             value = kind(text)
+            is_number = abs(value) < MAX_NUMBER  # False for NaN, infinity, and absurd integers
         except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or value < low or value > high or (low_open and value == low):
+            is_number = False
+        if not is_number or value < low or value > high or (low_open and value == low):
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"got {text!r}; expected {noun}, {interval}")
         return value

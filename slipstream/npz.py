@@ -291,10 +291,12 @@ def _unreadable(path: Path, error: BaseException) -> str:
 
 def _members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     members = archive.infolist()
-    names = [info.filename for info in members]
-    for name in names:
-        if not MEMBER_NAME.fullmatch(name) or names.count(name) > 1:
+    seen: set[str] = set()
+    for info in members:
+        name = info.filename
+        if not MEMBER_NAME.fullmatch(name) or name in seen:
             raise ValueError(f"it has a member named {name[:80]!r}; expected arrays, each once")
+        seen.add(name)
     return members
 
 

@@ -226,6 +226,7 @@ class Trainer:
         self.progress = Progress()
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
+        self.save_failure: OSError | None = None
         self._plan: EpochPlan | None = None  # of the epoch in progress
         self._saved: Saved | None = None  # its plan is to be gone on with
 
@@ -243,6 +244,9 @@ class Trainer:
             if progress["loss"] is None:
                 progress["loss"] = math.nan
             self.progress = Progress(**progress, drops=self.progress.drops)
+            # What was best lies in the other folder.
+            if self.checkpoints is not None and self.checkpoints.last_path is None:
+                self.progress.best = None
             self._settled_step = int(values["settled_step"])
             self._loss_weight = float(values["loss_weight"])
             self.window = self.loader.window = int(values["window"])
@@ -259,8 +263,8 @@ class Trainer:
         """Train all epochs, then evaluate on validation and test.
 
         Where `stop` noted a signal, it returns after a last checkpoint, without evaluating. Raises
-        `ValueError` when the loss stops being finite, `OSError` when the last checkpoint cannot be
-        written.
+        `ValueError` when the loss stops being finite, and `OSError` when that checkpoint cannot be
+        written; the one at the end of training is in `save_failure` then.
         """
         try:
             try:
@@ -291,7 +295,11 @@ class Trainer:
     def _finish(self) -> None:
         self._take_loss()
         # Before the evaluations, which may take long: they can be repeated.
-        self._save(is_last=True)
+        try:
+            self._save(is_last=True)
+        except OSError as error:
+            self.save_failure = error
+            tqdm.write(f"step {self.progress.step}: the model is not saved: {error}")
         self._validate()
         self._test(final=True)
 
@@ -507,6 +515,10 @@ class Trainer:
             parts["plan"] = self._plan.state()
             if self.drop_rule is not None:
                 parts["rule"] = self.drop_rule.state()
+        elif self._saved is not None and "plan" in self._saved.values:
+            # The epoch has not been gone on with yet: its place is handed on.
+            values["order_check"] = self._saved.values["trainer"]["order_check"]
+            parts |= {name: self._saved.part(name) for name in ("plan", "rule")}
         return parts
 
     def _save(self, is_last: bool = False) -> None:
@@ -581,11 +593,7 @@ class Trainer:
             self._warn_if_stuck("validation", record["auc"])
         best = math.nan if progress.best is None else progress.best["auc"]
         if math.isnan(best) or record["auc"] > best:
-            progress.best = record
-            # Only where validation chooses: else `best` is but the last.
-            if self.checkpoints is not None and self.val_freq:
-                with self.clocks.count("paused"):
-                    self._save_best()
+            self._keep_best(record)
         for name, threshold in self._thresholds.items():
             if self._reaches(record, name) and progress.reached is None:
                 progress.reached = f"{name} {record[name]:.4f} >= {threshold:g}"
@@ -595,17 +603,21 @@ class Trainer:
     def _reaches(self, record: Mapping[str, Any], name: str) -> bool:
         return bool(self._thresholds[name] and record[name] >= self._thresholds[name])
 
-    def _save_best(self) -> None:
-        assert self.checkpoints is not None
-        try:
-            self.checkpoints.save_best(self.progress.step, self._parts())
-        except OSError as error:
-            tqdm.write(f"step {self.progress.step}: the best model is not saved: {error}")
+    def _keep_best(self, record: dict[str, Any]) -> None:
+        before, self.progress.best = self.progress.best, record
+        if self.checkpoints is None or not self.val_freq:
+            return  # `best` would be but the last
+        with self.clocks.count("paused"):
+            try:
+                self.checkpoints.save_best(self.progress.step, self._parts())
+            except OSError as error:
+                self.progress.best = before
+                tqdm.write(f"step {self.progress.step}: the best model is not saved: {error}")
 
     def _warn_if_stuck(self, name: str, auc: float) -> None:
         """Say what is likely when a model does not learn."""
-        if self.progress.samples < MIN_LEARNED or abs(auc - 0.5) > STUCK_AUC:
-            return
+        if self.progress.samples < MIN_LEARNED or not abs(auc - 0.5) <= STUCK_AUC:
+            return  # NaN: of one class alone
         tqdm.write(
             f"step {self.progress.step}: the {name} AUC is {auc:.4f}: nothing is learned. Likely "
             f"causes: a learning rate ({self.learning_rate.at(self.progress.step):g}) far too small"
@@ -620,8 +632,11 @@ def _check_progress(progress: Progress) -> None:
         raise ValueError(f"its counts are {counts}, its epoch {progress.epoch}")
     records = [*progress.evaluations, *progress.validations]
     records += [] if progress.best is None else [progress.best]
-    if not all({"step", "auc", "log_loss", "accuracy"} <= set(record) for record in records):
+    numbers = ("step", "auc", "log_loss", "accuracy")
+    if not all(isinstance(record[name], (int, float)) for record in records for name in numbers):
         raise ValueError("its evaluations are not whole")
+    if not all(isinstance(drop, dict) for drop in progress.drops):
+        raise ValueError("its drops are not whole")
 
 
 def _is_of(records: list[dict[str, Any]], step: int) -> bool:

@@ -500,6 +500,94 @@ def test_a_signal_in_an_evaluation(folder, monkeypatch, capsys):
     assert stopped.value.code == 130
 
 
+@pytest.mark.parametrize("method", ["baseline", "slipstream"])
+def test_a_run_that_trains_nothing_keeps_the_place(folder, method):
+    """Copied to another folder at the same step, then gone on with: as if never stopped."""
+    script = SCRIPTS[method]
+    flags = [*TWO_EPOCHS, "--val-freq", "1000"]
+    flags += ["--alpha", "0.5", *WINDOW] if method == "slipstream" else []
+    train(script, folder, *flags, "--save-model", folder / "whole")
+    train(script, folder, *flags, "--save-model", folder / "a", "--num-batches", "35")
+    copy = ["--load-model", folder / "a", "--save-model", folder / "b"]
+    for fewer in (["--num-batches", "35"], ["--nepochs", "1", "--num-batches", "35"]):
+        train(script, folder, *flags, *copy, *fewer)
+        copy = ["--load-model", "auto", "--save-model", folder / "b"]
+    assert "plan" in find_checkpoint(folder / "b").values
+    train(script, folder, *flags, *copy)
+    assert_same_weights(folder / "whole", folder / "b")
+    shutil.copytree(folder / "a/best", folder / "c/best")
+    train(script, folder, *flags, "--load-model", "auto", "--save-model", folder / "c")
+    assert_same_weights(folder / "whole", folder / "c")
+
+
+def test_files_of_others_stay(folder):
+    (folder / "m/best").mkdir(parents=True)
+    (folder / "m/best/notes.txt").write_text("mine")
+    flags = ["--save-model", folder / "m", "--load-model", "auto", "--val-freq", "9"]
+    refused("it holds notes.txt; choose another folder", fae_train, folder, *flags)
+    flags = ["--save-model", folder / "n", "--val-freq", "9", "--runs-dir", folder / "n"]
+    refused("it holds log.jsonl", fae_train, folder, *flags, "--run-name", "best")
+    assert (folder / "m/best/notes.txt").exists() and (folder / "n/best/log.jsonl").exists()
+
+
+def test_what_a_killed_deletion_left_is_neither_trusted_nor_kept(folder):
+    flags = ["--save-model", folder / "m", "--val-freq", "7", "--num-batches", "14"]
+    orphan = folder / "m/step-0000000007"
+    orphan.mkdir(parents=True)
+    (orphan / "state.npz").write_bytes(bytes(1000))
+    train(fae_train, folder, *flags, "--load-model", "auto")
+    assert not orphan.exists()
+    open_checkpoint(folder / "m/best")
+    # Only the best one is there: it is gone on from, and another run's refused.
+    for path in checkpoints_in(folder / "m"):
+        shutil.rmtree(path)
+    refused("--seed is 123 there", fae_train, folder, *flags, "--load-model", "auto", "--seed", "1")
+
+
+def test_damaged_twice(folder):
+    flags = ["--save-model", folder / "m", "--checkpoint-every", "10", "--num-batches", "20"]
+    train(fae_train, folder, *flags)
+    for _ in range(2):
+        (folder / "m/step-0000000020/state.npz").write_bytes(b"")
+        train(fae_train, folder, *flags, "--load-model", "auto")
+    open_checkpoint(folder / "m/step-0000000020")
+
+
+def test_the_same_command_begins_and_goes_on(folder):
+    flags = ["--run-name", "x", "--save-model", folder / "m", "--load-model", "auto"]
+    (folder / "runs/x").mkdir(parents=True)
+    (folder / "runs/x/log.jsonl").write_text("")  # of a run killed before its first checkpoint
+    for number in (2, 3):
+        summary = train(fae_train, folder, *flags, "--num-batches", str(10 * number))
+        assert summary["log"].endswith(f"runs/x-{number}/log.jsonl")
+
+
+def test_the_best_is_of_this_folder(folder):
+    train(
+        fae_train, folder, "--save-model", folder / "a", "--val-freq", "50", "--num-batches", "60"
+    )
+    flags = ["--load-model", folder / "a", "--save-model", folder / "b", "--val-freq", "35"]
+    summary = train(fae_train, folder, *flags, "--num-batches", "80")
+    assert open_checkpoint(folder / "b/best").step == summary["best_val"]["step"] > 60
+
+
+def test_mlps_that_are_not_finite_are_not_saved(folder, monkeypatch):
+    plain = fae_train.run_training.__globals__["build_model"]
+
+    def spoiled(*values):
+        model, table = plain(*values)
+        model.top_l[-1].weight.data[0, 0] = np.inf
+        return model, table
+
+    flags = ["--save-model", folder / "m", "--num-batches", "5", "--learning-rate", "1e-30"]
+    train(fae_train, folder, *flags, "--checkpoint-every", "5")
+    monkeypatch.setitem(fae_train.run_training.__globals__, "build_model", spoiled)
+    flags[3] = "6"
+    with pytest.raises(ValueError, match="not finite|training loss is"):
+        train(fae_train, folder, *flags, "--load-model", "auto")
+    assert [path.name for path in checkpoints_in(folder / "m")] == ["step-0000000005"]
+
+
 def test_differences_are_named():
     here = {"a": [1, 2], "b": {"c": (1, 2), "d": 5}, "e": 1}
     assert differences(here, {"a": [1, 2], "b": {"c": [1, 2], "d": 5}, "e": 1}) == []
@@ -592,6 +680,12 @@ def test_a_full_disk_and_a_read_only_one(folder, capsys):
         capsys.readouterr()
         flags += ["--load-model", "auto"]
         refused("GB are free; make room", fae_train, folder, *flags, "--num-batches", "50")
+        [log] = [
+            path
+            for path in (folder / "runs").glob("*/log.jsonl")
+            if "make room" in path.read_text()
+        ]
+        assert json.loads(log.read_text().splitlines()[-1])["kind"] == "summary", "results are kept"
         said = capsys.readouterr().out
         assert "no checkpoint: a checkpoint needs about" in said and "training goes on" in said
         assert [path.name for path in (small / "m").iterdir()] == [kept.name]
@@ -636,7 +730,13 @@ def test_data_that_vanish_while_a_run_maps_them(folder, capsys, monkeypatch):
         (("trainer", "progress"), None),
         (("trainer", "order_check"), [1, 2]),
         (("trainer", "clocks"), []),
+        (("trainer", "progress", "drops"), "x"),
         (("plan", "position"), 10**12),
+        (("plan", "position"), 3.5),
+        (("plan", "next"), [3.5, 0]),
+        (("plan", "num_replaced"), None),
+        (("plan", "num_trained"), [None, 1]),
+        (("step", "loss_sum"), 1e308),
         (("plan", "next"), [0, -1]),
         (("plan", "mixed"), [10**12, 10**12]),
         (("plan", "num_inputs"), [1, 2]),

@@ -60,7 +60,7 @@ def test_smoke(capfd):
 @pytest.mark.parametrize("flags", [[], ["--smoke", "--settings", "x"], ["--smoke", "--alpha", "2"]])
 def test_bad_flags_are_refused_at_once(flags, capsys, monkeypatch):
     monkeypatch.setattr(compare, "train", pytest.fail)
-    monkeypatch.setattr(compare, "make_small_log", lambda folder: ("", ""))
+    monkeypatch.setattr(compare, "make_small_log", lambda *values: ("", ""))
     with pytest.raises(SystemExit) as stopped:
         compare.main(flags)
     assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
