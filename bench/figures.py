@@ -1,0 +1,324 @@
+"""Figures from logs and data: each one command, its numbers as CSV beside its PNG.
+
+    python -m bench.figures skew     --processed-data-file F --segregated-data-dir D
+    python -m bench.figures budget   --processed-data-file F --segregated-data-dir D
+    python -m bench.figures change   --processed-data-file F --segregated-data-dir D
+    python -m bench.figures curves   --runs-dir runs/compare
+    python -m bench.figures policies --table bench/results/policies.csv
+
+skew: share of a table's accesses that its most popular rows take. budget: memory for hot rows
+against hot accesses and hot inputs. change: how far hot rows still move while FAE trains, by
+popularity and by table size, which is what Slipstream rests on. curves: test AUC against inputs and
+against training time, of a comparison's runs. policies: AUC lost against the inputs not trained, of
+a comparison's table.
+
+`--quick` makes a small synthetic log, and its comparison, first: under a minute, to see that it
+works; its figures say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # for `python bench/figures.py`
+
+from bench import compare  # noqa: E402
+from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
+from slipstream import cli  # noqa: E402
+from slipstream.npz import open_npz  # noqa: E402
+
+# Okabe and Ito's, told apart by colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+NUM_POINTS = 60
+NUM_TABLES = 6
+NUM_SNAPSHOTS = 12
+QUICK_ROWS, QUICK_BUDGET = 20_000, 200_000
+
+Rows = list[dict[str, Any]]
+
+
+def skew(args: argparse.Namespace, axes: Any) -> Rows:
+    """The most popular share of rows against the share of accesses they take."""
+    ranked = open_npz(Path(args.segregated_data_dir) / "embedding_rows.npz")
+    accesses = ranked["access_counts"][ranked["slot_of_row"]]
+    ends = np.cumsum(ranked["counts"])
+    tables = {
+        f"table {number + 1}: {size:,} rows": accesses[ends[number] - size : ends[number]]
+        for number, size in enumerate(ranked["counts"])
+    }
+    largest = sorted(tables, key=lambda name: -len(tables[name]))[:NUM_TABLES]
+    found = []
+    for colour, name in zip(COLOURS[::-1], ["all tables", *largest], strict=False):
+        counts = np.sort(accesses if name == "all tables" else tables[name])[::-1]
+        rows = np.unique(np.geomspace(1, len(counts), NUM_POINTS).astype(np.int64))
+        shares = np.cumsum(counts)[rows - 1] / max(counts.sum(), 1)
+        axes.plot(100 * rows / len(counts), 100 * shares, color=colour, label=name)
+        found += [
+            {"table": name, "rows_share": n / len(counts), "accesses_share": float(share)}
+            for n, share in zip(rows.tolist(), shares, strict=True)
+        ]
+    axes.set(xscale="log", xlabel="most popular rows, % of the table", ylabel="% of its accesses")
+    return found
+
+
+def budget(args: argparse.Namespace, axes: Any) -> Rows:
+    """Memory for hot rows against the accesses and the inputs that are hot."""
+    from dlrm_data_pytorch import load_processed
+    from slipstream.popularity import count_hot_inputs
+
+    ranked = open_npz(Path(args.segregated_data_dir) / "embedding_rows.npz")
+    train = load_processed(args.processed_data_file).splits()[0]
+    slot_of_row, accesses = np.array(ranked["slot_of_row"]), ranked["access_counts"]
+    bounds = np.unique(np.geomspace(10, len(accesses), NUM_POINTS).astype(np.int64))[::-1]
+    inputs, _ = count_hot_inputs(train, slot_of_row, bounds.tolist())
+    taken = np.cumsum(accesses)[bounds - 1] / max(int(accesses.sum()), 1)
+    megabytes = bounds * args.row_bytes / 1e6
+    axes.plot(megabytes, 100 * taken, color=COLOURS[0], label="accesses to hot rows")
+    axes.plot(megabytes, 100 * inputs / len(train), color=COLOURS[1], label="hot inputs")
+    axes.set(xscale="log", xlabel=f"MB of hot rows ({args.row_bytes} bytes each)", ylabel="%")
+    return [
+        {"hot_rows": int(n), "megabytes": float(mb), "accesses_share": float(a), "inputs_share": b}
+        for n, mb, a, b in zip(bounds, megabytes, taken, inputs / len(train), strict=True)
+    ]
+
+
+def change(args: argparse.Namespace, axes: Any) -> Rows:
+    """Median largest change of a hot row between snapshots of a run that drops nothing."""
+    import torch
+
+    import dlrm_s_pytorch
+    import slipstream_train
+    from dlrm_data_pytorch import load_segregated
+    from slipstream.runlog import Clocks, RunLog
+    from slipstream.runtime import tune_process
+    from slipstream.staleness import row_change
+
+    flags = ["--segregated-data-dir", args.segregated_data_dir, "--device", "cpu", *args.flags]
+    trained = slipstream_train.parse_args(flags)
+    prepared = load_segregated(args.segregated_data_dir, args.processed_data_file)
+    num_steps = trained.nepochs * prepared.data.num_train // trained.mini_batch_size
+    trained.print_freq = max(1, num_steps // NUM_SNAPSHOTS)
+    device = torch.device("cpu")
+    tune_process(device, trained.num_threads, trained.precision, False)
+    model, table = dlrm_s_pytorch.build_model(trained, prepared, device)
+    groups = _row_groups(prepared)
+    found: Rows = []
+    before = [table.leading_rows(prepared.num_hot)]
+
+    def note(progress: Any) -> None:
+        trainer.loader.settle()
+        after = table.leading_rows(prepared.num_hot)
+        moved = row_change(before[0], after).numpy()
+        before[0] = after
+        for name, rows in groups.items():
+            low, middle, high = np.quantile(moved[rows], [0.1, 0.5, 0.9]).tolist()
+            found.append(
+                {"group": name, "rows": len(rows), "step": progress.step}
+                | {"samples": progress.samples, "p10": low, "median": middle, "p90": high}
+            )
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = RunLog(folder, "change", "fae")
+        trainer = dlrm_s_pytorch.build_trainer(
+            trained, prepared, "interleaved", model, table, None, log, Clocks(), note
+        )
+        trainer.run()
+    for number, name in enumerate(groups):
+        mine = [row for row in found if row["group"] == name]
+        style = "-" if name.startswith("popularity") else "--"
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(
+            [row["samples"] / 1e3 for row in mine],
+            [row["median"] for row in mine],
+            style,
+            color=colour,
+            label=name,
+        )
+    axes.set(
+        yscale="log",
+        xlabel="inputs trained, thousands",
+        ylabel=f"largest change of a row in {trained.print_freq} mini-batches, median",
+    )
+    return found
+
+
+def _row_groups(prepared: Any) -> dict[str, np.ndarray]:
+    """Hot slots by popularity, and by the size of their table."""
+    num_hot = prepared.num_hot
+    slots = np.arange(num_hot)
+    edges = np.unique(np.geomspace(1, num_hot + 1, 5).astype(np.int64)) - 1
+    groups = {
+        f"popularity {first + 1:,} to {last:,}": slots[first:last]
+        for first, last in zip(edges, edges[1:], strict=False)
+    }
+    size_of_row = np.repeat(prepared.table_sizes, prepared.table_sizes)
+    sizes = np.empty(len(size_of_row), np.int64)
+    sizes[np.array(prepared.slot_of_row)] = size_of_row
+    for low, high in ((1, 100), (100, 10_000), (10_000, 1 << 31)):
+        rows = slots[(sizes[:num_hot] >= low) & (sizes[:num_hot] < high)]
+        if len(rows):
+            groups[f"tables of {low:,} rows and more"] = rows
+    return groups
+
+
+def curves(args: argparse.Namespace, axes: Any) -> Rows:
+    """Test AUC along training, mean over seeds, against inputs trained."""
+    runs: dict[str, list[Any]] = {}
+    for log in sorted(Path(args.runs_dir).glob("*/log.jsonl")):
+        records = compare.finished_records(log.parent)
+        if records is not None:
+            runs.setdefault(log.parent.name.rpartition("-seed")[0], []).append(records)
+    if not runs:
+        raise ValueError(f"{args.runs_dir} holds no finished runs; run bench.compare first")
+    found: Rows = []
+    for number, (name, logs) in enumerate(runs.items()):
+        points = [compare.curve_of(records) for records in logs]
+        for row in zip(*points, strict=False):
+            aucs = [record["auc"] for record in row]
+            seconds = [compare.all_training_s(record) for record in row]
+            found.append(
+                {"run": name, "n": len(row), "samples": row[0]["samples"]}
+                | {"training_s": float(np.mean(seconds)), "auc": float(np.mean(aucs))}
+                | {"auc_sd": compare.standard_deviation(np.array(aucs))}
+            )
+        mine = [row for row in found if row["run"] == name]
+        axes.plot(
+            [row["samples"] / 1e3 for row in mine],
+            [row["auc"] for row in mine],
+            ("-", "--", ":")[number // len(COLOURS) % 3],
+            color=COLOURS[number % len(COLOURS)],
+            label=f"{name} ({len(logs)} seeds)",
+        )
+    axes.set(xlabel="inputs trained, thousands", ylabel="test AUC")
+    return found
+
+
+def policies(args: argparse.Namespace, axes: Any) -> Rows:
+    """What each policy and setting costs in AUC, beside what stopping earlier would."""
+    import pandas
+
+    table = pandas.read_csv(args.table, keep_default_na=False, na_values=["nan", ""])
+    found: Rows = []
+    for (method, setting), rows in table.fillna({"setting": ""}).groupby(["method", "setting"]):
+        metric = rows.set_index("metric")
+        auc, stopped = metric.loc["auc"], metric.loc["auc_first_at_samples"]
+        found.append(
+            {"method": method, "setting": setting, "n": int(auc["n"])}
+            | {"samples": float(metric.loc["samples", "mean"])}
+            | {"difference": float(auc["difference"]), "interval": float(auc["interval"])}
+            | {"stopped_difference": float(stopped["mean"] - auc["mean"] + auc["difference"])}
+        )
+    found.sort(key=lambda row: (row["setting"], row["difference"]))
+    places = np.arange(len(found))
+    axes.errorbar(
+        [1e3 * row["difference"] for row in found],
+        places,
+        xerr=[1e3 * row["interval"] for row in found],
+        fmt="o",
+        color=COLOURS[0],
+        label="AUC less the first method's, 95 % of paired seeds",
+    )
+    axes.plot(
+        [1e3 * row["stopped_difference"] for row in found],
+        places,
+        "|",
+        color=COLOURS[1],
+        markersize=14,
+        label="the first method stopped after as many inputs",
+    )
+    names = [f"{row['method']} {row['setting']}, {row['samples'] / 1e3:,.0f} k" for row in found]
+    axes.set_yticks(places, names)
+    axes.axvline(0, color="#999999", linewidth=0.8)
+    axes.set(xlabel="difference of test AUC, thousandths")
+    return found
+
+
+FIGURES: dict[str, Callable[[argparse.Namespace, Any], Rows]] = {
+    "skew": skew,
+    "budget": budget,
+    "change": change,
+    "curves": curves,
+    "policies": policies,
+}
+NEEDS = {
+    "skew": ("segregated_data_dir",),
+    "budget": ("processed_data_file", "segregated_data_dir"),
+    "change": ("processed_data_file", "segregated_data_dir"),
+    "curves": ("runs_dir",),
+    "policies": ("table",),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; what is left are flags of the trainer, for `change`."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("name", choices=FIGURES, help="the figure")
+    parser.add_argument("--processed-data-file", default=None, help="a processed .npz")
+    parser.add_argument("--segregated-data-dir", default=None, help="the folder made from it")
+    parser.add_argument("--runs-dir", default=None, help="a comparison's --runs-dir")
+    parser.add_argument("--table", default=None, help="a comparison's --csv")
+    parser.add_argument(
+        "--row-bytes", type=cli.positive_int, default=64, help="budget: bytes of an embedding row"
+    )
+    parser.add_argument("--output-dir", default="bench/figures", help="folder of CSV and PNG")
+    parser.add_argument("--quick", action="store_true", help="on a small synthetic log")
+    args, args.flags = parser.parse_known_args(argv)
+    missing = [name for name in NEEDS[args.name] if getattr(args, name) is None]
+    if missing and not args.quick:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        parser.error(f"{args.name} needs {flags}, or --quick")
+    return args
+
+
+def make_quick(args: argparse.Namespace, folder: Path) -> None:
+    """The small log, and the comparison where the figure is of one."""
+    if args.name in ("curves", "policies"):
+        args.runs_dir, args.table = str(folder / "runs"), str(folder / "table.csv")
+        processed, hot_cold = make_small_log(folder, QUICK_ROWS, QUICK_BUDGET)
+        flags = ["--processed-data-file", processed, "--segregated-data-dir", hot_cold]
+        flags += ["--runs-dir", args.runs_dir, "--csv", args.table, "--num-seeds", "1"]
+        flags += ["--methods", "fae", "slipstream-random", *MODEL_FLAGS]
+        compare.main([str(flag) for flag in flags])
+        return
+    paths = make_small_log(folder, QUICK_ROWS, QUICK_BUDGET)
+    args.processed_data_file, args.segregated_data_dir = map(str, paths)
+    args.flags = [*MODEL_FLAGS, *args.flags]
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Make a figure; returns its PNG's path."""
+    args = parse_args(argv)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import pandas
+    from matplotlib import pyplot
+
+    with contextlib.ExitStack() as stack:
+        if args.quick:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="figure-"))
+            make_quick(args, Path(folder))
+        figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+        rows = FIGURES[args.name](args, axes)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path = Path(args.output_dir) / f"{args.name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    pandas.DataFrame(rows).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    print(f"wrote {path} and {path.with_suffix('.csv')}")
+    return path
+
+
+if __name__ == "__main__":
+    cli.run_script(main)
