@@ -222,7 +222,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--damages", type=cli.positive_int, default=300, help="spoiled files, of all scripts"
     )
-    parser.add_argument("--quick", action="store_true", help="3 kills and 12 spoiled files")
+    parser.add_argument("--quick", action="store_true", help="3 kills and 8 spoiled files")
     parser.add_argument(
         "--work-dir", default=None, help="folder for the data; not given: a temporary one"
     )
@@ -232,7 +232,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_seed_flag(parser)
     args = parser.parse_args(argv)
     if args.quick:
-        args.kills, args.damages = 3, 12
+        args.kills, args.damages = 3, 8
     return args
 
 

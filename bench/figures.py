@@ -206,9 +206,10 @@ def policies(args: argparse.Namespace, axes: Any) -> Rows:
     """What each policy and setting costs in AUC, beside what stopping earlier would."""
     import pandas
 
-    table = pandas.read_csv(args.table, keep_default_na=False, na_values=["nan", ""])
+    table = pandas.read_csv(args.table, dtype={"setting": str})
+    table["setting"] = table["setting"].fillna("")
     found: Rows = []
-    for (method, setting), rows in table.fillna({"setting": ""}).groupby(["method", "setting"]):
+    for (method, setting), rows in table.groupby(["method", "setting"]):
         metric = rows.set_index("metric")
         auc, stopped = metric.loc["auc"], metric.loc["auc_first_at_samples"]
         found.append(

@@ -7,19 +7,21 @@ from bench import figures
 from slipstream import cli
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def make_all(folder):
     """All figures' tables, by name, each made by its command."""
-    folder = tmp_path_factory.mktemp("figures")
+    # One log for all; it is the same for each.
+    paths = figures.make_small_log(folder, figures.QUICK_ROWS, figures.QUICK_BUDGET)
     tables = {}
     for name in figures.FIGURES:
-        path = figures.main([name, "--quick", "--output-dir", str(folder)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(figures, "make_small_log", lambda *values: paths)
+            path = figures.main([name, "--quick", "--output-dir", str(folder)])
         assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 10_000
         tables[name] = pandas.read_csv(path.with_suffix(".csv"))
     return tables
 
 
-def test_shares_rise_to_one(made):
+def check_shares(made):
     for _, rows in made["skew"].groupby("table"):
         assert rows.accesses_share.is_monotonic_increasing
         assert rows.iloc[-1][["rows_share", "accesses_share"]].tolist() == [1, 1]
@@ -29,14 +31,14 @@ def test_shares_rise_to_one(made):
     assert (rows.inputs_share <= rows.accesses_share).all()
 
 
-def test_rows_change_less_as_training_goes_on(made):
+def check_change(made):
     for group, rows in made["change"].groupby("group"):
         assert len(rows) >= figures.NUM_SNAPSHOTS - 1
         assert (rows.p10 <= rows["median"]).all() and (rows["median"] <= rows.p90).all()
         assert rows["median"].iloc[-1] < rows["median"].iloc[0], group
 
 
-def test_curves_and_policies_show_the_comparison(made):
+def check_comparison(made):
     curves = made["curves"]
     assert set(curves.run) == {"fae", "slipstream-random"}
     fae = curves[curves.run == "fae"]
@@ -47,6 +49,14 @@ def test_curves_and_policies_show_the_comparison(made):
     assert policies.loc["slipstream-random", "difference"] == pytest.approx(expected, abs=1e-5)
     assert policies.loc["fae", "stopped_difference"] == pytest.approx(0, abs=1e-6)
     assert policies.loc["slipstream-random", "samples"] < policies.loc["fae", "samples"]
+
+
+def test_all_figures(tmp_path):
+    """In one test: they share a log."""
+    made = make_all(tmp_path)
+    check_shares(made)
+    check_change(made)
+    check_comparison(made)
 
 
 @pytest.mark.parametrize(
