@@ -8,4 +8,4 @@ if ! python3 -c 'import torch, numpy, sklearn, pandas, tqdm, polars, matplotlib,
   .venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
   export PATH="$PWD/.venv/bin:$PATH"
 fi
-exec python3 -m pytest -p no:cacheprovider -n 2 "$@"
+exec python3 -m pytest -p no:cacheprovider -n 2 --dist worksteal "$@"

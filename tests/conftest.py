@@ -38,3 +38,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     os.environ["SLIPSTREAM_FUZZ"] = str(config.getoption("--fuzz"))
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no worker waits for another at the end."""
+    long = ("test_readme", "test_figures", "test_throughput", "test_faults", "test_wrappers")
+    items.sort(key=lambda item: not item.path.stem.startswith(long))

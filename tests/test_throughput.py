@@ -1,15 +1,17 @@
 import argparse
+import importlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from helpers import TABLE_SIZES, run_script
+from helpers import TABLE_SIZES
 
 from bench import plain_dlrm, throughput
 from bench.turns import parse_method
 from dlrm_data_pytorch import baseline_data, load_processed
 from dlrm_s_pytorch import DLRM_Net, make_optimizer
+from slipstream import cli
 from slipstream.embedding import EmbeddingTable, initial_rows
 from slipstream.step import TrainStep
 from slipstream.trainer import evaluate
@@ -79,10 +81,13 @@ def test_methods_are_read():
         ("gpu_check", ["--device", "cpu", "--rows", "100"], "at least 6,000"),
     ],
 )
-def test_bad_input_is_one_line(processed, tmp_path, script, flags, message):
+def test_bad_input_is_one_line(processed, capsys, script, flags, message):
     flags = [str(processed) if flag == "LOG" else flag for flag in flags]
-    status, _, errors = run_script(f"bench/{script}.py", *flags)
-    assert status == 2 and len(errors) == 1 and message in errors[0], errors
+    main = importlib.import_module(f"bench.{script}").main
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(lambda: main(flags))
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and len(errors) == 1 and message in errors[0], errors
 
 
 def test_throughput_of_all_methods(tmp_path, capsys):
