@@ -439,6 +439,7 @@ def build_trainer(
             args.lr_num_warmup_steps,
             args.lr_decay_start_step,
             args.lr_num_decay_steps,
+            args.lr_decay_share,
         ),
         data=data,
         drop_rule=rule,

@@ -91,6 +91,14 @@ def add_drop_flags(parser: argparse.ArgumentParser) -> None:
         help="drop the same share of clicks and non-clicks",
     )
     group.add_argument(
+        "--drop-negatives-only",
+        type=cli.boolean,
+        default=str(defaults.negatives_only).lower(),
+        metavar="true|false",
+        help="choose among non-clicks only; with --stale-keep-rate, so that the share of clicks in "
+        "the loss stays",
+    )
+    group.add_argument(
         "--count-untouched-as-stale",
         type=cli.boolean,
         default=str(defaults.count_untouched_as_stale).lower(),
@@ -116,6 +124,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "--stale-keep-rate and --recalibrate-every exclude each other: reweighted inputs stand "
             "for dropped ones, which would come back"
         )
+    if args.stratify_drop and args.drop_negatives_only:
+        parser.error("--stratify-drop and --drop-negatives-only exclude each other")
     if 0 < args.drop_percentage < 1:
         print(f"note: --drop-percentage {args.drop_percentage:g} is in percent, not a share")
     return args
@@ -139,6 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         recalibrate_every=args.recalibrate_every,
         keep_rate=args.stale_keep_rate,
         stratify=args.stratify_drop,
+        negatives_only=args.drop_negatives_only,
         count_untouched_as_stale=args.count_untouched_as_stale,
     )
     return run_training(args, "slipstream", prepared, args.schedule, settings)

@@ -158,6 +158,11 @@ class EpochPlan:
         self.num_trained = dict(zip(sizes, map(_count, values["num_trained"]), strict=True))
 
     @property
+    def num_left(self) -> int:
+        """Inputs still to train."""
+        return sum(len(self._inputs[hot]) - self._next[hot] for hot in KIND_NAMES)
+
+    @property
     def is_finished(self) -> bool:
         """Whether no batch is left."""
         return self._position == len(self._kinds)

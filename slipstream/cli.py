@@ -269,6 +269,13 @@ def _add_training_flags(group: argparse._ActionsContainer) -> None:
         help="mini-batches of decay; 0: none",
     )
     group.add_argument(
+        "--lr-decay-share",
+        type=share,
+        default=0.0,
+        help="share (0 to 1) of the run, at its end, over which the rate falls to 0, linearly in "
+        "the inputs left to train, however many are dropped; 0: none",
+    )
+    group.add_argument(
         "--data-randomize",
         choices=RANDOMIZE,
         default="total",
@@ -429,6 +436,8 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
     """Refuse layer sizes and a schedule that do not fit together, by `parser.error`."""
     if args.lr_num_decay_steps and args.lr_decay_start_step < args.lr_num_warmup_steps:
         parser.error("--lr-decay-start-step comes before --lr-num-warmup-steps are over")
+    if args.lr_num_decay_steps and args.lr_decay_share:
+        parser.error("--lr-num-decay-steps and --lr-decay-share are two decays; give one")
     if (args.mlperf_auc_threshold or args.mlperf_acc_threshold) and not args.val_freq:
         parser.error("--mlperf-auc-threshold and --mlperf-acc-threshold need --val-freq")
     if args.load_model == "auto" and not args.save_model:

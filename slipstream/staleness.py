@@ -167,6 +167,7 @@ class DropSettings:
             already stand for dropped ones, which must not come back.
         keep_rate: share of the stale inputs trained all the same, with loss weight 1 / keep_rate.
         stratify: take the quantile per label, so that the share of positives does not shift.
+        negatives_only: choose among inputs without a click; D stays a share of all.
         count_untouched_as_stale: the original's reading of a row no batch touched.
     """
 
@@ -180,6 +181,7 @@ class DropSettings:
     recalibrate_every: float = 0.0
     keep_rate: float = 0.0
     stratify: bool = False
+    negatives_only: bool = False
     count_untouched_as_stale: bool = False
 
 
@@ -343,7 +345,8 @@ class DropRule:
         candidates = np.concatenate([plan.remaining(True), pool_hot])
         groups = self._groups(hot.labels[candidates])
         if not self._targets:
-            self._targets = [round(settings.drop_fraction * len(group)) for group in groups]
+            of = [candidates] if settings.negatives_only else groups
+            self._targets = [round(settings.drop_fraction * len(group)) for group in of]
 
         def scores_of(inputs: np.ndarray) -> np.ndarray:
             if settings.policy == "loss":
@@ -383,7 +386,9 @@ class DropRule:
         )
 
     def _groups(self, labels: np.ndarray) -> list[np.ndarray]:
-        """Places of the inputs among which shares are kept: all, or those of each label."""
+        """Places of the inputs to choose among, by the groups whose shares are kept."""
+        if self.settings.negatives_only:
+            return [np.flatnonzero(labels <= 0)]
         if not self.settings.stratify:
             return [np.arange(len(labels))]
         return [np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)]

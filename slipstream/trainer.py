@@ -63,15 +63,22 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """DLRM's schedule: linear warm-up, quadratic decay, then held; steps count from 0."""
+    """DLRM's schedule: linear warm-up, quadratic decay, then held; steps count from 0.
+
+    `decay_share`: the share of the run's inputs at its end over which the rate falls to 0, linearly
+    in the inputs left to train. So it reaches 0 however many inputs are dropped.
+    """
 
     base: float
     num_warmup_steps: int = 0
     decay_start_step: int = 0
     num_decay_steps: int = 0
+    decay_share: float = 0.0
 
-    def at(self, step: int) -> float:
-        """The learning rate of a step."""
+    def at(self, step: int, share_left: float = 1.0) -> float:
+        """The learning rate of a step, before which `share_left` of all inputs are to train."""
+        if share_left < self.decay_share:
+            return max(self.at(step) * share_left / self.decay_share, MIN_LEARNING_RATE)
         if step < self.num_warmup_steps:
             return self.base * (step + 1) / self.num_warmup_steps
         if self.num_decay_steps == 0 or step < self.decay_start_step:
@@ -224,6 +231,7 @@ class Trainer:
         self._reach = Reach(data.hot, data.cold, self._leading_rows, self._losses, clocks.count)
         step.keeps_row_gradients = drop_rule is not None and drop_rule.needs_gradients
         self.progress = Progress()
+        self._rate = learning_rate.base  # of the last step
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
         self.save_failure: OSError | None = None
@@ -400,9 +408,20 @@ class Trainer:
             losses[part] = loss.cpu().numpy()
         return losses
 
+    def _share_left(self, batch: Batch) -> float:
+        """Inputs still to train, those of `batch` too, over the inputs of a run that drops none."""
+        assert self._plan is not None
+        total = self.num_epochs * self.data.num_train
+        left = (self.num_epochs - self.progress.epoch - 1) * self.data.num_train
+        left += self._plan.num_left + len(batch.labels)
+        if self.max_steps:
+            total = min(total, self.max_steps * self.step.batch_size)
+            left = min(left, (self.max_steps - self.progress.step) * self.step.batch_size)
+        return left / total
+
     def _train_step(self, batch: Batch) -> None:
-        rate = self.learning_rate.at(self.progress.step)
-        self.step(batch.dense, batch.staged, batch.labels, batch.weights, rate)
+        self._rate = self.learning_rate.at(self.progress.step, self._share_left(batch))
+        self.step(batch.dense, batch.staged, batch.labels, batch.weights, self._rate)
         if self.drop_rule is not None:
             # The index is on the device; the slots would have to be brought there.
             slots = batch.staged.index if self.loader.hot_rows_resident else batch.slots
@@ -478,7 +497,6 @@ class Trainer:
     def _not_finite(self, what: str) -> str:
         """The error line for `what`, with all that helps to find out why."""
         progress = self.progress
-        rate = self.learning_rate.at(max(progress.step - 1, 0))
         known = [f"loss {progress.loss:.4f}"] if math.isfinite(progress.loss) else []
         for name, records in (
             ("validation", progress.validations),
@@ -489,7 +507,7 @@ class Trainer:
         before = f"; before: {', '.join(known)}" if known else ""
         path = self.checkpoints.last_path if self.checkpoints is not None else None
         return (
-            f"{what} at step {progress.step}, learning rate {rate:g}{before}; "
+            f"{what} at step {progress.step}, learning rate {self._rate:g}{before}; "
             + (f"the last checkpoint is {path}; " if path else "")
             + "lower --learning-rate, or check the data for values out of range"
         )
@@ -620,7 +638,7 @@ class Trainer:
             return  # NaN: of one class alone
         tqdm.write(
             f"step {self.progress.step}: the {name} AUC is {auc:.4f}: nothing is learned. Likely "
-            f"causes: a learning rate ({self.learning_rate.at(self.progress.step):g}) far too small"
+            f"causes: a learning rate ({self._rate:g}) far too small"
             " or so large that all outputs are equal; labels of other inputs; random data"
         )
 
