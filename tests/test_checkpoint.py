@@ -53,7 +53,7 @@ CASES = {
     ),
     "slipstream, random": (
         slipstream_train,
-        ["--drop-policy", "random", "--alpha", "0.4", *WINDOW],
+        ["--drop-policy", "random", "--alpha", "0.4", "--lr-decay-share", "0.7", *WINDOW],
     ),
 }
 

@@ -18,6 +18,7 @@ import fae_train
 import slipstream_train
 from dlrm_data_pytorch import load_segregated
 from slipstream.embedding import EmbeddingTable
+from slipstream.trainer import Trainer
 
 STEPS = ["--num-batches", "200", "--nepochs", "5"]
 
@@ -69,6 +70,29 @@ def test_slipstream_with_any_number_of_resident_rows(segregated, tmp_path, overl
         summary = train(slipstream_train, tmp_path, str(num_resident), *flags, *where)
         assert summary["dropped"] == expected["dropped"]
         assert_same_weights(tmp_path / str(num_resident), tmp_path / "all")
+
+
+@pytest.mark.parametrize("drop", [[], ["--drop-percentage", "60"], ["--num-batches", "70"]])
+def test_the_learning_rate_falls_to_0_at_the_end(segregated, tmp_path, drop, monkeypatch):
+    """Over its share of the run's inputs, however many of them are dropped or never come."""
+    rates, train_step = [], Trainer._train_step
+
+    def note(self, batch):
+        train_step(self, batch)
+        rates.append(self._rate)
+
+    monkeypatch.setattr(Trainer, "_train_step", note)
+    flags = ["--segregated-data-dir", str(segregated), "--runs-dir", str(tmp_path), *MODEL_FLAGS]
+    flags += ["--alpha", "0.4", "--lr-decay-share", "0.4", "--learning-rate", "0.2", "--nepochs", 2]
+    summary = slipstream_train.main(
+        [str(flag) for flag in ["--drop-policy", "random", *flags, *drop]]
+    )
+    total = min(2 * summary["num_train"], 32 * 70 if "--num-batches" in drop else 10**9)
+    left = 32 * np.arange(len(rates), 0, -1)
+    assert rates[-1] <= 0.2 * 32 / (0.4 * total) and rates[0] == 0.2
+    assert (np.diff(rates) <= 0).all()
+    last = slice(-20, None)  # the second epoch's choice is made before
+    assert rates[last] == pytest.approx(0.2 * left[last] / (0.4 * total), abs=0.01)
 
 
 @pytest.mark.parametrize("evaluate", ["0", "7"])

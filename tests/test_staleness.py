@@ -323,7 +323,9 @@ def one_choice(policy, num_hot=200, num_cold=120, gradients=None, losses=None, *
     start = weight.clone()
     table = EmbeddingTable(weight, NUM_HOT, 1000, torch.device("cpu"))
     records, trained = [], {True: [], False: []}
-    settings_ = DropSettings(policy=policy, start=0.2, window=0.05, drop_fraction=0.3, **settings_)
+    settings_ = DropSettings(
+        policy, **{"drop_fraction": 0.3, "start": 0.2, "window": 0.05, **settings_}
+    )
     rule = DropRule(settings_, NUM_HOT, 0, records.append)
     plan = EpochPlan(rng.permutation(num_hot), rng.permutation(num_cold), 10, "interleaved")
     hot = Hot(slots, labels)
@@ -389,6 +391,25 @@ def test_controls_drop_as_many_as_stale_would(policy, stratify):
     if stratify:
         clicks = hot.labels[gone_hot].sum() + cold.labels[gone_cold].sum()
         assert clicks == hot.labels[expected].sum()
+
+
+@pytest.mark.parametrize("policy", ["stale", "random", "uniform", "cold"])
+def test_negatives_only(policy):
+    """D is a share of all hot inputs left; what goes are non-clicks, the lowest scores first."""
+    hot, cold, _, (gone_hot, gone_cold), left, record = one_choice(
+        policy, num_cold=400, negatives_only=True
+    )
+    assert record["dropped"] == round(0.3 * record["hot_remaining"])
+    assert hot.labels[gone_hot].sum() == cold.labels[gone_cold].sum() == 0
+    if policy == "stale":
+        negatives = [i for i in left if not hot.labels[i]]
+        assert_lowest(hot.slots.max(1), gone_hot, negatives)
+
+
+def test_more_negatives_than_there_are():
+    """The number of all, not of the ones that can go: fewer are dropped then."""
+    hot, _, _, (gone, _), left, _ = one_choice("random", negatives_only=True, drop_fraction=0.9)
+    assert gone == [i for i in left if not hot.labels[i]]
 
 
 def test_uniform_takes_its_share_of_either_kind():

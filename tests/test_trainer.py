@@ -61,6 +61,9 @@ def test_learning_rate_schedule():
     expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75**2, 0.25, 0.25**2, 0.25**2, 0.25**2]
     assert [rate.at(step) for step in range(12)] == pytest.approx(expected)
     assert {LearningRate(0.3).at(step) for step in range(5)} == {0.3}
+    falling = LearningRate(0.3, decay_share=0.5)
+    shares = [1, 0.5, 0.25, 0.05]
+    assert [falling.at(9, share) for share in shares] == pytest.approx([0.3, 0.3, 0.15, 0.03])
 
 
 def test_clocks_count_each_second_once():
