@@ -1,16 +1,24 @@
 """Figures from logs and data: each one command, its numbers as CSV beside its PNG.
 
-    python -m bench.figures skew     --processed-data-file F --segregated-data-dir D
-    python -m bench.figures budget   --processed-data-file F --segregated-data-dir D
-    python -m bench.figures change   --processed-data-file F --segregated-data-dir D
-    python -m bench.figures curves   --runs-dir runs/compare
-    python -m bench.figures policies --table bench/results/policies.csv
+    python -m bench.figures skew       --processed-data-file F --segregated-data-dir D
+    python -m bench.figures budget     --processed-data-file F --segregated-data-dir D
+    python -m bench.figures change     --processed-data-file F --segregated-data-dir D
+    python -m bench.figures thresholds --processed-data-file F --segregated-data-dir D
+    python -m bench.figures curves     --runs-dir runs/compare
+    python -m bench.figures times      --runs-dir runs/compare
+    python -m bench.figures speed      --runs-dir runs/compare
+    python -m bench.figures policies   --table bench/results/policies.csv
+    python -m bench.figures drop       --table bench/results/drop.csv
 
 skew: share of a table's accesses that its most popular rows take. budget: memory for hot rows
 against hot accesses and hot inputs. change: how far hot rows still move while FAE trains, by
-popularity and by table size, which is what Slipstream rests on. curves: test AUC against inputs and
-against training time, of a comparison's runs. policies: AUC lost against the inputs not trained, of
-a comparison's table.
+popularity and by table size, which is what Slipstream rests on. thresholds: T against the drop
+percentage D, by alpha. curves, times: test AUC against inputs and against training time, of a
+comparison's runs. speed: their training time, by what took it. policies: AUC that each policy of a
+comparison's table loses. drop: AUC lost against the inputs not trained, by policy; settings named
+alike but for a number, as hard20 and hard40, are a line.
+
+`change` and `thresholds` train, with flags of slipstream_train.py.
 
 `--quick` makes a small synthetic log, and its comparison, first: under a minute, to see that it
 works; its figures say nothing.
@@ -35,12 +43,21 @@ from bench import compare  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream import cli  # noqa: E402
 from slipstream.npz import open_npz  # noqa: E402
+from slipstream.staleness import (  # noqa: E402
+    DropRule,
+    DropSettings,
+    critical_thresholds,
+    num_stale_rows_needed,
+    row_change,
+    threshold_for_drop,
+)
 
 # Okabe and Ito's, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NUM_POINTS = 60
 NUM_TABLES = 6
 NUM_SNAPSHOTS = 12
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 QUICK_ROWS, QUICK_BUDGET = 20_000, 200_000
 
 Rows = list[dict[str, Any]]
@@ -91,32 +108,53 @@ def budget(args: argparse.Namespace, axes: Any) -> Rows:
     ]
 
 
+class Training:
+    """A run of slipstream_train.py on the CPU, for figures of what happens in it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        import dlrm_s_pytorch
+        import slipstream_train
+        from dlrm_data_pytorch import load_segregated
+        from slipstream.runtime import tune_process
+
+        flags = ["--segregated-data-dir", args.segregated_data_dir, "--device", "cpu", *args.flags]
+        self.flags = slipstream_train.parse_args(flags)
+        self.flags.print_freq = 0
+        self.prepared = load_segregated(args.segregated_data_dir, args.processed_data_file)
+        device = torch.device("cpu")
+        tune_process(device, self.flags.num_threads, self.flags.precision, False)
+        self.model, self.table = dlrm_s_pytorch.build_model(self.flags, self.prepared, device)
+        self.num_steps = self.prepared.data.num_train // self.flags.mini_batch_size
+
+    def run(self, rule: DropRule | None = None, note: Callable[[Any], None] | None = None) -> None:
+        """Train; `note` is called with the `Trainer` at each of its reports."""
+        import dlrm_s_pytorch
+        from slipstream.runlog import Clocks, RunLog
+
+        with tempfile.TemporaryDirectory() as folder:
+            log = RunLog(folder, "figure", "slipstream")
+            trainer = dlrm_s_pytorch.build_trainer(
+                *(self.flags, self.prepared, self.flags.schedule, self.model, self.table),
+                *(rule, log, Clocks()),
+                on_report=None if note is None else lambda progress: note(trainer),
+            )
+            trainer.run()
+
+
 def change(args: argparse.Namespace, axes: Any) -> Rows:
     """Median largest change of a hot row between snapshots of a run that drops nothing."""
-    import torch
-
-    import dlrm_s_pytorch
-    import slipstream_train
-    from dlrm_data_pytorch import load_segregated
-    from slipstream.runlog import Clocks, RunLog
-    from slipstream.runtime import tune_process
-    from slipstream.staleness import row_change
-
-    flags = ["--segregated-data-dir", args.segregated_data_dir, "--device", "cpu", *args.flags]
-    trained = slipstream_train.parse_args(flags)
-    prepared = load_segregated(args.segregated_data_dir, args.processed_data_file)
-    num_steps = trained.nepochs * prepared.data.num_train // trained.mini_batch_size
-    trained.print_freq = max(1, num_steps // NUM_SNAPSHOTS)
-    device = torch.device("cpu")
-    tune_process(device, trained.num_threads, trained.precision, False)
-    model, table = dlrm_s_pytorch.build_model(trained, prepared, device)
-    groups = _row_groups(prepared)
+    training = Training(args)
+    num_hot, table = training.prepared.num_hot, training.table
+    training.flags.print_freq = max(1, training.flags.nepochs * training.num_steps // NUM_SNAPSHOTS)
+    groups = _row_groups(training.prepared)
     found: Rows = []
-    before = [table.leading_rows(prepared.num_hot)]
+    before = [table.leading_rows(num_hot)]
 
-    def note(progress: Any) -> None:
+    def note(trainer: Any) -> None:
         trainer.loader.settle()
-        after = table.leading_rows(prepared.num_hot)
+        progress, after = trainer.progress, table.leading_rows(num_hot)
         moved = row_change(before[0], after).numpy()
         before[0] = after
         for name, rows in groups.items():
@@ -126,12 +164,7 @@ def change(args: argparse.Namespace, axes: Any) -> Rows:
                 | {"samples": progress.samples, "p10": low, "median": middle, "p90": high}
             )
 
-    with tempfile.TemporaryDirectory() as folder:
-        log = RunLog(folder, "change", "fae")
-        trainer = dlrm_s_pytorch.build_trainer(
-            trained, prepared, "interleaved", model, table, None, log, Clocks(), note
-        )
-        trainer.run()
+    training.run(note=note)
     for number, name in enumerate(groups):
         mine = [row for row in found if row["group"] == name]
         style = "-" if name.startswith("popularity") else "--"
@@ -146,7 +179,7 @@ def change(args: argparse.Namespace, axes: Any) -> Rows:
     axes.set(
         yscale="log",
         xlabel="inputs trained, thousands",
-        ylabel=f"largest change of a row in {trained.print_freq} mini-batches, median",
+        ylabel=f"largest change of a row in {training.flags.print_freq} mini-batches, median",
     )
     return found
 
@@ -170,8 +203,56 @@ def _row_groups(prepared: Any) -> dict[str, np.ndarray]:
     return groups
 
 
-def curves(args: argparse.Namespace, axes: Any) -> Rows:
-    """Test AUC along training, mean over seeds, against inputs trained."""
+class Quantiles(DropRule):
+    """Drops nothing, and finds T for every drop percentage and alpha where a choice is due."""
+
+    found: Rows = []
+
+    def _choose(self, plan: Any, reach: Any, row_scores: Any) -> None:
+        left = plan.remaining(True)
+        num_features = reach.hot.slots_of(left[:1]).shape[1]
+        self._choices += 1
+        self.found = []
+        for alpha in ALPHAS:
+            k = num_stale_rows_needed(alpha, num_features)
+            critical = critical_thresholds(row_scores, reach.hot, left, k)
+            for percent in range(5, 100, 5):
+                threshold = threshold_for_drop(critical, percent / 100)
+                self.found.append(
+                    {"alpha": alpha, "k": k, "drop_percentage": percent, "inputs": len(left)}
+                    | {"threshold": threshold.value}
+                )
+
+
+def thresholds(args: argparse.Namespace, axes: Any) -> Rows:
+    """T against the drop percentage D, a line an alpha; infinite where too few can be stale."""
+    training = Training(args)
+    flags = training.flags
+    settings = DropSettings(start=flags.snapshot_start, window=flags.snapshot_window)
+    rule = Quantiles(settings, training.prepared.num_hot, flags.seed, lambda record: None)
+    training.run(rule)
+    if not rule.found:
+        raise ValueError("the run ended before the window did: take a larger log")
+    for colour, alpha in zip(COLOURS, ALPHAS, strict=False):
+        mine = [row for row in rule.found if row["alpha"] == alpha]
+        axes.plot(
+            [row["drop_percentage"] for row in mine],
+            [row["threshold"] for row in mine],
+            "o-",
+            markersize=3,
+            color=colour,
+            label=f"alpha {alpha:g}: {mine[0]['k']} rows of an input",
+        )
+    axes.set(
+        yscale="log",
+        xlabel="D, % of the hot inputs left",
+        ylabel="T, largest change of a row's values",
+    )
+    return rule.found
+
+
+def _finished_runs(args: argparse.Namespace) -> dict[str, list[Any]]:
+    """The records of each method's, and setting's, finished runs."""
     runs: dict[str, list[Any]] = {}
     for log in sorted(Path(args.runs_dir).glob("*/log.jsonl")):
         records = compare.finished_records(log.parent)
@@ -179,8 +260,18 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
             runs.setdefault(log.parent.name.rpartition("-seed")[0], []).append(records)
     if not runs:
         raise ValueError(f"{args.runs_dir} holds no finished runs; run bench.compare first")
+    return runs
+
+
+def _seeds(logs: list[Any]) -> str:
+    return f"{len(logs)} seed{'s' * (len(logs) != 1)}"
+
+
+def curves(args: argparse.Namespace, axes: Any) -> Rows:
+    """Test AUC along training, mean over seeds, against inputs trained or training time."""
     found: Rows = []
-    for number, (name, logs) in enumerate(runs.items()):
+    against_time = args.name == "times"
+    for number, (name, logs) in enumerate(_finished_runs(args).items()):
         points = [compare.curve_of(records) for records in logs]
         for row in zip(*points, strict=False):
             aucs = [record["auc"] for record in row]
@@ -192,33 +283,49 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
             )
         mine = [row for row in found if row["run"] == name]
         axes.plot(
-            [row["samples"] / 1e3 for row in mine],
+            [row["training_s"] if against_time else row["samples"] / 1e3 for row in mine],
             [row["auc"] for row in mine],
             ("-", "--", ":")[number // len(COLOURS) % 3],
             color=COLOURS[number % len(COLOURS)],
-            label=f"{name} ({len(logs)} seeds)",
+            label=f"{name} ({_seeds(logs)})",
         )
-    axes.set(xlabel="inputs trained, thousands", ylabel="test AUC")
+    axes.set(
+        xlabel="seconds of training, choosing included"
+        if against_time
+        else "inputs trained, thousands",
+        ylabel="test AUC",
+    )
+    return found
+
+
+def speed(args: argparse.Namespace, axes: Any) -> Rows:
+    """Training time of a comparison's runs, by what took it; times over the fastest are written."""
+    found: Rows = []
+    for name, logs in _finished_runs(args).items():
+        parts = {
+            part: float(np.mean([records[-1].get(part, 0.0) for records in logs]))
+            for part in ("training_s", *compare.OVERHEAD)
+        }
+        samples = float(np.mean([records[-1]["samples"] for records in logs]))
+        found.append({"run": name, "n": len(logs), "samples": samples, **parts})
+    whole = [sum(row[part] for part in ("training_s", *compare.OVERHEAD)) for row in found]
+    places, left = np.arange(len(found)), np.zeros(len(found))
+    for colour, part in zip(COLOURS, ("training_s", *compare.OVERHEAD), strict=False):
+        widths = np.array([row[part] for row in found])
+        label = part.removesuffix("_s") + (" and staging" if part == "training_s" else "")
+        axes.barh(places, widths, left=left, color=colour, label=label)
+        left += widths
+    for place, seconds in zip(places, whole, strict=True):
+        axes.annotate(f" {seconds / min(whole):.2f}x", (seconds, place), va="center", fontsize=8)
+    axes.set_yticks(places, [row["run"] for row in found])
+    axes.margins(x=0.15)
+    axes.set(xlabel=f"seconds of training, mean of {_seeds(logs)}")
     return found
 
 
 def policies(args: argparse.Namespace, axes: Any) -> Rows:
     """What each policy and setting costs in AUC, beside what stopping earlier would."""
-    import pandas
-
-    table = pandas.read_csv(args.table, dtype={"setting": str})
-    table["setting"] = table["setting"].fillna("")
-    found: Rows = []
-    for (method, setting), rows in table.groupby(["method", "setting"]):
-        metric = rows.set_index("metric")
-        auc, stopped = metric.loc["auc"], metric.loc["auc_first_at_samples"]
-        found.append(
-            {"method": method, "setting": setting, "n": int(auc["n"])}
-            | {"samples": float(metric.loc["samples", "mean"])}
-            | {"difference": float(auc["difference"]), "interval": float(auc["interval"])}
-            | {"stopped_difference": float(stopped["mean"] - auc["mean"] + auc["difference"])}
-        )
-    found.sort(key=lambda row: (row["setting"], row["difference"]))
+    found = _differences(args)
     places = np.arange(len(found))
     axes.errorbar(
         [1e3 * row["difference"] for row in found],
@@ -243,24 +350,87 @@ def policies(args: argparse.Namespace, axes: Any) -> Rows:
     return found
 
 
+def _differences(args: argparse.Namespace) -> Rows:
+    """A row a method and setting of a comparison's table: its AUC less the first method's."""
+    import pandas
+
+    table = pandas.read_csv(args.table, dtype={"setting": str})
+    table["setting"] = table["setting"].fillna("")
+    found: Rows = []
+    for (method, setting), rows in table.groupby(["method", "setting"]):
+        metric = rows.set_index("metric")
+        auc, stopped = metric.loc["auc"], metric.loc["auc_first_at_samples"]
+        found.append(
+            {"method": method, "setting": setting, "n": int(auc["n"])}
+            | {name: float(metric.loc[name, "mean"]) for name in ("samples", "dropped_share")}
+            | {"difference": float(auc["difference"]), "interval": float(auc["interval"])}
+            | {"stopped_difference": float(stopped["mean"] - auc["mean"] + auc["difference"])}
+        )
+    found.sort(key=lambda row: (row["setting"], row["difference"]))
+    return found
+
+
+def drop(args: argparse.Namespace, axes: Any) -> Rows:
+    """AUC against the share of inputs not trained: a line a method and kind of setting."""
+    found = _differences(args)
+    lines: dict[str, Rows] = {}
+    for row in sorted(found, key=lambda row: row["dropped_share"]):
+        if row["method"].startswith("slipstream"):
+            kind = row["setting"].rstrip("0123456789")
+            lines.setdefault(f"{row['method']} {kind}".strip(), []).append(row)
+    for number, (name, rows) in enumerate(sorted(lines.items())):
+        axes.errorbar(
+            # Beside each other: at equal shares their intervals would cover one another.
+            [100 * row["dropped_share"] + 0.2 * number for row in rows],
+            [1e3 * row["difference"] for row in rows],
+            yerr=[1e3 * row["interval"] for row in rows],
+            fmt=("o-", "s--", "^:")[number // len(COLOURS) % 3],
+            color=COLOURS[number % len(COLOURS)],
+            capsize=2,
+            label=name,
+        )
+    stopped = sorted({(row["dropped_share"], row["stopped_difference"]) for row in found})
+    shares, differences = zip(*stopped, strict=True)
+    axes.plot(
+        [100 * share for share in shares],
+        [1e3 * difference for difference in differences],
+        color="#999999",
+        label="the first method stopped earlier",
+    )
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set(
+        xlabel="inputs not trained, % of all",
+        ylabel="test AUC less the first method's,\nthousandths, 95 % of paired seeds",
+    )
+    return found
+
+
 FIGURES: dict[str, Callable[[argparse.Namespace, Any], Rows]] = {
     "skew": skew,
     "budget": budget,
     "change": change,
+    "thresholds": thresholds,
     "curves": curves,
+    "times": curves,
+    "speed": speed,
     "policies": policies,
+    "drop": drop,
 }
 NEEDS = {
     "skew": ("segregated_data_dir",),
     "budget": ("processed_data_file", "segregated_data_dir"),
     "change": ("processed_data_file", "segregated_data_dir"),
+    "thresholds": ("processed_data_file", "segregated_data_dir"),
     "curves": ("runs_dir",),
+    "times": ("runs_dir",),
+    "speed": ("runs_dir",),
     "policies": ("table",),
+    "drop": ("table",),
 }
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; what is left are flags of the trainer, for `change`."""
+    """Parse the command line; what is left are flags of slipstream_train.py."""
     parser = cli.Parser(__doc__)
     parser.add_argument("name", choices=FIGURES, help="the figure")
     parser.add_argument("--processed-data-file", default=None, help="a processed .npz")
@@ -282,7 +452,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_quick(args: argparse.Namespace, folder: Path) -> None:
     """The small log, and the comparison where the figure is of one."""
-    if args.name in ("curves", "policies"):
+    if set(NEEDS[args.name]) <= {"runs_dir", "table"}:
         args.runs_dir, args.table = str(folder / "runs"), str(folder / "table.csv")
         processed, hot_cold = make_small_log(folder, QUICK_ROWS, QUICK_BUDGET)
         flags = ["--processed-data-file", processed, "--segregated-data-dir", hot_cold]
@@ -308,10 +478,10 @@ def main(argv: list[str] | None = None) -> Path:
         if args.quick:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="figure-"))
             make_quick(args, Path(folder))
-        figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(7.5, 5.2), layout="constrained")
         rows = FIGURES[args.name](args, axes)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     path = Path(args.output_dir) / f"{args.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})

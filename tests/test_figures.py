@@ -1,5 +1,6 @@
 """Every figure's command runs on a small log, and its CSV holds what it should."""
 
+import numpy as np
 import pandas
 import pytest
 
@@ -9,12 +10,22 @@ from slipstream import cli
 
 def make_all(folder):
     """All figures' tables, by name, each made by its command."""
-    # One log for all; it is the same for each.
+    # One log and one comparison for all; they are the same for each.
     paths = figures.make_small_log(folder, figures.QUICK_ROWS, figures.QUICK_BUDGET)
-    tables = {}
+    compared, tables, make_quick = [], {}, figures.make_quick
+
+    def make_once(args, _):
+        if compared and args.name in ("times", "speed", "policies", "drop"):
+            args.runs_dir, args.table = compared
+            return
+        make_quick(args, folder)
+        if args.name == "curves":
+            compared.extend([args.runs_dir, args.table])
+
     for name in figures.FIGURES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(figures, "make_small_log", lambda *values: paths)
+            patch.setattr(figures, "make_quick", make_once)
             path = figures.main([name, "--quick", "--output-dir", str(folder)])
         assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 10_000
         tables[name] = pandas.read_csv(path.with_suffix(".csv"))
@@ -38,6 +49,15 @@ def check_change(made):
         assert rows["median"].iloc[-1] < rows["median"].iloc[0], group
 
 
+def check_thresholds(made):
+    """T grows with D, and with alpha: more rows of an input must be stale."""
+    table = made["thresholds"].pivot(index="drop_percentage", columns="alpha", values="threshold")
+    values = table.to_numpy()
+    assert values.shape == (19, len(figures.ALPHAS)) and np.isfinite(values[:10, 0]).all()
+    assert (values[1:] >= values[:-1]).all() and (values[:, 1:] >= values[:, :-1]).all()
+    assert (values[10, 1:] > values[10, :-1]).any()
+
+
 def check_comparison(made):
     curves = made["curves"]
     assert set(curves.run) == {"fae", "slipstream-random"}
@@ -49,6 +69,13 @@ def check_comparison(made):
     assert policies.loc["slipstream-random", "difference"] == pytest.approx(expected, abs=1e-5)
     assert policies.loc["fae", "stopped_difference"] == pytest.approx(0, abs=1e-6)
     assert policies.loc["slipstream-random", "samples"] < policies.loc["fae", "samples"]
+    left = policies.samples["slipstream-random"] / policies.samples["fae"]
+    dropped = made["drop"].set_index("method").dropped_share
+    assert dropped["slipstream-random"] == pytest.approx(1 - left, rel=0.01)
+    assert made["times"].equals(curves)
+    seconds = made["speed"].set_index("run").filter(like="_s").sum(axis=1)
+    expected = curves.groupby("run").training_s.last()
+    assert seconds.to_dict() == pytest.approx(expected.to_dict(), rel=0.05)
 
 
 def test_all_figures(tmp_path):
@@ -56,6 +83,7 @@ def test_all_figures(tmp_path):
     made = make_all(tmp_path)
     check_shares(made)
     check_change(made)
+    check_thresholds(made)
     check_comparison(made)
 
 
