@@ -225,6 +225,31 @@ def print_table(rows: Records, limit: float | None) -> None:
         print(f"planted model's limit: {limit:.4f}")
 
 
+def markdown(rows: Records) -> str:
+    """The table of a README."""
+    of: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        of.setdefault((row["method"], row["setting"]), {})[row["metric"]] = row
+    lines = [
+        f"| method | test AUC, mean ± sd of {rows[0]['n']} seeds | difference (95 %) | log loss "
+        "| inputs trained | training s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (method, name), metrics in of.items():
+        auc = metrics["auc"]
+        difference = ""
+        if len(lines) > 2:
+            difference = f"{auc['difference']:+.4f} ± {auc['interval']:.4f}"
+            difference += " (tie)" if auc["tie"] else ""
+        mean = {metric: row["mean"] for metric, row in metrics.items()}
+        lines.append(
+            f"| {method} {name}".rstrip()
+            + f" | {auc['mean']:.4f} ± {auc['sd']:.4f} | {difference} | {mean['log_loss']:.4f} "
+            f"| {mean['samples']:,.0f} | {mean['training_s']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; what is left goes to every trainer."""
     parser = cli.Parser(__doc__)
@@ -252,6 +277,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     )
     parser.add_argument("--runs-dir", default="runs/compare", help="folder of this comparison")
     parser.add_argument("--csv", default=None, help="write the table here; not given: print only")
+    parser.add_argument("--markdown", action="store_true", help="print a README's table, too")
     parser.add_argument(
         "--smoke", action="store_true", help="a small synthetic log and model, to see that it works"
     )
@@ -304,6 +330,8 @@ def main(argv: list[str] | None = None) -> Records:
         results[method, name].append(metrics_of(log, records[(*kinds[0], seed)]))
     rows = tabulate(results)
     print_table(rows, next(iter(records.values()))[-1].get("planted_auc"))
+    if args.markdown:
+        print(markdown(rows))
     if args.csv:
         import pandas
 

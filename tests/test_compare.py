@@ -20,6 +20,9 @@ def test_differences_are_paired_and_ties_lie_within_their_spread():
     assert [row["tie"] for row in rows] == [True, False, True]
     assert rows[1]["difference"] == pytest.approx(0.01)
     assert rows[1]["mean"] == pytest.approx(0.73) and rows[1]["sd"] == pytest.approx(0.02)
+    lines = compare.markdown(compare.tabulate({("a", ""): first, ("b", "y"): noisy})).splitlines()
+    assert lines[2] == "| a | 0.7200 ± 0.0200 |  | 1.0000 | 1 | 1.0 |"
+    assert lines[3].startswith("| b y | 0.7217 ± 0.0284 | +0.0017 ± 0.0") and "(tie)" in lines[3]
     [alone] = [row for row in compare.tabulate({("a", ""): runs_of(0.7)}) if row["metric"] == "auc"]
     assert math.isnan(alone["sd"]) and not alone["tie"]
 
