@@ -28,10 +28,9 @@ def add_drop_flags(parser: argparse.ArgumentParser) -> None:
         "--drop-policy",
         choices=POLICIES,
         default=defaults.policy,
-        help="what goes first. stale: the paper's, inputs whose rows changed least; "
-        "stale-relative: least relative to their size; gradient: with the smallest gradients; "
-        "loss: with the smallest loss. Controls, as many as stale would, at random: random (of "
-        "the hot inputs), uniform (of all), cold (of the cold ones). none: FAE",
+        help="what goes. stale: the paper's, inputs whose rows changed least. At random, as many "
+        "as stale would: random (of the hot inputs), uniform (of all), cold (of the cold ones). "
+        "none: FAE",
     )
     group.add_argument(
         "--drop-percentage",
@@ -49,8 +48,7 @@ def add_drop_flags(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=cli.nonnegative_float,
         default=None,
-        help="T by hand, in units of the policy's score (stale: of the weights), in place of "
-        "--drop-percentage",
+        help="T by hand, in units of the weights, in place of --drop-percentage",
     )
     group.add_argument(
         "--sample-rate",

@@ -208,14 +208,14 @@ class Quantiles(DropRule):
 
     found: Rows = []
 
-    def _choose(self, plan: Any, reach: Any, row_scores: Any) -> None:
+    def _choose(self, plan: Any, reach: Any, change: Any) -> None:
         left = plan.remaining(True)
         num_features = reach.hot.slots_of(left[:1]).shape[1]
         self._choices += 1
         self.found = []
         for alpha in ALPHAS:
             k = num_stale_rows_needed(alpha, num_features)
-            critical = critical_thresholds(row_scores, reach.hot, left, k)
+            critical = critical_thresholds(change, reach.hot, left, k)
             for percent in range(5, 100, 5):
                 threshold = threshold_for_drop(critical, percent / 100)
                 self.found.append(

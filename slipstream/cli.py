@@ -437,7 +437,7 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
     if args.lr_num_decay_steps and args.lr_decay_start_step < args.lr_num_warmup_steps:
         parser.error("--lr-decay-start-step comes before --lr-num-warmup-steps are over")
     if args.lr_num_decay_steps and args.lr_decay_share:
-        parser.error("--lr-num-decay-steps and --lr-decay-share are two decays; give one")
+        parser.error("--lr-num-decay-steps and --lr-decay-share are two decays; set one to 0")
     if (args.mlperf_auc_threshold or args.mlperf_acc_threshold) and not args.val_freq:
         parser.error("--mlperf-auc-threshold and --mlperf-acc-threshold need --val-freq")
     if args.load_model == "auto" and not args.save_model:

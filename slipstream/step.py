@@ -62,9 +62,6 @@ class TrainStep:
         batch_size: the full size, by which every batch's loss is divided.
         precision: one of `PRECISIONS`.
         use_graph: replay full batches as a CUDA graph, where the device and optimizer allow it.
-
-    With `keeps_row_gradients`, `row_gradients` (B, F) are the mean squares of the last batch's
-    gradients of rows, input by input.
     """
 
     def __init__(
@@ -79,8 +76,6 @@ class TrainStep:
         self.model, self.table, self.optimizer = model, table, optimizer
         self.batch_size, self.precision = batch_size, precision
         self._loss_sum = torch.zeros((), device=table.device)
-        self.keeps_row_gradients = False  # set before the first step, which may be captured
-        self.row_gradients: Tensor | None = None
         can_capture = table.device.type == "cuda" and isinstance(optimizer, torch.optim.SGD)
         self._use_graph = use_graph and can_capture
         self._graph: _StepGraph | None = None
@@ -99,7 +94,6 @@ class TrainStep:
                 self._graph = self._capture(dense, staged, labels)
             if self._graph is not None:
                 self._graph.replay(dense, staged.index, labels, weights, learning_rate)
-                self.row_gradients = self._graph.row_gradients
                 return
         self._run(dense, staged, labels, weights, learning_rate)
 
@@ -167,9 +161,6 @@ class TrainStep:
         (loss_sum / self.batch_size).backward()
         self.optimizer.step()
         assert rows.grad is not None
-        if self.keeps_row_gradients:
-            # Of the loss's sum: free of the batch size.
-            self.row_gradients = rows.grad.square().mean(2).mul_(self.batch_size**2)
         self.table.update(staged, rows.grad, learning_rate)
         self._loss_sum += loss_sum.detach()
 
@@ -212,7 +203,6 @@ class _StepGraph:
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             step._run(*arguments)
         step._loss_sum.copy_(loss_sum)
-        self.row_gradients = step.row_gradients  # in the graph's memory, as all of a replay is
 
     def replay(
         self,

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as nn_functional
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -228,8 +227,7 @@ class Trainer:
         self._thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
         self.checkpoints, self._stop = checkpoints, stop or StopRequest()
         self._on_report = on_report
-        self._reach = Reach(data.hot, data.cold, self._leading_rows, self._losses, clocks.count)
-        step.keeps_row_gradients = drop_rule is not None and drop_rule.needs_gradients
+        self._reach = Reach(data.hot, data.cold, self._leading_rows, clocks.count)
         self.progress = Progress()
         self._rate = learning_rate.base  # of the last step
         self._loss_weight = 0.0
@@ -395,19 +393,6 @@ class Trainer:
         self.loader.settle()
         return self.table.leading_rows(num_rows)
 
-    def _losses(self, inputs: np.ndarray) -> np.ndarray:
-        """The losses (n,) float32 of hot inputs under the model as it is."""
-        self.loader.settle()
-        losses = np.empty(len(inputs), np.float32)
-        for start in range(0, len(inputs), self.test_batch_size):
-            part = slice(start, start + self.test_batch_size)
-            logits, labels = forward(
-                self.step.model, self.table, self.data.hot, inputs[part], self.step.precision
-            )
-            loss = nn_functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-            losses[part] = loss.cpu().numpy()
-        return losses
-
     def _share_left(self, batch: Batch) -> float:
         """Inputs still to train, those of `batch` too, over the inputs of a run that drops none."""
         assert self._plan is not None
@@ -425,7 +410,7 @@ class Trainer:
         if self.drop_rule is not None:
             # The index is on the device; the slots would have to be brought there.
             slots = batch.staged.index if self.loader.hot_rows_resident else batch.slots
-            self.drop_rule.touch(slots, self.step.row_gradients)
+            self.drop_rule.touch(slots)
         self.loader.done(batch)
         num_inputs, weights = len(batch.labels), batch.planned.weights
         self._loss_weight += num_inputs if weights is None else float(weights.sum())

@@ -43,10 +43,6 @@ CASES = {
             *WINDOW,
         ],
     ),
-    "slipstream, gradient": (
-        slipstream_train,
-        ["--drop-policy", "gradient", "--alpha", "0.4", *WINDOW],
-    ),
     "slipstream, uniform": (
         slipstream_train,
         ["--drop-policy", "uniform", "--alpha", "0.4", "--stale-keep-rate", "0.3", *WINDOW],

@@ -54,7 +54,7 @@ def test_any_number_of_resident_rows(segregated, tmp_path, optimizer):
 
 
 @pytest.mark.parametrize("overlap", ["true", "false"])
-@pytest.mark.parametrize("policy", ["stale", "gradient", "loss", "uniform", "cold"])
+@pytest.mark.parametrize("policy", ["stale", "uniform", "cold"])
 def test_slipstream_with_any_number_of_resident_rows(segregated, tmp_path, overlap, policy):
     """Also the snapshots, which then lie in two memories, and so the dropped set.
 
