@@ -19,6 +19,7 @@ exec "$PYTHON" dlrm_s_pytorch.py \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
   --learning-rate "$LEARNING_RATE" \
+  --lr-decay-share 0.3 \
   --optimizer "${OPTIMIZER:-sgd}" \
   --nepochs 1 \
   "$@"

@@ -21,6 +21,7 @@ exec "$PYTHON" fae_train.py \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
   --learning-rate "$LEARNING_RATE" \
+  --lr-decay-share 0.3 \
   --optimizer "${OPTIMIZER:-sgd}" \
   --nepochs 1 \
   "$@"

@@ -343,9 +343,19 @@ def policies(args: argparse.Namespace, axes: Any) -> Rows:
         markersize=14,
         label="the first method stopped after as many inputs",
     )
-    names = [f"{row['method']} {row['setting']}, {row['samples'] / 1e3:,.0f} k" for row in found]
+    names = [
+        f"{row['method']} {row['setting']}".rstrip() + f", {row['samples'] / 1e3:,.0f} k"
+        for row in found
+    ]
     axes.set_yticks(places, names)
     axes.axvline(0, color="#999999", linewidth=0.8)
+    # Linear to ten thousandths: a policy that ruins the model must not hide the others.
+    axes.set_xscale("symlog", linthresh=10, linscale=4)
+    right = 0.5 + max(1e3 * (row["difference"] + row["interval"]) for row in found)
+    ticks = (-100, *range(-10, 11, 2), 100)
+    left = axes.get_xlim()[0]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlim(left, right if np.isfinite(right) else None)  # one seed has no interval
     axes.set(xlabel="difference of test AUC, thousandths")
     return found
 

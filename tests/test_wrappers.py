@@ -90,6 +90,23 @@ def test_run_scripts_flags(checkout, tmp_path, script):
         assert last.arch_mlp_bot == [13, 512, 256, 64, 16] and last.arch_mlp_top == [512, 256, 1]
 
 
+def test_slipstream_as_in_the_paper(checkout, tmp_path):
+    """`--paper` takes the place of our choice of inputs, and of that alone."""
+    parsed = []
+    for flags in ([], ["--paper"]):
+        (tmp_path / "log").unlink(missing_ok=True)
+        calls = recorded(checkout, tmp_path, "run_slipstream.sh", "--seed", "7", *flags)
+        parsed.append(vars(check_calls(calls, WRAPPERS["run_slipstream.sh"])["slipstream_train"]))
+    ours, paper = parsed
+    assert (ours["drop_policy"], ours["drop_negatives_only"]) == ("random", True)
+    assert (paper["drop_policy"], paper["alpha"], paper["stale_keep_rate"]) == ("stale", 1, 0)
+    differing = {name for name in ours if ours[name] != paper[name]}
+    assert differing == {
+        *("drop_policy", "drop_percentage", "drop_negatives_only", "stale_keep_rate", "alpha"),
+        *("snapshot_start", "count_untouched_as_stale"),
+    }
+
+
 def test_without_data_a_synthetic_log_is_made_and_said_to_be(checkout, tmp_path):
     calls = recorded(checkout, tmp_path, "run_slipstream.sh")
     assert calls[0][0] == "bench/synthetic_log.py"
