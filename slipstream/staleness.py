@@ -34,8 +34,6 @@ from slipstream.batching import EpochPlan
 RANDOM_POLICIES = ("random", "uniform", "cold")
 POLICIES = ("stale", *RANDOM_POLICIES, "none")
 CHUNK = 1 << 16  # inputs, or rows, handled at once
-COUNT_BASE = 256  # two counts of rows share a 16-bit number
-BRACKET_SAMPLE = 10_000  # inputs from which a range of T is guessed before it is found exactly
 
 
 class HotInputs(Protocol):
@@ -77,50 +75,25 @@ def num_stale_rows_needed(alpha: float, num_features: int) -> int:
     return max(1, math.ceil(round(alpha * num_features, 9)))
 
 
-def critical_thresholds(
-    change: Tensor,
-    hot: HotInputs,
-    inputs: np.ndarray,
-    k: int,
-    low: float = -math.inf,
-    high: float = math.inf,
-) -> np.ndarray:
+def critical_thresholds(change: Tensor, hot: HotInputs, inputs: np.ndarray, k: int) -> np.ndarray:
     """The k-th smallest change among each input's rows: float32 (len(inputs),).
 
-    `change` (num_hot,) is indexed by slot. An input is stale at T iff its value is below T. With
-    `low` and `high` values below `low` may be -inf and those from `high` on inf, which is enough
-    for a T between them, and takes a fraction of the time: rows are counted, not ordered.
+    `change` (num_hot,) is indexed by slot. An input is stale at T iff its value is below T.
     """
     critical = np.empty(len(inputs), np.float32)
     for start in range(0, len(inputs), CHUNK):
         part = slice(start, start + CHUNK)
-        slots = hot.slots_of(inputs[part])
-        if change.device.type != "cpu":
-            # CUDA's kthvalue is no deterministic operation.
-            critical[part] = change[slots.to(change.device)].sort(1).values[:, k - 1].cpu().numpy()
-        elif math.isinf(low) or slots.shape[1] >= COUNT_BASE // 2:
-            critical[part] = _kth_smallest(change.numpy(), slots.numpy(), k)
-        else:
-            critical[part] = _kth_smallest_between(change.numpy(), slots.numpy(), k, low, high)
+        critical[part] = _kth_smallest(change, hot.slots_of(inputs[part]), k)
     return critical
 
 
-# numpy, on one core: several times faster than torch's kthvalue, and a thread that competes for the
-# other core would hold up each of torch's small operations.
-def _kth_smallest(change: np.ndarray, slots: np.ndarray, k: int) -> np.ndarray:
-    changes = change.take(slots)
+def _kth_smallest(change: Tensor, slots: Tensor, k: int) -> np.ndarray:
+    if change.device.type != "cpu":  # CUDA's kthvalue is no deterministic operation
+        return change[slots.to(change.device)].sort(1).values[:, k - 1].cpu().numpy()
+    # numpy, on one core: several times faster than torch's kthvalue, and a process that takes the
+    # other core would hold up each of torch's small operations.
+    changes = change.numpy().take(slots.numpy())
     return changes.max(1) if k == slots.shape[1] else np.partition(changes, k - 1, 1)[:, k - 1]
-
-
-def _kth_smallest_between(
-    change: np.ndarray, slots: np.ndarray, k: int, low: float, high: float
-) -> np.ndarray:
-    is_below = (change < low) + np.int16(COUNT_BASE) * (change < high)
-    counts = is_below.take(slots).sum(1, dtype=np.int16)
-    found = np.where(counts % COUNT_BASE >= k, np.float32(-math.inf), np.float32(math.inf))
-    between = np.flatnonzero((counts % COUNT_BASE < k) & (counts // COUNT_BASE >= k))
-    found[between] = _kth_smallest(change, slots[between], k)
-    return found
 
 
 @dataclass(frozen=True)
@@ -147,29 +120,6 @@ def threshold_for_drop(critical: np.ndarray, drop_fraction: float) -> Threshold:
     below = int(np.count_nonzero(critical < value))
     ties = int(np.count_nonzero(critical == value))
     return Threshold(float(value), (target - below) / ties)
-
-
-def exact_threshold(
-    scores_of: Callable[..., np.ndarray], inputs: np.ndarray, drop_fraction: float
-) -> tuple[Threshold, np.ndarray]:
-    """`threshold_for_drop` of all inputs, and their critical thresholds as far as it needs them.
-
-    `scores_of(inputs, low, high)` is `critical_thresholds`. A sample says between which values T
-    lies but for one time in 10,000, when all are ordered after all; the result is the same.
-    """
-    target, num_sampled = round(drop_fraction * len(inputs)), BRACKET_SAMPLE
-    if target and len(inputs) > 4 * num_sampled:
-        sample = np.sort(scores_of(inputs[:: len(inputs) // num_sampled]))
-        place = drop_fraction * len(sample)
-        margin = 4 * math.sqrt(place * (1 - drop_fraction)) + 1
-        first, last = math.floor(place - margin), math.ceil(place + margin)
-        if 0 <= first and last < len(sample) and math.isfinite(sample[first]):
-            low, high = float(sample[first]), float(sample[last])
-            scores = scores_of(inputs, low, high)
-            if np.count_nonzero(scores < low) < target <= np.count_nonzero(scores < high):
-                return threshold_for_drop(scores, drop_fraction), scores
-    scores = scores_of(inputs) if len(inputs) else np.empty(0, np.float32)
-    return threshold_for_drop(scores, drop_fraction), scores
 
 
 def stale_mask(critical: np.ndarray, threshold: Threshold, rng: np.random.Generator) -> np.ndarray:
@@ -364,9 +314,9 @@ class DropRule:
             of = [candidates] if settings.negatives_only else groups
             self._targets = [round(settings.drop_fraction * len(group)) for group in of]
 
-        def scores_of(inputs: np.ndarray, *between: float) -> np.ndarray:
+        def scores_of(inputs: np.ndarray) -> np.ndarray:
             k = num_stale_rows_needed(settings.alpha, hot.slots_of(inputs[:1]).shape[1])
-            return critical_thresholds(change, hot, inputs, k, *between)
+            return critical_thresholds(change, hot, inputs, k)
 
         stale = np.zeros(len(candidates), bool)
         thresholds = []
@@ -440,21 +390,21 @@ class DropRule:
 
     def _find_threshold(
         self,
-        scores_of: Callable[..., np.ndarray],
+        scores_of: Callable[[np.ndarray], np.ndarray],
         inputs: np.ndarray,
         drop_fraction: float,
         rng: np.random.Generator,
     ) -> tuple[Threshold, np.ndarray | None]:
-        """T; where it was found from all `inputs`, their scores as far as it needs them."""
+        """T, and the scores of all `inputs` where finding it took them all."""
         settings = self.settings
         if settings.threshold is not None:
             return Threshold(settings.threshold), None
         if settings.sample_rate >= 1:
-            return exact_threshold(scores_of, inputs, drop_fraction)
+            scores = scores_of(inputs)
+            return threshold_for_drop(scores, drop_fraction), scores
         size = min(len(inputs), max(1, round(settings.sample_rate * len(inputs))))
         sample = rng.choice(inputs, size, replace=False)
-        scores = scores_of(sample) if len(sample) else np.empty(0, np.float32)
-        return threshold_for_drop(scores, drop_fraction), None
+        return threshold_for_drop(scores_of(sample), drop_fraction), None
 
     def _keep_some(
         self, chosen: np.ndarray, groups: list[np.ndarray], rng: np.random.Generator

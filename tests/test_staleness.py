@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipstream import staleness
 from slipstream.batching import EpochPlan
 from slipstream.embedding import EmbeddingTable
 from slipstream.staleness import (
@@ -295,40 +294,6 @@ def test_untouched_rows_are_not_stale_unless_asked():
             rule.touch(torch.from_numpy(slots[batch.inputs]))
             weight[1] += 1
         assert records[0]["dropped"] == expected
-
-
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.77, 1.0])
-def test_a_guessed_range_gives_the_same_threshold(fraction, ties, monkeypatch):
-    """And the same stale inputs, also where the guess is wrong, at an edge, or infinite."""
-    rng = np.random.default_rng(2)
-    change = torch.from_numpy(rng.random(300).astype(np.float32))
-    change = (change * 8).floor() if ties else change
-    change[rng.random(300) < 0.1] = math.inf
-    hot, inputs = Hot(rng.integers(0, 300, (5000, NUM_FEATURES))), rng.permutation(5000)
-
-    def found(num_sampled, k):
-        calls = []
-
-        def scores_of(chosen, *between):
-            calls.append(between)
-            return critical_thresholds(change, hot, chosen, k, *between)
-
-        monkeypatch.setattr(staleness, "BRACKET_SAMPLE", num_sampled)
-        threshold, scores = staleness.exact_threshold(scores_of, inputs, fraction)
-        return threshold, stale_mask(scores, threshold, np.random.default_rng(3)), calls
-
-    for k in (1, 4, NUM_FEATURES):
-        expected, mask, calls = found(5000, k)
-        assert calls == [()]
-        critical = critical_thresholds(change, hot, inputs, k)
-        assert mask.sum() == min(round(fraction * 5000), np.isfinite(critical).sum())
-        assert (critical == np.sort(change.numpy()[hot.slots[inputs]], axis=1)[:, k - 1]).all()
-        for num_sampled in (3, 50, 1000):
-            threshold, same, calls = found(num_sampled, k)
-            assert threshold == expected and (same == mask).all()
-            if fraction == 0.3 and num_sampled == 1000 and not ties:
-                assert [len(between) for between in calls] == [0, 2]
 
 
 @pytest.mark.parametrize("sample_rate", [0.05, 0.3, 1.0])
