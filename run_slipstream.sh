@@ -6,7 +6,7 @@
 #   RAW_DATA=path/to/train.txt ./run_slipstream.sh --drop-percentage 20
 #   RAW_DATA=path/to/train.txt ./run_slipstream.sh --paper
 #
-# Synthetic log (1 M rows), 2 cores: 9 s of training, 0.9 GB of memory, test AUC 0.772.
+# Synthetic log (1 M rows), 2 cores: 9 s of training, 0.9 GB of memory, test AUC 0.780 with 25 % fewer inputs.
 set -euo pipefail
 RAW_DATA="${RAW_DATA:+$(realpath -m -- "$RAW_DATA")}"
 COLUMNS_FILE="${COLUMNS_FILE:+$(realpath -m -- "$COLUMNS_FILE")}"
