@@ -201,16 +201,21 @@ def tabulate(results: Mapping[tuple[str, str], Sequence[Mapping[str, float]]]) -
     return rows
 
 
+def by_run(rows: Records) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """A table's rows by method and setting, then by metric."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["setting"]), {})[row["metric"]] = row
+    return found
+
+
 def print_table(rows: Records, limit: float | None) -> None:
     """For people: a line a method and setting."""
     print(
         "method              setting   n   AUC     sd      difference        NE      first stopped"
         "    samples  training s  s to target"
     )
-    by_run: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        by_run.setdefault((row["method"], row["setting"]), {})[row["metric"]] = row
-    for (method, setting), metrics in by_run.items():
+    for (method, setting), metrics in by_run(rows).items():
         auc = metrics["auc"]
         verdict = " (tie)" if auc["tie"] and method != rows[0]["method"] else ""
         mean = {name: row["mean"] for name, row in metrics.items()}
@@ -227,15 +232,12 @@ def print_table(rows: Records, limit: float | None) -> None:
 
 def markdown(rows: Records) -> str:
     """The table of a README."""
-    of: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        of.setdefault((row["method"], row["setting"]), {})[row["metric"]] = row
     lines = [
         f"| method | test AUC, mean ± sd of {rows[0]['n']} seeds | difference (95 %) | log loss "
         "| inputs trained | training s |",
         "|---|---|---|---|---|---|",
     ]
-    for (method, name), metrics in of.items():
+    for (method, name), metrics in by_run(rows).items():
         auc = metrics["auc"]
         difference = ""
         if len(lines) > 2:

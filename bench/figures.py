@@ -301,22 +301,21 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
 def speed(args: argparse.Namespace, axes: Any) -> Rows:
     """Training time of a comparison's runs, by what took it; times over the fastest are written."""
     found: Rows = []
+    parts = ("training_s", *compare.OVERHEAD)
     for name, logs in _finished_runs(args).items():
-        parts = {
-            part: float(np.mean([records[-1].get(part, 0.0) for records in logs]))
-            for part in ("training_s", *compare.OVERHEAD)
+        seconds = {
+            part: float(np.mean([records[-1].get(part, 0.0) for records in logs])) for part in parts
         }
         samples = float(np.mean([records[-1]["samples"] for records in logs]))
-        found.append({"run": name, "n": len(logs), "samples": samples, **parts})
-    whole = [sum(row[part] for part in ("training_s", *compare.OVERHEAD)) for row in found]
-    places, left = np.arange(len(found)), np.zeros(len(found))
-    for colour, part in zip(COLOURS, ("training_s", *compare.OVERHEAD), strict=False):
+        found.append({"run": name, "n": len(logs), "samples": samples, **seconds})
+    places, whole = np.arange(len(found)), np.zeros(len(found))
+    for colour, part in zip(COLOURS, parts, strict=False):
         widths = np.array([row[part] for row in found])
         label = part.removesuffix("_s") + (" and staging" if part == "training_s" else "")
-        axes.barh(places, widths, left=left, color=colour, label=label)
-        left += widths
-    for place, seconds in zip(places, whole, strict=True):
-        axes.annotate(f" {seconds / min(whole):.2f}x", (seconds, place), va="center", fontsize=8)
+        axes.barh(places, widths, left=whole, color=colour, label=label)
+        whole = whole + widths
+    for place, end in zip(places, whole, strict=True):
+        axes.annotate(f" {end / whole.min():.2f}x", (end, place), va="center", fontsize=8)
     axes.set_yticks(places, [row["run"] for row in found])
     axes.margins(x=0.15)
     axes.set(xlabel=f"seconds of training, mean of {_seeds(logs)}")
