@@ -1,40 +1,30 @@
-"""Host and device tensors never meet in a step, and no step waits for the device: without a GPU.
+"""The trainer on a simulated GPU (`simulated_device`): the same weights bit for bit as on the CPU.
 
-Under `FakeTensorMode` tensors have a device and no values, `meta` stands for the GPU, and PyTorch's
-own rules refuse an operation on tensors of two devices, or one whose result the host must know.
+So host and device tensors never meet in a step, no stream overtakes what it needs, a captured step
+trains as one that runs, and nothing waits for the device on the way.
 """
 
-from concurrent.futures import Executor, Future
+import itertools
+import re
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from simulated_device import GPU, SimulatedDevice
 
 from dlrm_data_pytorch import ClickInputs, DeviceInputs
 from dlrm_s_pytorch import DLRM_Net, make_optimizer
 from slipstream.embedding import EmbeddingTable
-from slipstream.runlog import Clocks
+from slipstream.runlog import Clocks, RunLog
+from slipstream.staleness import DropRule, DropSettings
 from slipstream.step import TrainStep
 from slipstream.trainer import LearningRate, Trainer, TrainingData
 
-GPU = torch.device("meta")
-NUM_ROWS, NUM_HOT, BATCH_SIZE, NUM_FEATURES, DIM = 200, 40, 8, 5, 4
-
-
-@pytest.fixture(autouse=True)
-def host_values(monkeypatch):
-    """What was cut on the host has values there: numpy finds the rows to stage by them."""
-
-    def real(function):
-        def call(*values):
-            with unset_fake_temporarily():
-                return function(*values)
-
-        return call
-
-    monkeypatch.setattr(ClickInputs, "batch", real(ClickInputs.batch))
-    monkeypatch.setattr(torch.Tensor, "numpy", real(torch.Tensor.numpy))
+CPU = torch.device("cpu")
+NUM_ROWS, NUM_HOT, BATCH_SIZE, NUM_FEATURES, DIM = 120, 40, 8, 5, 4
+NUM_INPUTS = 60  # of each kind: the last batches are smaller
+DROP = DropSettings(drop_fraction=0.5, alpha=0.4, start=0.3, window=0.3, keep_rate=0.5)
 
 
 def inputs(num_inputs, high, seed):
@@ -45,106 +35,209 @@ def inputs(num_inputs, high, seed):
     return ClickInputs(dense, slots, labels, np.array([0, num_inputs]))
 
 
-class Inline(Executor):
-    """Runs a task at once: modes of tensors belong to one thread."""
+def make_trainer(device, num_resident, optimizer_name, overlap, device_data, evaluates):
+    hot, cold = inputs(NUM_INPUTS, NUM_HOT, 1), inputs(NUM_INPUTS, NUM_ROWS, 2)
+    model = moved(DLRM_Net([3, 8, DIM], [8, 1], NUM_FEATURES, seed=1), device)
+    table = EmbeddingTable(
+        torch.rand(NUM_ROWS, DIM, generator=torch.Generator().manual_seed(4)),
+        num_resident,
+        BATCH_SIZE * NUM_FEATURES,
+        device,
+        optimizer_name,
+    )
+    optimizer = make_optimizer(model, optimizer_name)
+    step = TrainStep(model, table, optimizer, BATCH_SIZE)
+    if device == GPU:
+        # What a device of CUDA's type gets.
+        table.lane._stream = torch.cuda.Stream(device)
+        step._use_graph = optimizer_name == "sgd"
+        optimizer.param_groups[0]["fused"] = optimizer_name == "sgd"
+        optimizer._need_device_dtype_check_for_fused = False
+    return Trainer(
+        step=step,
+        learning_rate=LearningRate(0.1, num_warmup_steps=5),
+        data=TrainingData(
+            DeviceInputs(hot, device) if device_data else hot,
+            cold,
+            inputs(30, NUM_ROWS, 5),
+            inputs(30, NUM_ROWS, 6),
+        ),
+        overlap=overlap,
+        hot_rows_resident=num_resident >= NUM_HOT,
+        drop_rule=DropRule(DROP, NUM_HOT, 0, lambda record: None) if evaluates else None,
+        log=mock.create_autospec(RunLog),
+        clocks=Clocks(),
+        test_batch_size=BATCH_SIZE,
+        num_epochs=2 if evaluates else 1,  # in a second one graphs follow single steps
+        schedule="interleaved",
+        randomize="total",
+        seed=0,
+        test_freq=3 if evaluates else 0,
+    )
 
-    def submit(self, task):
-        done = Future()
-        done.set_result(task())
-        return done
 
-
-def moved(model):
-    """What `model.to(GPU)` does, which tensors without values cannot."""
+def moved(model, device):
+    """What `model.to` does, which cannot put another kind of tensor into a parameter."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            module._parameters[name] = torch.nn.Parameter(parameter.detach().to(GPU))
+            module._parameters[name] = torch.nn.Parameter(parameter.detach().to(device))
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(GPU)
+            module._buffers[name] = buffer.to(device)
     return model
 
 
-def train(num_resident, optimizer="sgd", overlap=False, device_data=False, spoil=None):
-    """One epoch of hot and cold batches, the last ones smaller; the trainer."""
-    weight = torch.rand(NUM_ROWS, DIM)
-    hot, cold = inputs(30, NUM_HOT, 1), inputs(30, NUM_ROWS, 2)
-    empty = inputs(0, 1, 3)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = moved(DLRM_Net([3, 8, DIM], [8, 1], NUM_FEATURES, seed=1))
-        table = EmbeddingTable(weight, num_resident, BATCH_SIZE * NUM_FEATURES, GPU, optimizer)
-        if device_data:
-            hot = DeviceInputs(hot, GPU)
-        step = TrainStep(model, table, make_optimizer(model, optimizer), BATCH_SIZE)
-        trainer = Trainer(
-            step=step,
-            learning_rate=LearningRate(0.1),
-            data=TrainingData(hot, cold, empty, empty),
-            overlap=overlap,
-            hot_rows_resident=num_resident >= NUM_HOT,
-            drop_rule=None,
-            log=None,
-            clocks=Clocks(),
-            test_batch_size=BATCH_SIZE,
-            num_epochs=1,
-            schedule="interleaved",
-            randomize="total",
-            seed=0,
-        )
-        if overlap:
-            trainer.loader.close()
-            trainer.loader._worker = trainer.loader._cutter = Inline()
+def outcome(trainer):
+    """All weights, and what was measured on the way."""
+    state = trainer.table.read(slice(None)) | {
+        name: value.detach().cpu() for name, value in trainer.step.model.named_parameters()
+    }
+    state["auc"] = torch.tensor([record["auc"] for record in trainer.progress.evaluations])
+    state["loss"] = torch.tensor(trainer.step.peek_loss_sum())
+    return state
+
+
+def train_on_cpu(optimizer, device_data, evaluates):
+    trainer = make_trainer(CPU, NUM_ROWS, optimizer, False, device_data, evaluates)
+    trainer.run()
+    return outcome(trainer)
+
+
+def train_on_gpu(*arguments, eagerness=0.0, spoil=None):
+    """The outcome, how often training waited for the device, and whether it replayed a graph."""
+    with SimulatedDevice(eagerness) as device:
+        trainer = make_trainer(GPU, *arguments)
         if spoil is not None:
             spoil(trainer)
-        try:
-            trainer._run_epoch()
-            trainer.loader.settle()
-        finally:
-            trainer.loader.close()
-    return trainer
+        run, num_waits = trainer._run_until_due, []
+
+        def counted(plan, bar):
+            before = device.num_waits
+            more = run(plan, bar)
+            num_waits.append(device.num_waits - before)
+            return more
+
+        trainer._run_until_due = counted
+        trainer.run()
+        return outcome(trainer), sum(num_waits), trainer.step._graph is not None
+
+
+def differing(got, expected):
+    assert got.keys() == expected.keys()
+    return [name for name, value in got.items() if not torch.equal(value, expected[name])]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+@pytest.mark.parametrize("device_data", [False, True])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_training_on_a_gpu_gives_the_same_bits(overlap, device_data, optimizer):
+    expected = train_on_cpu(optimizer, device_data, False)
+    # Only inputs whose rows are resident lie on the device.
+    budgets = (NUM_HOT, NUM_ROWS) if device_data else (0, NUM_HOT, NUM_ROWS)
+    for num_resident, eagerness in itertools.product(budgets, (0.0, 0.7)):
+        got, num_waits, is_graph = train_on_gpu(
+            num_resident, optimizer, overlap, device_data, False, eagerness=eagerness
+        )
+        assert differing(got, expected) == []
+        assert is_graph == (optimizer == "sgd")
+        # Without overlap the rows of a cold batch are waited for on their way home.
+        assert num_waits == 0 or (not overlap and num_resident < NUM_ROWS)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("device_data", [False, True])
-@pytest.mark.parametrize("num_resident", [0, NUM_HOT, NUM_ROWS])
-def test_a_step_never_mixes_devices_nor_waits(num_resident, device_data, overlap, optimizer):
-    if device_data and num_resident == 0:
-        return  # only inputs whose rows are resident lie on the device
-    trainer = train(num_resident, optimizer, overlap, device_data)
-    assert trainer.progress.samples == 60
-    for parameter in trainer.step.model.parameters():
-        assert parameter.device == GPU
-    assert trainer.table._device_arrays[0].device == GPU
+def test_dropping_and_evaluating_on_a_gpu_gives_the_same_bits(overlap, optimizer):
+    """Snapshots, weights of kept inputs, and evaluations between two cold batches."""
+    got, _, _ = train_on_gpu(NUM_HOT, optimizer, overlap, True, True, eagerness=0.7)
+    assert differing(got, train_on_cpu(optimizer, True, True)) == []
 
 
-def on_host(trainer):
-    """The labels stay where they were cut."""
-    step = trainer.step
-
-    def spoiled(dense, staged, labels, weights, rate):
-        TrainStep.__call__(step, dense, staged, torch.ones(len(labels)), weights, rate)
-
-    trainer.step = type("Spoiled", (), {"__call__": lambda self, *a: spoiled(*a)})()
-    trainer.step.batch_size = BATCH_SIZE
+def lane_runs_ahead_of_the_device(trainer):
+    copies = trainer.table.lane.copies
+    trainer.table.lane.copies = lambda after: copies(None)
 
 
-def host_index(trainer):
-    """The index is not brought to the device."""
+def device_runs_ahead_of_the_lane(trainer):
+    trainer.table.lane.hold = lambda mark: None
+
+
+def host_runs_ahead_of_the_lane(trainer):
+    lane, mark = trainer.table.lane, trainer.table.lane.mark
+
+    def passed():
+        event = mark()
+        event.synchronize = lambda: None
+        return event
+
+    lane.mark = passed
+
+
+def rows_of_two_batches_are_not_handed_on(trainer):
+    trainer.table._shared = lambda before, host_rows, area: None
+
+
+def one_staging_area(trainer):
+    stage = trainer.table.stage
+    trainer.table.stage = lambda slots, area=0, *rest, **named: stage(
+        slots, area // 2 * 2, *rest, **named
+    )
+
+
+def labels_on_the_host(trainer):
+    call = trainer.step._run
+    trainer.step._run = lambda dense, staged, labels, weights, rate: call(
+        dense, staged, torch.ones(len(labels)), weights, rate
+    )
+
+
+def index_on_the_host(trainer):
     trainer.table.enter = lambda staged: staged
 
 
-def waiting(trainer):
-    """Each step reads its loss."""
+def steps_read_their_loss(trainer):
     run = trainer.step._run
 
-    def spoiled(*values):
+    def reading(*values):
         run(*values)
-        trainer.step.take_loss_sum()
+        trainer.step.peek_loss_sum()
 
-    trainer.step._run = spoiled
+    trainer.step._run = reading
 
 
-@pytest.mark.parametrize("spoil", [on_host, host_index, waiting])
+def graph_loses(name):
+    """Replays read what was there when the graph was captured."""
+
+    def spoil(trainer):
+        capture = trainer.step._capture
+
+        def losing(*values):
+            graph = capture(*values)
+            setattr(graph, name, getattr(graph, name).clone())
+            return graph
+
+        trainer.step._capture = losing
+
+    return spoil
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graph")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lane_runs_ahead_of_the_device,
+        device_runs_ahead_of_the_lane,
+        host_runs_ahead_of_the_lane,
+        rows_of_two_batches_are_not_handed_on,
+        one_staging_area,
+        labels_on_the_host,
+        index_on_the_host,
+        steps_read_their_loss,
+        *map(graph_loses, ("dense", "index", "labels", "weights", "learning_rate")),
+    ],
+)
 def test_mistakes_are_caught(spoil):
-    with pytest.raises(Exception, match=r"two devices|_local_scalar_dense|same device|DataDep"):
-        train(NUM_HOT, spoil=spoil)
+    try:
+        got, _, is_graph = train_on_gpu(NUM_HOT, "sgd", True, False, True, spoil=spoil)
+    except (RuntimeError, ValueError) as error:
+        assert re.search("tensors on two devices|not finite|is nan", str(error))  # noqa: PT017
+    else:
+        assert differing(got, train_on_cpu("sgd", False, True)) or not is_graph
