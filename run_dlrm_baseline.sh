@@ -7,10 +7,7 @@
 # Synthetic log (1 M rows), 2 cores: 10 s of training, 0.9 GB of memory, test AUC 0.789.
 # Criteo Kaggle, 1 epoch: AUC about 0.80 with Meta's script and mini-batch 128.
 set -euo pipefail
-RAW_DATA="${RAW_DATA:+$(realpath -m -- "$RAW_DATA")}"
-COLUMNS_FILE="${COLUMNS_FILE:+$(realpath -m -- "$COLUMNS_FILE")}"
-cd "$(dirname "$0")"
-source bench/prepare.sh
+source "$(dirname "$0")/bench/prepare.sh"
 
 exec "$PYTHON" dlrm_s_pytorch.py \
   --processed-data-file "$PROCESSED_DATA" \

@@ -6,10 +6,7 @@
 #
 # Criteo Kaggle (45.8 M rows, 2.2 GB of embedding rows at dim 16): minutes, about 2 GB of memory.
 set -euo pipefail
-RAW_DATA="${RAW_DATA:+$(realpath -m -- "$RAW_DATA")}"
-COLUMNS_FILE="${COLUMNS_FILE:+$(realpath -m -- "$COLUMNS_FILE")}"
-cd "$(dirname "$0")"
-source bench/prepare.sh
+source "$(dirname "$0")/bench/prepare.sh"
 
 # The paper profiles 5 % of the inputs; here all are counted, which takes seconds.
 exec "$PYTHON" input_segregation.py \

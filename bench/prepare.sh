@@ -8,8 +8,17 @@
 # and reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of
 # preprocessing, as 2G), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
-# row), OPTIMIZER (sgd, rwsadagrad), LEARNING_RATE. Relative paths but RAW_DATA's and COLUMNS_FILE's are
-# below the repository.
+# row), OPTIMIZER (sgd, rwsadagrad), LEARNING_RATE. Relative paths in these variables start where the
+# script was called; those of SYNTHETIC_DIR and of flags at the repository, which it goes to.
+
+if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
+  for name in RAW_DATA COLUMNS_FILE PROCESSED_DATA HOT_COLD; do
+    if [ -n "${!name:-}" ]; then declare "$name=$(realpath -m -- "${!name}")"; fi
+  done
+  # Links stay: a virtual environment's interpreter is one. A bare name is looked up.
+  if [[ "${PYTHON:-}" == */* ]]; then PYTHON="$(realpath -ms -- "$PYTHON")"; fi
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 DATA_SET="${DATA_SET:-kaggle}"
 SYNTHETIC_ROWS="${SYNTHETIC_ROWS:-1000000}"

@@ -46,11 +46,11 @@ def checkout(tmp_path):
     return shutil.copytree(REPOSITORY, tmp_path / "checkout", ignore=ignore)
 
 
-def run(checkout, script, *flags, **environment):
+def run(checkout, script, *flags, cwd=None, **environment):
     variables = {k: v for k, v in os.environ.items() if not k.startswith("SLIPSTREAM_")}
     return subprocess.run(
         [str(checkout / script), *map(str, flags)],
-        cwd=checkout,
+        cwd=cwd or checkout,
         env={**variables, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
@@ -58,7 +58,7 @@ def run(checkout, script, *flags, **environment):
     )
 
 
-def recorded(checkout, tmp_path, script, *flags, **environment):
+def recorded(checkout, tmp_path, script, *flags, cwd=None, **environment):
     """Run a wrapper with a Python that only notes its arguments."""
     fake, log = tmp_path / "python", tmp_path / "log"
     fake.write_text(RECORDER.format(python=sys.executable.split("/")[-1], log=str(log)))
@@ -66,7 +66,8 @@ def recorded(checkout, tmp_path, script, *flags, **environment):
         fake.read_text().replace("/usr/bin/env " + sys.executable.split("/")[-1], sys.executable)
     )
     fake.chmod(0o755)
-    done = run(checkout, script, *flags, PYTHON=str(fake), **environment)
+    python = os.path.relpath(fake, cwd or checkout)
+    done = run(checkout, script, *flags, cwd=cwd, **{"PYTHON": python, **environment})
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
 
@@ -197,10 +198,15 @@ def test_a_missing_log_is_an_error_never_random_data(checkout):
 
 
 def test_a_processed_file_without_a_raw_log_is_used_as_it_is(checkout, tmp_path):
-    mine = str(tmp_path / "mine.npz")
-    calls = recorded(checkout, tmp_path, "run_slipstream.sh", PROCESSED_DATA=mine, EMB_DIM="32")
+    """And paths start where the script is called."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    given = {"PROCESSED_DATA": "../mine.npz", "HOT_COLD": "rows", "EMB_DIM": "32"}
+    calls = recorded(checkout, tmp_path, "run_slipstream.sh", cwd=elsewhere, **given)
     parsed = check_calls(calls, ["input_segregation", "slipstream_train"])
-    assert all(args.processed_data_file == mine for args in parsed.values())
+    for args in parsed.values():
+        assert args.processed_data_file == str(tmp_path / "mine.npz")
+        assert args.segregated_data_dir == str(elsewhere / "rows")
     assert parsed["slipstream_train"].arch_mlp_bot[-1] == 32
 
 
