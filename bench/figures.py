@@ -299,7 +299,10 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
 
 
 def speed(args: argparse.Namespace, axes: Any) -> Rows:
-    """Training time of a comparison's runs, by what took it; times over the fastest are written."""
+    """Training time of a comparison's runs, by what took it; the speed over the slowest is written.
+
+    Whiskers: standard deviation over seeds.
+    """
     found: Rows = []
     parts = ("training_s", *compare.OVERHEAD)
     for name, logs in _finished_runs(args).items():
@@ -307,17 +310,21 @@ def speed(args: argparse.Namespace, axes: Any) -> Rows:
             part: float(np.mean([records[-1].get(part, 0.0) for records in logs])) for part in parts
         }
         samples = float(np.mean([records[-1]["samples"] for records in logs]))
-        found.append({"run": name, "n": len(logs), "samples": samples, **seconds})
+        whole_s = [sum(records[-1].get(part, 0.0) for part in parts) for records in logs]
+        sd = float(np.std(whole_s, ddof=1)) if len(logs) > 1 else 0.0
+        found.append({"run": name, "n": len(logs), "samples": samples, **seconds, "sd": sd})
     places, whole = np.arange(len(found)), np.zeros(len(found))
     for colour, part in zip(COLOURS, parts, strict=False):
         widths = np.array([row[part] for row in found])
         label = part.removesuffix("_s") + (" and staging" if part == "training_s" else "")
         axes.barh(places, widths, left=whole, color=colour, label=label)
         whole = whole + widths
-    for place, end in zip(places, whole, strict=True):
-        axes.annotate(f" {end / whole.min():.2f}x", (end, place), va="center", fontsize=8)
+    spread = np.array([row["sd"] for row in found])
+    axes.errorbar(whole, places, xerr=spread, fmt="none", ecolor="black", capsize=3)
+    for place, end, right in zip(places, whole, whole + spread, strict=True):
+        axes.annotate(f"  {whole.max() / end:.2f}x", (right, place), va="center", fontsize=8)
     axes.set_yticks(places, [row["run"] for row in found])
-    axes.margins(x=0.15)
+    axes.set_xlim(0, 1.12 * (whole + spread).max())
     axes.set(xlabel=f"seconds of training, mean of {_seeds(logs)}")
     return found
 
