@@ -15,6 +15,7 @@ DEVICE="${DEVICE:-cuda}"
 read -ra methods <<<"${METHODS:-plain+hybrid plain+gpu baseline baseline+resident fae+hot fae \
   slipstream fae+budget=16777216 slipstream+budget=16777216 fae+eager fae+bf16 slipstream+bf16}"
 status=0
+export SLIPSTREAM_TRACEBACK=1 # of whatever fails; the rest goes on
 
 echo "== tests marked gpu"
 if "$PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
@@ -32,6 +33,6 @@ echo "== the GPU against the CPU"
 echo "== throughput, Kaggle's model and table sizes, mini-batch 2048"
 "$PYTHON" -m bench.throughput --model kaggle --published-sizes true --rows "$ROWS" \
   --work-dir "$WORK_DIR" --output-dir "$results" --device "$DEVICE" \
-  --mini-batch-size 2048 --hot-emb-gpu-mem 268435456 --block-samples 131072 --num-workers 4 \
+  --mini-batch-size 2048 --hot-emb-gpu-mem 268435456 --block-samples 131072 --epochs 3 \
   --methods "${methods[@]}" || status=$?
 exit "$status"

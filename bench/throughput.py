@@ -2,8 +2,9 @@
 
 Each method runs in a process of its own with its own settings, and they train in turn, a block of
 mini-batches each, so that the machine's drift meets all alike. The engines run their real training
-loop, once over the log; plain PyTorch (`bench.plain_dlrm`) its usual one. The result is a table and
-a JSON file with the hardware in its name.
+loop, `--epochs` times over the log, in whole blocks; plain PyTorch (`bench.plain_dlrm`) its usual
+one. The result is a table and a JSON file with the hardware in its name. A method that fails is
+left out, and named at the end.
 
     python -m bench.throughput --model kaggle --mini-batch-size 128 512 2048 16384
 
@@ -26,6 +27,7 @@ import json
 import multiprocessing
 import re
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -109,13 +111,16 @@ def answer(connection: Connection, method: str) -> dict[str, Any]:
 
 
 def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
-    """All methods at one mini-batch size, block by block in turn."""
+    """All methods at one mini-batch size, block by block in turn.
+
+    A method that fails is left out from there on, with its error under `failed`.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=measure_floor, args=(theirs, job))
     process.start()
     theirs.close()
-    results: dict[str, Any] = {"floor": answer(ours, "matrix products")}
+    results: dict[str, Any] = {"floor": answer(ours, "matrix products"), "failed": {}}
     process.join()
     connections, processes = {}, []
     for method in methods:
@@ -123,20 +128,29 @@ def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
         processes.append(context.Process(target=work, args=(theirs, method, job)))
         processes[-1].start()
         theirs.close()
+
+    def each(get: Callable[[Connection, str], Any], among: list[str]) -> dict[str, Any]:
+        found = {}
+        for method in among:
+            try:
+                found[method] = get(connections[method], method)
+            except ValueError as error:
+                print(error, file=sys.stderr)
+                results["failed"][method] = str(error)
+        return found
+
     try:
-        for method in methods:  # nobody measures while another still starts
-            answer(connections[method], method)
-        alone = {method: ask(connection, method) for method, connection in connections.items()}
-        blocks: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-        running = list(methods)
+        ready = each(answer, methods)  # nobody measures while another still starts
+        alone = each(ask, list(ready))
+        blocks: dict[str, list[dict[str, Any]]] = {method: [] for method in alone}
+        running = list(alone)
         while running:
-            for method in list(running):
-                block = ask(connections[method], method)
+            latest = each(ask, running)
+            for method, block in latest.items():
                 blocks[method].append(block)
-                if block["done"]:
-                    running.remove(method)
-        for method in methods:
-            peaks = ask(connections[method], method)
+            running = [method for method, block in latest.items() if not block["done"]]
+        finished = [method for method in alone if method not in results["failed"]]
+        for method, peaks in each(ask, finished).items():
             results[method] = {**alone[method], **_totals(blocks[method]), **peaks}
     finally:
         for process in processes:
@@ -157,7 +171,8 @@ def _totals(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_table(batch_size: int, results: dict[str, Any], methods: list[str]) -> None:
-    """One line a method; ratios are to the first."""
+    """One line a method; ratios are to the first that ran."""
+    methods = [method for method in methods if method in results]
     print(f"\nmini-batch {batch_size}: thousand samples/s")
     print(
         f"{'method':<28}{'blocks':>7}{'p10':>8}{'p50':>8}{'p90':>8}{'consumed':>10}{'ratio':>7}{'loader':>9}"
@@ -242,6 +257,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of our trainers"
     )
     parser.add_argument(
+        "--epochs", type=cli.positive_int, default=1, help="how often the log is consumed"
+    )
+    parser.add_argument(
         "--num-threads", type=cli.nonnegative_int, default=0, help="CPU threads; 0: PyTorch's"
     )
     parser.add_argument(
@@ -311,6 +329,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "batch_size": batch_size,
             "num_features": len(log.table_sizes),
             "block_steps": max(min(args.block_samples, num_train // NUM_BLOCKS) // batch_size, 1),
+            "num_epochs": args.epochs,
             "device": device.type,
             "num_threads": args.num_threads,
             "num_workers": args.num_workers,
@@ -329,6 +348,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             path = path / f"throughput_{args.model}{tables}_{hardware_name(machine)}.json"
             path.write_text(json.dumps(report, indent=1) + "\n")
             print(f"results: {path}")
+    failed = [name for results in report["sizes"].values() for name in results["failed"]]
+    if failed:
+        raise ValueError(f"these methods failed, see above: {', '.join(dict.fromkeys(failed))}")
     return report
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -50,11 +52,12 @@ OPTIONS = {
 EXCLUSIVE = ({"bf16", "tf32"}, {"hybrid", "gpu"})
 NUM_PHASE_STEPS = 30
 MIN_BATCHES = 20  # more than the workers of a DataLoader have ready
-NUM_PRODUCTS = 5  # in a row, so that launching them is not what is measured
+# In a row, so that launching them is not what is measured.
+NUM_PRODUCTS = {"cpu": 5, "cuda": 200}
 
 
 class Enough(Exception):
-    """A method has consumed the log once."""
+    """A method has consumed as much of the log as there are whole blocks."""
 
 
 def parse_method(text: str) -> tuple[str, set[str], int | None]:
@@ -73,10 +76,15 @@ def parse_method(text: str) -> tuple[str, set[str], int | None]:
 
 
 class Pace:
-    """Takes turns with the other methods; `report` is a training loop's block boundary."""
+    """Takes turns with the other methods; `report` is a training loop's block boundary.
 
-    def __init__(self, connection: Connection, num_inputs: int) -> None:
-        self._connection, self._num_inputs = connection, num_inputs
+    It ends before a block that would not be whole: one that runs into the next epoch.
+    """
+
+    def __init__(self, connection: Connection, num_inputs: int, job: dict[str, Any]) -> None:
+        self._connection = connection
+        self._num_inputs = job["num_epochs"] * num_inputs
+        self._block_inputs = job["block_steps"] * job["batch_size"]
         self._trained = self._consumed = 0
 
     def begin(self) -> None:
@@ -88,7 +96,7 @@ class Pace:
         seconds = time.perf_counter() - self._start
         block = {"trained": trained - self._trained, "consumed": consumed - self._consumed}
         self._trained, self._consumed = trained, consumed
-        done = consumed >= self._num_inputs
+        done = self._num_inputs - consumed < self._block_inputs
         self._connection.send({**block, "seconds": seconds, "done": done})
         if done:
             raise Enough
@@ -140,8 +148,14 @@ def work(connection: Connection, method: str, job: dict[str, Any]) -> None:
         connection.send(
             {"peak_rss_bytes": peak_rss_bytes(), "peak_device_bytes": peak_device_bytes()}
         )
-    except Exception as error:  # whatever it is, the conductor names the method and ends
-        connection.send({"error": f"{type(error).__name__}: {error}"})
+    except Exception as error:  # whatever it is, the conductor names the method and leaves it out
+        _send_error(connection, error)
+
+
+def _send_error(connection: Connection, error: Exception) -> None:
+    if os.environ.get(cli.TRACEBACK_VARIABLE):
+        traceback.print_exc()
+    connection.send({"error": f"{type(error).__name__}: {error}"})
 
 
 def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> None:
@@ -185,7 +199,7 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
     alone["step"] = rates(batch_size, repeat_for(job["seconds_alone"], step))
     group["lr"] = job["learning_rate"]
     connection.send(alone)
-    pace, trained, num_steps = Pace(connection, len(train)), 0, 0
+    pace, trained, num_steps = Pace(connection, len(train), job), 0, 0
     pace.begin()
     while True:
         for batch in loader():
@@ -274,7 +288,7 @@ def _build_engine(
     if name == "slipstream":
         drop = DropSettings(drop_fraction=job["drop_percentage"] / 100)
         rule = DropRule(drop, prepared.num_hot, job["seed"], lambda record: None)
-    pace = Pace(connection, prepared.data.num_train)
+    pace = Pace(connection, prepared.data.num_train, job)
 
     def report(progress: Progress) -> None:
         pace.report(progress.samples, progress.samples + progress.dropped)
@@ -393,14 +407,15 @@ def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.devi
     interaction's small products are not in it.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
+    num_products = NUM_PRODUCTS[device.type]
 
     def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
         def products() -> None:
-            for _ in range(NUM_PRODUCTS):
+            for _ in range(num_products):
                 left @ right
             synchronize(device)
 
-        return float(np.median(repeat_for(0.1, products))) / NUM_PRODUCTS
+        return float(np.median(repeat_for(0.1, products))) / num_products
 
     total, num_flops = 0.0, 0
     for sizes in (bot, top):
@@ -423,7 +438,7 @@ def measure_floor(connection: Connection, job: dict[str, Any]) -> None:
     try:
         connection.send(_floors(job))
     except Exception as error:
-        connection.send({"error": f"{type(error).__name__}: {error}"})
+        _send_error(connection, error)
 
 
 def _floors(job: dict[str, Any]) -> dict[str, Any]:
