@@ -167,30 +167,26 @@ def stream_of(
 class DeviceInputs:
     """`ClickInputs` copied to a device: batches are cut there, and no host memory is touched.
 
-    Takes 4 bytes a dense and a sparse feature and 1 a label: 157 bytes an input of Criteo.
+    Takes 4 bytes a dense and a sparse feature and 4 a label: 160 bytes an input of Criteo.
     """
 
     def __init__(self, inputs: ClickInputs, device: torch.device) -> None:
         self.labels, self.day_offsets, self.device = inputs.labels, inputs.day_offsets, device
-        self._dense, self._slots, self._labels = (
-            torch.empty(array.shape, dtype=dtype, device=device)
-            for array, dtype in (
-                (inputs.dense, torch.from_numpy(inputs.dense[:0].copy()).dtype),
-                (inputs.categories, torch.int32),
-                (inputs.labels, torch.int8),
-            )
-        )
+        self._dense = torch.empty(inputs.dense.shape, device=device)
+        self._slots = torch.empty(inputs.categories.shape, dtype=torch.int32, device=device)
+        self._labels = torch.empty(len(inputs), device=device)
         for start in range(0, len(inputs), CHECK_ROWS):
             part = slice(start, start + CHECK_ROWS)
-            self._dense[part] = torch.from_numpy(np.array(inputs.dense[part]))
-            self._slots[part] = inputs.slots_of(part).to(device, torch.int32)
-            self._labels[part] = torch.from_numpy(np.array(inputs.labels[part]))
+            dense, slots, labels = inputs.batch(part)
+            self._dense[part] = dense.to(device)
+            self._slots[part] = slots.to(device, torch.int32)
+            self._labels[part] = labels.to(device)
 
     @staticmethod
     def bytes_needed(inputs: ClickInputs) -> int:
         """Device memory that the inputs would take."""
         num_features = inputs.dense.shape[1] + inputs.categories.shape[1]
-        return len(inputs) * (4 * num_features + 1)
+        return 4 * len(inputs) * (num_features + 1)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -214,7 +210,7 @@ class DeviceInputs:
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
         """As `ClickInputs.batch`, on the device."""
         dense, slots, labels = self._select(inputs, self._dense, self._slots, self._labels)
-        return dense.float().clamp_(min=0).log1p_(), slots.long(), labels.float()
+        return dense, slots.long(), labels
 
 
 def _take(array: np.ndarray, inputs: np.ndarray | slice) -> np.ndarray:

@@ -180,7 +180,7 @@ def run_training(
             log.write("stopped", signal=stop.signal, **progress.shares(), **clocks.seconds())
             log.close()
             _stop_program(stop.signal, progress, checkpoints)
-    summary = _summary(method, progress, clocks, prepared)
+    summary = _summary(method, trainer, prepared)
     log.write("summary", **summary)
     log.close()
     _print_summary(summary)
@@ -463,14 +463,9 @@ def build_trainer(
     )
 
 
-def _summary(
-    method: str,
-    progress: Progress,
-    clocks: Clocks,
-    prepared: PreparedData,
-) -> dict[str, Any]:
+def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str, Any]:
+    progress, seconds = trainer.progress, trainer.clocks.seconds()
     final = progress.evaluations[-1]
-    seconds = clocks.seconds()
     return {
         "method": method,
         **progress.shares(),
@@ -488,6 +483,7 @@ def _summary(
         "samples_per_s": progress.samples / max(seconds["training_s"], 1e-9),
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_device_bytes": peak_device_bytes(),
+        "cuda_graph": trainer.step.has_graph,
         "num_train": prepared.data.num_train,
     }
 

@@ -72,7 +72,10 @@ class CopyLane:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # PyTorch gives streams out again after 32 of a priority. Those that graphs are captured on
+        # have none, so this one never gets its copies into a graph.
+        is_cuda = device.type == "cuda"
+        self._stream: Any = torch.cuda.Stream(device, priority=-1) if is_cuda else None
 
     def mark(self) -> Any:
         """The end of the work given so far to the calling thread's current stream."""

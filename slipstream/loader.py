@@ -119,7 +119,7 @@ class Loader:
             hot: (plan.num_replaced(hot), plan.num_taken(hot)) for hot in (False, True)
         }
         for hot in (False, True):
-            self._cut_ahead(hot, None)
+            self._cut_ahead(hot)
 
     def next(self) -> Batch | None:
         """The next batch, current from now on; None at the end of the epoch."""
@@ -141,7 +141,7 @@ class Loader:
         staged = self.table.enter(staged)
         if staged.host_rows is not None:
             self._current = staged
-        self._cut_ahead(planned.hot, self.table.lane.mark())
+        self._cut_ahead(planned.hot)
         weights = cut.weights
         return Batch(
             planned,
@@ -205,7 +205,7 @@ class Loader:
                 return cut
         return self._cut(planned, None)
 
-    def _cut_ahead(self, hot: bool, after: Any) -> None:
+    def _cut_ahead(self, hot: bool) -> None:
         """Let the host thread prepare the next batch of a kind."""
         assert self._plan is not None
         if self._cutter is None or self._inputs[hot].device.type != "cpu":
@@ -217,7 +217,7 @@ class Loader:
             self._ahead[hot] = self._cutter.submit(lambda: self._cut(planned, None))
             return
         self._num_staged += 1
-        area, before = self._num_staged % 2, self._current
+        area, before, after = self._num_staged % 2, self._current, self.table.lane.mark()
 
         def stage(slots: Tensor) -> StagedBatch:
             return self.table.stage(slots, area, before, after)

@@ -175,7 +175,7 @@ def tune_process(
     if device.type == "cuda":
         # What determinism needs is read once, when cuBLAS starts: so for every run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(deterministic)
+    torch.use_deterministic_algorithms(deterministic and device.type == "cuda")
     chosen = {"precision": precision, "deterministic": deterministic}
     chosen |= tune_cpu(num_threads, products=device.type == "cpu")
     with contextlib.suppress(OSError):

@@ -80,20 +80,24 @@ def critical_thresholds(change: Tensor, hot: HotInputs, inputs: np.ndarray, k: i
 
     `change` (num_hot,) is indexed by slot. An input is stale at T iff its value is below T.
     """
-    critical = np.empty(len(inputs), np.float32)
+    critical = torch.empty(len(inputs), device=change.device)
     for start in range(0, len(inputs), CHUNK):
         part = slice(start, start + CHUNK)
         critical[part] = _kth_smallest(change, hot.slots_of(inputs[part]), k)
-    return critical
+    return critical.cpu().numpy()
 
 
-def _kth_smallest(change: Tensor, slots: Tensor, k: int) -> np.ndarray:
-    if change.device.type != "cpu":  # CUDA's kthvalue is no deterministic operation
-        return change[slots.to(change.device)].sort(1).values[:, k - 1].cpu().numpy()
+def _kth_smallest(change: Tensor, slots: Tensor, k: int) -> Tensor:
+    if change.device.type != "cpu":
+        changes = change[slots.to(change.device)]
+        # CUDA's kthvalue is no deterministic operation.
+        return changes.amax(1) if k == slots.shape[1] else changes.sort(1).values[:, k - 1]
     # numpy, on one core: several times faster than torch's kthvalue, and a process that takes the
     # other core would hold up each of torch's small operations.
-    changes = change.numpy().take(slots.numpy())
-    return changes.max(1) if k == slots.shape[1] else np.partition(changes, k - 1, 1)[:, k - 1]
+    taken = change.numpy().take(slots.numpy())
+    return torch.from_numpy(
+        taken.max(1) if k == slots.shape[1] else np.partition(taken, k - 1, 1)[:, k - 1]
+    )
 
 
 @dataclass(frozen=True)

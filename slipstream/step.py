@@ -19,6 +19,7 @@ A = 3.9 k: 3.8 MB, and 64 MB at B = 2048.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -96,6 +97,11 @@ class TrainStep:
                 self._graph.replay(dense, staged.index, labels, weights, learning_rate)
                 return
         self._run(dense, staged, labels, weights, learning_rate)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether steps of full size are replayed as a CUDA graph."""
+        return self._graph is not None
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Model, optimizer and loss for `restore`: plain JSON, and arrays by name."""
@@ -199,8 +205,9 @@ class _StepGraph:
         # Gradients are then made within the capture, in the graph's own memory.
         step.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
+        gc.collect()  # freeing an older graph while this one is captured would spoil it
         # The loader's thread goes on copying meanwhile: only this thread's calls are captured.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             step._run(*arguments)
         step._loss_sum.copy_(loss_sum)
 

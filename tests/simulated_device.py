@@ -54,7 +54,7 @@ class OnDevice(torch.Tensor):
 class Stream:
     """As `torch.cuda.Stream`: its work is done in order."""
 
-    def __init__(self, device=None):
+    def __init__(self, device=None, priority=0):
         self.work, self.num_given, self.num_done = deque(), 0, 0
         SimulatedDevice.entered.streams.append(self)
 
@@ -151,12 +151,13 @@ class SimulatedDevice(TorchDispatchMode):
             self.local.stream = before
 
     @contextmanager
-    def capture(self, graph, capture_error_mode):
+    def capture(self, graph, stream, capture_error_mode):
         assert capture_error_mode == "thread_local"
         self.finish_all()
         self.graph = graph
         try:
-            yield
+            with self.on_stream(stream):
+                yield
         finally:
             self.graph = None
 

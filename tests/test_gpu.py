@@ -50,7 +50,8 @@ def test_any_number_of_resident_rows(processed, tmp_path, overlap, graph, optimi
     train(fae_train, tmp_path, "cpu", *flags)
     for num_resident in (0, prepared.num_hot, len(prepared.slot_of_row)):
         where = ["--num-resident", num_resident, "--overlap", overlap, "--cuda-graph", graph]
-        train(fae_train, tmp_path, str(num_resident), *flags, *CUDA, *where)
+        summary = train(fae_train, tmp_path, str(num_resident), *flags, *CUDA, *where)
+        assert summary["cuda_graph"] == (graph == "true" and optimizer == "sgd")
         assert_close(tmp_path / "cpu", tmp_path / str(num_resident))
 
 
@@ -66,7 +67,7 @@ def test_deterministic_runs_have_the_same_bits(segregated, tmp_path):
     flags = ["--segregated-data-dir", segregated, *CUDA, "--deterministic", "true"]
     try:
         for name in ("first", "second"):
-            train(fae_train, tmp_path, name, *flags)
+            assert train(fae_train, tmp_path, name, *flags)["cuda_graph"]
     finally:
         torch.use_deterministic_algorithms(False)
     first, second = saved_rows(tmp_path / "first"), saved_rows(tmp_path / "second")
@@ -96,7 +97,9 @@ def test_precisions_learn_alike(segregated, tmp_path, precision):
     flags = ["--segregated-data-dir", segregated, *CUDA, "--alpha", "0.5"]
     auc = {}
     for name in ("fp32", precision):
-        auc[name] = train(slipstream_train, tmp_path, name, *flags, "--precision", name)["auc"]
+        summary = train(slipstream_train, tmp_path, name, *flags, "--precision", name)
+        assert summary["cuda_graph"]
+        auc[name] = summary["auc"]
     assert auc["fp32"] == pytest.approx(auc[precision], abs=0.01)
 
 

@@ -96,8 +96,8 @@ def outcome(trainer):
     return state
 
 
-def train_on_cpu(optimizer, device_data, evaluates):
-    trainer = make_trainer(CPU, NUM_ROWS, optimizer, False, device_data, evaluates)
+def train_on_cpu(optimizer, evaluates):
+    trainer = make_trainer(CPU, NUM_ROWS, optimizer, False, False, evaluates)
     trainer.run()
     return outcome(trainer)
 
@@ -118,7 +118,7 @@ def train_on_gpu(*arguments, eagerness=0.0, spoil=None):
 
         trainer._run_until_due = counted
         trainer.run()
-        return outcome(trainer), sum(num_waits), trainer.step._graph is not None
+        return outcome(trainer), sum(num_waits), trainer.step.has_graph
 
 
 def differing(got, expected):
@@ -130,7 +130,7 @@ def differing(got, expected):
 @pytest.mark.parametrize("device_data", [False, True])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_training_on_a_gpu_gives_the_same_bits(overlap, device_data, optimizer):
-    expected = train_on_cpu(optimizer, device_data, False)
+    expected = train_on_cpu(optimizer, False)
     # Only inputs whose rows are resident lie on the device.
     budgets = (NUM_HOT, NUM_ROWS) if device_data else (0, NUM_HOT, NUM_ROWS)
     for num_resident, eagerness in itertools.product(budgets, (0.0, 0.7)):
@@ -148,7 +148,7 @@ def test_training_on_a_gpu_gives_the_same_bits(overlap, device_data, optimizer):
 def test_dropping_and_evaluating_on_a_gpu_gives_the_same_bits(overlap, optimizer):
     """Snapshots, weights of kept inputs, and evaluations between two cold batches."""
     got, _, _ = train_on_gpu(NUM_HOT, optimizer, overlap, True, True, eagerness=0.7)
-    assert differing(got, train_on_cpu(optimizer, True, True)) == []
+    assert differing(got, train_on_cpu(optimizer, True)) == []
 
 
 def lane_runs_ahead_of_the_device(trainer):
@@ -240,4 +240,4 @@ def test_mistakes_are_caught(spoil):
     except (RuntimeError, ValueError) as error:
         assert re.search("tensors on two devices|not finite|is nan", str(error))  # noqa: PT017
     else:
-        assert differing(got, train_on_cpu("sgd", False, True)) or not is_graph
+        assert differing(got, train_on_cpu("sgd", True)) or not is_graph
