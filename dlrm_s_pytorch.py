@@ -212,10 +212,13 @@ def _identity(
     """What a checkpoint of this run belongs to.
 
     Another `model` or `data` refuses its weights; another `run` its place in the order of batches.
+    Another `rate` is said: the run goes on with the new one.
     """
     model = ("arch_sparse_feature_size", "arch_mlp_bot", "arch_mlp_top", "arch_interaction_op")
     model = (*model, "arch_interaction_itself")
     run = ("seed", "mini_batch_size", "optimizer", "data_randomize")
+    rate = ("learning_rate", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps")
+    rate = (*rate, "lr_decay_share", "nepochs", "num_batches")
     return {
         "model": {f"--{name.replace('_', '-')}": getattr(args, name) for name in model},
         "data": {"table sizes": prepared.table_sizes.tolist(), "the log": prepared.log_identity},
@@ -226,6 +229,7 @@ def _identity(
             "the sets": prepared.sets_identity,
             "the drop rule": drop_settings and dataclasses.asdict(drop_settings),
         },
+        "rate": {f"--{name.replace('_', '-')}": getattr(args, name) for name in rate},
     }
 
 
@@ -253,10 +257,13 @@ def find_saved(
         if found and args.save_model and is_same_folder(args):
             raise ValueError(f"of another run: {found[0]}; choose another --save-model")
         step = saved.step
+        rates = differences(identity["rate"], saved.identity.get("rate", identity["rate"]))
     if found:
         print(f"{saved.folder}: the weights of step {step}, but not its place: {'; '.join(found)}")
     elif not args.inference_only:
         print(f"going on with {saved.folder}, step {step}")
+        if rates:
+            print(f"note: from there on otherwise than before: {'; '.join(rates)}")
     return saved, not found and not args.inference_only
 
 
@@ -345,6 +352,7 @@ def _check_memory(
     num_features = len(prepared.table_sizes)
     vectors = (num_features + 1) * args.arch_sparse_feature_size
     on_device = device.type == "cuda"
+    drops = getattr(args, "drop_policy", "none") != "none"
     needs = training_needs(
         num_rows=int(prepared.table_sizes.sum()),
         dim=args.arch_sparse_feature_size,
@@ -357,7 +365,8 @@ def _check_memory(
         # The dense vector and the rows, as they are and side by side, and each layer's output
         # before and after its ReLU.
         num_activations=2 * (vectors + sum(args.arch_mlp_bot) + sum(args.arch_mlp_top)),
-        num_snapshot_rows=prepared.num_hot if "drop_policy" in args else 0,
+        num_snapshot_rows=prepared.num_hot if drops else 0,
+        num_choice_inputs=len(prepared.data.hot) if drops else 0,
         num_train=prepared.data.num_train,
         on_device=on_device,
     )

@@ -73,7 +73,7 @@ def add_drop_flags(parser: argparse.ArgumentParser) -> None:
         type=cli.share,
         default=defaults.recalibrate_every,
         help="share (0 to 1) of the hot inputs from a choice to the next snapshot; 0: one choice "
-        "an epoch",
+        "an epoch. Each drops as many as the first, of those left and those dropped before",
     )
     group.add_argument(
         "--stale-keep-rate",

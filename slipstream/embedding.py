@@ -15,8 +15,8 @@ evaluation, which may come between the two.
 
 Memory, for B inputs a training batch and E an evaluation batch of F features, at most:
 device: (num_resident + 2 B F + E F) * bytes_per_row; host: the other rows, 12 bytes each to find
-distinct ones, and with CUDA as much page-locked memory as the largest two areas. The rows
-themselves stay pageable: the CPU gathers them, so page-locking would copy the table for nothing.
+distinct ones, and with CUDA page-locked memory for 3 B F + E F rows. The rows themselves stay
+pageable: the CPU gathers them, so page-locking would copy the table for nothing.
 (B = 2048, E = 16384, F = 26, dim = 16: 34 MB of areas.)
 
 Shapes: B inputs, F sparse features (one row each), dim values a row.

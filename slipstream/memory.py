@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slipstream.embedding import bytes_per_row
+from slipstream.staleness import CHOICE_BYTES
 
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
 
@@ -31,19 +32,21 @@ def training_needs(
     num_parameters: int,
     num_activations: int,
     num_snapshot_rows: int,
+    num_choice_inputs: int,
     num_train: int,
     on_device: bool,
 ) -> list[Need]:
     """The needs of a run beside the interpreter and its libraries; inputs are mapped, not counted.
 
     `num_activations` are the values an input has in the model; `num_snapshot_rows` the hot rows
-    where a drop rule copies them, twice. Formulas: `slipstream.embedding`, `slipstream.step`,
+    where a drop rule copies them, twice; `num_choice_inputs` the hot inputs it chooses among.
+    Formulas: `slipstream.embedding`, `slipstream.step`,
     `slipstream.staleness`. On a CPU, `on_device` false, the host holds both parts.
     """
     row_bytes = bytes_per_row(dim, optimizer)
     num_host = num_rows - num_resident
-    areas = AREAS * min(batch_size * num_features, num_host)
-    areas += min(test_batch_size * num_features, num_host)
+    area = min(batch_size * num_features, num_host)
+    areas = AREAS * area + min(test_batch_size * num_features, num_host)
     one_memory = not on_device and num_host == 0
     resident = 0 if one_memory else num_resident * row_bytes
     per_input = 8 * batch_size * num_activations
@@ -59,12 +62,14 @@ def training_needs(
         Need(
             "staging areas",
             "--mini-batch-size and --test-mini-batch-size",
-            host=areas * row_bytes if on_device else 0,  # page-locked twins
+            # Page-locked twins, and one for the way home.
+            host=(areas + area) * row_bytes if on_device else 0,
             device=areas * row_bytes,
         ),
         Need("MLPs", "--arch-mlp-bot and --arch-mlp-top", device=optimizer_bytes * num_parameters),
         Need("activations", "--mini-batch-size and --test-mini-batch-size", device=per_input),
         Need("snapshots", "--hot-emb-gpu-mem", device=8 * num_snapshot_rows * dim),
+        Need("choice of inputs", "--drop-policy", host=CHOICE_BYTES * num_choice_inputs),
         Need("order of the inputs", "--data-sub-sample-rate", host=8 * num_train),
     ]
 

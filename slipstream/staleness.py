@@ -8,8 +8,8 @@ threshold*, the k-th smallest change among its rows, is below T. So T for a targ
 is a quantile of the critical thresholds: one exact vectorised pass where the original bisects over
 [0, 0.1] and may miss.
 
-Price: one copy of the hot rows while the window is open and a second at its end, 4 bytes an input
-for the critical thresholds, and one gather of F values per remaining hot input.
+Price: one copy of the hot rows while the window is open and a second at its end, one gather of F
+values per remaining hot input, and at the choice `CHOICE_BYTES` of memory for each of these.
 
 Differences from the original: a row that no batch touched in the window is not taken for stale (it
 changed by 0 because nobody used it), ties at T are broken at random so that the achieved drop is
@@ -34,6 +34,7 @@ from slipstream.batching import EpochPlan
 RANDOM_POLICIES = ("random", "uniform", "cold")
 POLICIES = ("stale", *RANDOM_POLICIES, "none")
 CHUNK = 1 << 16  # inputs, or rows, handled at once
+CHOICE_BYTES = 53  # measured: candidates, groups, critical thresholds, random orders, weights
 
 
 class HotInputs(Protocol):
@@ -333,6 +334,7 @@ class DropRule:
                 if known is not None:
                     stale[group] = stale_mask(known, threshold, rng)
             thresholds.append(threshold.value)
+        num_dropped_before = len(self._pool)
         with count("classification"):
             dropped, kept = self._drop(plan, reach, candidates, groups, stale, rng)
         targets = self._targets if settings.threshold is None else None
@@ -348,6 +350,7 @@ class DropRule:
                 "hot_remaining": len(candidates),
                 "hot_inputs": plan.num_hot_inputs,
                 "dropped": dropped,
+                "dropped_before": num_dropped_before,
                 "kept_reweighted": kept,
                 "rows_touched_share": self._share_touched,
             }

@@ -592,7 +592,7 @@ class Trainer:
         record = self._record(self._timed_evaluate(self.data.val))
         progress.validations.append(record)
         self.log.write("validation", **record)
-        if self.val_freq:
+        if self.val_freq or math.isnan(record["auc"]):
             self._warn_if_stuck("validation", record["auc"])
         best = math.nan if progress.best is None else progress.best["auc"]
         if math.isnan(best) or record["auc"] > best:
@@ -619,8 +619,13 @@ class Trainer:
 
     def _warn_if_stuck(self, name: str, auc: float) -> None:
         """Say what is likely when a model does not learn."""
+        if math.isnan(auc):
+            tqdm.write(
+                f"step {self.progress.step}: no {name} AUC: the inputs held out for it are none or "
+                "of one class alone"
+            )
         if self.progress.samples < MIN_LEARNED or not abs(auc - 0.5) <= STUCK_AUC:
-            return  # NaN: of one class alone
+            return
         tqdm.write(
             f"step {self.progress.step}: the {name} AUC is {auc:.4f}: nothing is learned. Likely "
             f"causes: a learning rate ({self._rate:g}) far too small"
@@ -669,10 +674,13 @@ def drop_report(log: RunLog, records: list[dict[str, Any]]) -> Callable[[dict[st
                 f"; only {record['stale_share']:.1%} could be shown stale, target "
                 f"{record['target_share']:.1%}: a longer --snapshot-window touches more rows"
             )
+        pool = {"uniform": "inputs", "cold": "cold inputs"}.get(record["policy"], "hot inputs")
+        before = record["dropped_before"]
         tqdm.write(
-            f"epoch {record['epoch'] + 1}: dropped {record['dropped']:,} of "
-            f"{record['hot_remaining']:,} remaining hot inputs ({record['policy']}, "
-            f"alpha {record['alpha']:g}, T {record['threshold']}){short}"
+            f"epoch {record['epoch'] + 1}: dropped {record['dropped']:,} {pool}; "
+            f"{record['hot_remaining']:,} hot ones were left"
+            + (f" or dropped before ({before:,})" if before else "")
+            + f" ({record['policy']}, alpha {record['alpha']:g}, T {record['threshold']}){short}"
         )
 
     return report

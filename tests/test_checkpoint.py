@@ -408,6 +408,25 @@ def test_a_model_that_learns_nothing_is_said(folder, capsys, monkeypatch):
     assert "nothing is learned" not in capsys.readouterr().out
 
 
+def test_held_out_inputs_of_one_class_are_said(folder, capsys):
+    """Here one input is held out, for the validation set."""
+    flags = ["--data-generation", "random", "--data-size", "7", "--arch-embedding-size", "9-9"]
+    flags += ["--runs-dir", str(folder / "runs"), "--device", "cpu"]
+    summary = dlrm_s_pytorch.main([*flags, *MODEL_FLAGS[:-6]])
+    said = capsys.readouterr().out
+    assert np.isnan(summary["auc"]) and "no test AUC" in said and "no validation AUC" in said
+
+
+def test_going_on_at_another_rate_is_said(folder, capsys):
+    flags = ["--save-model", folder / "m", "--load-model", "auto"]
+    train(fae_train, folder, *flags, "--num-batches", "20")
+    train(fae_train, folder, *flags, "--num-batches", "20")
+    assert "otherwise than before" not in capsys.readouterr().out
+    train(fae_train, folder, *flags, "--num-batches", "40", "--lr-decay-share", "0.5")
+    said = next(li for li in capsys.readouterr().out.splitlines() if "otherwise than before" in li)
+    assert "--num-batches is 20 there, 40 here" in said and "--lr-decay-share is 0.0 there" in said
+
+
 def test_too_little_memory_is_said_before_it_is_taken(folder, monkeypatch):
     monkeypatch.setattr(dlrm_s_pytorch, "initial_rows", pytest.fail)
     monkeypatch.setattr(dlrm_s_pytorch, "available_memory_bytes", lambda: 100_000)

@@ -228,7 +228,11 @@ def test_recalibration_drops_as_many_as_the_first_choice():
     _, [(trained, _)], records = run_epoch(DropSettings(drop_fraction=0.4, recalibrate_every=0.1))
     assert len(records) > 2
     assert {record["dropped"] for record in records} == {160}
+    assert [record["dropped_before"] for record in records[:2]] == [0, 160]
     assert len(trained) == 600 - 160
+    # From a choice to the next: a tenth of the hot inputs, and the window, a twentieth.
+    apart = -np.diff([record["hot_remaining"] for record in records])
+    assert (apart >= 90).all() and (apart < 90 + 2 * 20).all(), apart
 
 
 def test_weights_belong_to_their_inputs():

@@ -98,7 +98,9 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
 def test_a_missed_target_is_said(tmp_path, capsys, threshold, short):
     log, records = RunLog(tmp_path, "name", "slipstream"), []
     record = {"epoch": 0, "policy": "stale", "alpha": 1.0, "threshold": threshold, "dropped": 5}
-    record |= {"hot_remaining": 100, "target_share": 0.3, "stale_share": 0.05}
+    record |= {"hot_remaining": 100, "target_share": 0.3, "stale_share": 0.05, "dropped_before": 3}
     drop_report(log, records)(record)
-    assert ("could be shown stale" in capsys.readouterr().out) == short
+    said = capsys.readouterr().out
+    assert "dropped 5 hot inputs; 100 hot ones were left or dropped before (3)" in said
+    assert ("could be shown stale" in said) == short
     assert records == [record]
