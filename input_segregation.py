@@ -345,9 +345,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("hot rows")
     group.add_argument(
         "--hot-emb-gpu-mem",
-        type=cli.positive_int,
+        type=cli.byte_size,
         default=268435456,
-        help="memory for hot rows in bytes, weights and optimizer state",
+        help="memory for hot rows, weights and optimizer state: bytes, or as 256M",
     )
     group.add_argument(
         "--hot-threshold",

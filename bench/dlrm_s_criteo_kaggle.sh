@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Criteo Kaggle (train.txt: 45,840,617 rows, 11 GB) with the paper's settings, by one of the methods.
+# Criteo Kaggle (train.txt: 45,840,617 rows, 11 GB) with the paper's model and the wrappers' rate, by one
+# of the methods. `slipstream --paper` drops as the paper does.
 #
 #   RAW_DATA=input/kaggle/train.txt bench/dlrm_s_criteo_kaggle.sh slipstream [flags of the trainer]
 #

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Criteo Terabyte (day_0 ... day_23, plain or .gz) with the paper's settings, by one of the methods.
+# Criteo Terabyte (day_0 ... day_23, plain or .gz) with the paper's model and mini-batch, by one of the
+# methods; rate 0.1, but for the wrappers' decay at the end. `slipstream --paper` drops as the paper does.
 #
 #   RAW_DATA=input/terabyte/day bench/dlrm_s_criteo_terabyte.sh slipstream [flags of the trainer]
 #
@@ -14,6 +15,7 @@ source "$(dirname "$0")/recipe.sh"
 export DATA_SET=terabyte
 export RAW_DATA="${RAW_DATA:-$here/input/terabyte/day}"
 export EMB_DIM=64
+if [ "${OPTIMIZER:-sgd}" = sgd ]; then export LEARNING_RATE="${LEARNING_RATE:-0.1}"; fi
 export MAX_IND_RANGE="${MAX_IND_RANGE:-10000000}"
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-1073741824}"
 
@@ -21,7 +23,6 @@ recipe \
   --arch-mlp-bot 13-512-256-64 \
   --arch-mlp-top 512-512-256-1 \
   --mini-batch-size 2048 \
-  --learning-rate 0.1 \
   --data-randomize day \
   --test-freq 10240 \
   "$@"

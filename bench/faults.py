@@ -31,9 +31,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log
-from slipstream import cli
-from slipstream.runtime import describe_machine, git_commit, write_json
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # for `python bench/faults.py`
+
+from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log  # noqa: E402
+from slipstream import cli  # noqa: E402
+from slipstream.runtime import describe_machine, git_commit, write_json  # noqa: E402
 
 TRAINERS = {
     "baseline": "dlrm_s_pytorch",

@@ -243,9 +243,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--hot-emb-gpu-mem",
-        type=cli.positive_int,
+        type=cli.byte_size,
         default=4194304,
-        help="memory for hot rows in bytes, where a method names no budget",
+        help="memory for hot rows, in bytes or as 4M, where a method names no budget",
     )
     parser.add_argument(
         "--drop-percentage", type=cli.percent, default=30, help="D of slipstream, in percent"

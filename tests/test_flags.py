@@ -157,7 +157,7 @@ def test_tf32_is_refused_on_a_cpu(processed, tmp_path, monkeypatch):
         run(processed, tmp_path, monkeypatch, "--precision", "tf32")
 
 
-def test_a_compiled_model_learns_the_same(processed, tmp_path, monkeypatch):
+def test_compile_reaches_the_model(processed, tmp_path, monkeypatch):
     """What is compiled here stays plain Python: only that the flag leads there."""
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
