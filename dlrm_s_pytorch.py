@@ -215,21 +215,22 @@ def _identity(
     Another `rate` is said: the run goes on with the new one.
     """
     model = ("arch_sparse_feature_size", "arch_mlp_bot", "arch_mlp_top", "arch_interaction_op")
-    model = (*model, "arch_interaction_itself")
-    run = ("seed", "mini_batch_size", "optimizer", "data_randomize")
     rate = ("learning_rate", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps")
-    rate = (*rate, "lr_decay_share", "nepochs", "num_batches")
+
+    def flags(*names: str) -> dict[str, Any]:
+        return {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+
     return {
-        "model": {f"--{name.replace('_', '-')}": getattr(args, name) for name in model},
+        "model": flags(*model, "arch_interaction_itself"),
         "data": {"table sizes": prepared.table_sizes.tolist(), "the log": prepared.log_identity},
         "run": {
             "the method": method,
-            **{f"--{name.replace('_', '-')}": getattr(args, name) for name in run},
+            **flags("seed", "mini_batch_size", "optimizer", "data_randomize"),
             "--schedule": schedule,
             "the sets": prepared.sets_identity,
             "the drop rule": drop_settings and dataclasses.asdict(drop_settings),
         },
-        "rate": {f"--{name.replace('_', '-')}": getattr(args, name) for name in rate},
+        "rate": flags(*rate, "lr_decay_share", "nepochs", "num_batches"),
     }
 
 

@@ -310,8 +310,8 @@ def speed(args: argparse.Namespace, axes: Any) -> Rows:
             part: float(np.mean([records[-1].get(part, 0.0) for records in logs])) for part in parts
         }
         samples = float(np.mean([records[-1]["samples"] for records in logs]))
-        whole_s = [sum(records[-1].get(part, 0.0) for part in parts) for records in logs]
-        sd = float(np.std(whole_s, ddof=1)) if len(logs) > 1 else 0.0
+        whole_s = np.array([compare.all_training_s(records[-1]) for records in logs])
+        sd = float(np.nan_to_num(compare.standard_deviation(whole_s)))  # of one seed: no whisker
         found.append({"run": name, "n": len(logs), "samples": samples, **seconds, "sd": sd})
     places, whole = np.arange(len(found)), np.zeros(len(found))
     for colour, part in zip(COLOURS, parts, strict=False):

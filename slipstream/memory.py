@@ -40,8 +40,8 @@ def training_needs(
 
     `num_activations` are the values an input has in the model; `num_snapshot_rows` the hot rows
     where a drop rule copies them, twice; `num_choice_inputs` the hot inputs it chooses among.
-    Formulas: `slipstream.embedding`, `slipstream.step`,
-    `slipstream.staleness`. On a CPU, `on_device` false, the host holds both parts.
+    Formulas: `slipstream.embedding`, `slipstream.step`, `slipstream.staleness`. On a CPU,
+    `on_device` false, the host holds both parts.
     """
     row_bytes = bytes_per_row(dim, optimizer)
     num_host = num_rows - num_resident

@@ -618,12 +618,13 @@ class Trainer:
                 tqdm.write(f"step {self.progress.step}: the best model is not saved: {error}")
 
     def _warn_if_stuck(self, name: str, auc: float) -> None:
-        """Say what is likely when a model does not learn."""
+        """Say what is likely when an AUC is not defined, or a model does not learn."""
         if math.isnan(auc):
             tqdm.write(
                 f"step {self.progress.step}: no {name} AUC: the inputs held out for it are none or "
                 "of one class alone"
             )
+            return
         if self.progress.samples < MIN_LEARNED or not abs(auc - 0.5) <= STUCK_AUC:
             return
         tqdm.write(
