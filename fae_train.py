@@ -12,30 +12,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dlrm_data_pytorch import load_segregated
-from dlrm_s_pytorch import run_training
-from slipstream import cli
-from slipstream.embedding import bytes_per_row
+from slipstream.tools import cli
+from slipstream.training import flags
+from slipstream.training.run import run_training
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = cli.Parser(__doc__)
-    cli.add_segregated_flags(parser)
-    cli.add_trainer_flags(parser)
+    cli.add_flags(parser, "data", flags.SEGREGATED)
+    flags.add_trainer_flags(parser)
     args = parser.parse_args(argv)
-    cli.check_trainer_flags(parser, args)
+    flags.check_trainer_flags(parser, args)
     return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with FAE; returns the summary."""
     args = parse_args(argv)
-    row_bytes = bytes_per_row(args.arch_sparse_feature_size, args.optimizer)
-    prepared = load_segregated(
-        args.segregated_data_dir, args.processed_data_file, row_bytes, args.max_memory
-    )
-    return run_training(args, "fae", prepared, args.schedule, None)
+    return run_training("fae", flags.settings_of(args), flags.open_segregated(args), args.schedule)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ source "$(dirname "$0")/bench/prepare.sh"
 exec "$PYTHON" dlrm_s_pytorch.py \
   --processed-data-file "$PROCESSED_DATA" \
   --arch-sparse-feature-size "$EMB_DIM" \
-  --arch-mlp-bot "$NUM_DENSE-512-256-64-$EMB_DIM" \
+  --arch-mlp-bot "auto-512-256-64-$EMB_DIM" \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
   --learning-rate "$LEARNING_RATE" \

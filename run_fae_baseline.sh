@@ -14,7 +14,7 @@ exec "$PYTHON" fae_train.py \
   --segregated-data-dir "$HOT_COLD" \
   --schedule interleaved \
   --arch-sparse-feature-size "$EMB_DIM" \
-  --arch-mlp-bot "$NUM_DENSE-512-256-64-$EMB_DIM" \
+  --arch-mlp-bot "auto-512-256-64-$EMB_DIM" \
   --arch-mlp-top 512-256-1 \
   --mini-batch-size 1024 \
   --learning-rate "$LEARNING_RATE" \

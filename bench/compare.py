@@ -36,10 +36,10 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/compare.py`
 
 import slipstream_train  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
-from slipstream import cli  # noqa: E402
-from slipstream.npz import fingerprint, open_npz  # noqa: E402
-from slipstream.runtime import git_commit, read_json, write_json  # noqa: E402
-from slipstream.staleness import POLICIES  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
+from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
+from slipstream.training.staleness import POLICIES  # noqa: E402
 
 METHODS = {
     "baseline": ("dlrm_s_pytorch.py", ()),

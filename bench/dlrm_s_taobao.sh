@@ -3,7 +3,7 @@
 #
 #   RAW_DATA=input/taobao/UserBehavior.csv bench/dlrm_s_taobao.sh slipstream [flags of the trainer]
 #
-# Clicks (pv) are label 1, each with one negative drawn from all clicks (slipstream/taobao.py): about
+# Clicks (pv) are label 1, each with one negative drawn from all clicks (slipstream/logs/taobao.py): about
 # 179 M rows, 7 tables, one dense feature. Days by date, 2017-12-03 held out. Disk: 6 GB processed
 # (20 GB while preprocessing), as much again segregated. Memory: 9.4 M embedding rows, 0.6 GB. Row-wise
 # Adagrad with the papers' rate of 0.05: on the first 84,475 lines it gives a test AUC of 0.84 after an

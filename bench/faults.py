@@ -35,8 +35,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/faults.py`
 
 from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log  # noqa: E402
-from slipstream import cli  # noqa: E402
-from slipstream.runtime import describe_machine, git_commit, write_json  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.runtime import describe_machine, git_commit, write_json  # noqa: E402
 
 TRAINERS = {
     "baseline": "dlrm_s_pytorch",
@@ -232,7 +232,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", default="bench/results", help="folder of the JSON file; '': none"
     )
-    cli.add_seed_flag(parser)
+    cli.add_flag(parser, cli.SEED)
     args = parser.parse_args(argv)
     if args.quick:
         args.kills, args.damages = 3, 8

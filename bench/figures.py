@@ -41,9 +41,9 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/figures.py`
 
 from bench import compare  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
-from slipstream import cli  # noqa: E402
-from slipstream.npz import open_npz  # noqa: E402
-from slipstream.staleness import (  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.npz import open_npz  # noqa: E402
+from slipstream.training.staleness import (  # noqa: E402
     DropRule,
     DropSettings,
     critical_thresholds,
@@ -89,8 +89,8 @@ def skew(args: argparse.Namespace, axes: Any) -> Rows:
 
 def budget(args: argparse.Namespace, axes: Any) -> Rows:
     """Memory for hot rows against the accesses and the inputs that are hot."""
-    from dlrm_data_pytorch import load_processed
-    from slipstream.popularity import count_hot_inputs
+    from slipstream.logs.processed import load_processed
+    from slipstream.training.popularity import count_hot_inputs
 
     ranked = open_npz(Path(args.segregated_data_dir) / "embedding_rows.npz")
     train = load_processed(args.processed_data_file).splits()[0]
@@ -114,10 +114,11 @@ class Training:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
-        import dlrm_s_pytorch
         import slipstream_train
-        from dlrm_data_pytorch import load_segregated
-        from slipstream.runtime import tune_process
+        from slipstream.tools.device import tune_process
+        from slipstream.training import flags as training_flags
+        from slipstream.training.build import build_model, network_of
+        from slipstream.training.sets import load_segregated
 
         flags = ["--segregated-data-dir", args.segregated_data_dir, "--device", "cpu", *args.flags]
         self.flags = slipstream_train.parse_args(flags)
@@ -125,22 +126,23 @@ class Training:
         self.prepared = load_segregated(args.segregated_data_dir, args.processed_data_file)
         device = torch.device("cpu")
         tune_process(device, self.flags.num_threads, self.flags.precision, False)
-        self.model, self.table = dlrm_s_pytorch.build_model(self.flags, self.prepared, device)
+        settings = training_flags.settings_of(self.flags)
+        spec = network_of(settings.model)
+        self.model, self.table = build_model(settings, spec, self.prepared, device)
         self.num_steps = self.prepared.data.num_train // self.flags.mini_batch_size
 
     def run(self, rule: DropRule | None = None, note: Callable[[Any], None] | None = None) -> None:
         """Train; `note` is called with the `Trainer` at each of its reports."""
-        import dlrm_s_pytorch
-        from slipstream.runlog import Clocks, RunLog
+        from slipstream.tools.runlog import Clocks, NoLog
+        from slipstream.training.build import build_trainer
+        from slipstream.training.flags import settings_of
 
-        with tempfile.TemporaryDirectory() as folder:
-            log = RunLog(folder, "figure", "slipstream")
-            trainer = dlrm_s_pytorch.build_trainer(
-                *(self.flags, self.prepared, self.flags.schedule, self.model, self.table),
-                *(rule, log, Clocks()),
-                on_report=None if note is None else lambda progress: note(trainer),
-            )
-            trainer.run()
+        trainer = build_trainer(
+            *(settings_of(self.flags), self.prepared, self.flags.schedule, self.model, self.table),
+            *(rule, NoLog(), Clocks()),
+            on_report=None if note is None else lambda progress: note(trainer),
+        )
+        trainer.run()
 
 
 def change(args: argparse.Namespace, axes: Any) -> Rows:

@@ -29,10 +29,11 @@ import fae_train  # noqa: E402
 import input_segregation  # noqa: E402
 import slipstream_train  # noqa: E402
 from bench.throughput import hardware_name, make_log  # noqa: E402
-from slipstream import cli  # noqa: E402
-from slipstream.checkpoint import find_checkpoint  # noqa: E402
-from slipstream.npz import open_npz  # noqa: E402
-from slipstream.runtime import choose_device, describe_machine, git_commit  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.device import choose_device  # noqa: E402
+from slipstream.tools.npz import open_npz  # noqa: E402
+from slipstream.tools.runtime import describe_machine, git_commit  # noqa: E402
+from slipstream.training.checkpoint import find_checkpoint  # noqa: E402
 
 COPY_BYTES = 1 << 28
 MIN_ROWS = 6000

@@ -32,14 +32,17 @@ from torch.utils.data import DataLoader, Dataset
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/plain_dlrm.py`
 
-from dlrm_data_pytorch import ClickInputs, load_processed  # noqa: E402
-from dlrm_s_pytorch import DLRM_Net  # noqa: E402
-from slipstream import cli  # noqa: E402
-from slipstream.embedding import initial_rows  # noqa: E402
-from slipstream.interaction import interaction_pairs  # noqa: E402
-from slipstream.metrics import click_metrics  # noqa: E402
-from slipstream.runtime import choose_device  # noqa: E402
-from slipstream.step import autocast  # noqa: E402
+from slipstream.logs.inputs import ClickInputs  # noqa: E402
+from slipstream.logs.processed import load_processed  # noqa: E402
+from slipstream.model import flags as model_flags  # noqa: E402
+from slipstream.model.dlrm import bottom_sizes  # noqa: E402
+from slipstream.model.features import plain_features  # noqa: E402
+from slipstream.model.interaction import interaction_pairs  # noqa: E402
+from slipstream.model.networks import autocast, build_network, find_network  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.device import choose_device  # noqa: E402
+from slipstream.tools.metrics import click_metrics  # noqa: E402
+from slipstream.training.embedding import initial_rows  # noqa: E402
 
 PLACEMENTS = ("cpu", "hybrid", "gpu")
 
@@ -139,7 +142,9 @@ class PlainDLRM(nn.Module):
         self.mlp_device = torch.device("cpu" if placement == "cpu" else "cuda")
         self.table_device = torch.device("cuda" if placement == "gpu" else "cpu")
         num_vectors = len(table_sizes) + 1
-        start = DLRM_Net(arch_mlp_bot, arch_mlp_top, len(table_sizes), seed=seed)
+        features = plain_features(arch_mlp_bot[0], len(table_sizes), arch_mlp_bot[-1])
+        sizes = {"arch_mlp_bot": arch_mlp_bot, "arch_mlp_top": arch_mlp_top}
+        start: Any = build_network(find_network("dlrm", sizes), features, seed)
         rows = initial_rows(table_sizes, arch_mlp_bot[-1], None, seed).split(table_sizes)
         tables = [table.to(self.table_device) for table in rows]  # parts of one array on a CPU
         self.rows: nn.Module
@@ -229,9 +234,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="true|false",
         help="FBGEMM's fused tables",
     )
-    cli.add_seed_flag(parser)
+    cli.add_flag(parser, cli.SEED)
     args = parser.parse_args(argv)
-    cli.check_mlp_top(parser, args.arch_mlp_top)
+    model_flags.check_mlp_top(parser, args.arch_mlp_top)
     if args.fbgemm and importlib.util.find_spec("fbgemm_gpu") is None:
         parser.error("--fbgemm true: the package fbgemm-gpu is not installed")
     return args
@@ -242,7 +247,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     choose_device("cpu" if args.placement == "cpu" else "cuda")
     log = load_processed(args.processed_data_file)
-    cli.check_mlp_bot(args.arch_mlp_bot, log.inputs.dense.shape[1])
+    features = plain_features(log.inputs.num_dense, len(log.table_sizes), args.arch_mlp_bot[-1])
+    args.arch_mlp_bot = bottom_sizes(args.arch_mlp_bot, features)
     train, test, _ = (ClickDataset(part) for part in log.splits())
     model = PlainDLRM(
         args.arch_mlp_bot,

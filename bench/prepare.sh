@@ -4,7 +4,6 @@
 #   RAW_DATA         the raw log. Not set: input/kaggle/train.txt where it exists, else a synthetic log
 #   PROCESSED_DATA   the processed .npz. Set without RAW_DATA: used as it is, nothing is preprocessed
 #   HOT_COLD         the segregated folder
-#   NUM_DENSE        dense features of the log, the size of the model's first layer
 # and reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of
 # preprocessing, as 2G), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
@@ -58,18 +57,6 @@ find_python() { # modules
   PYTHON=.venv/bin/python
 }
 
-count_dense() { # of a processed file
-  "$PYTHON" - "$1" <<'PYTHON_END'
-import sys
-sys.path.insert(0, ".")
-from slipstream.npz import open_npz
-try:
-    print(open_npz(sys.argv[1], ["X_int"])["X_int"].shape[1])
-except (OSError, ValueError):  # the script that comes next says what is wrong with the file
-    print(13)
-PYTHON_END
-}
-
 prepare() {
   local modules=(torch numpy sklearn tqdm) synthetic="" options=()
   if [ -z "${RAW_DATA:-}" ] && [ -n "${PROCESSED_DATA:-}" ]; then
@@ -121,6 +108,5 @@ prepare() {
 # A run script that calls another has prepared for both.
 if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
   prepare
-  if [ -z "${NUM_DENSE:-}" ]; then NUM_DENSE="$(count_dense "$PROCESSED_DATA")"; fi
-  export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD NUM_DENSE="${NUM_DENSE:-13}" SLIPSTREAM_PREPARED=yes
+  export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD SLIPSTREAM_PREPARED=yes
 fi

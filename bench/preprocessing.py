@@ -28,11 +28,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for `python bench/preprocessing.py`
 
-from slipstream import cli  # noqa: E402
-from slipstream.npz import open_npz  # noqa: E402
-from slipstream.runtime import describe_machine, git_commit, write_json  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.npz import open_npz  # noqa: E402
+from slipstream.tools.runtime import describe_machine, git_commit, write_json  # noqa: E402
 
-VALUE_BYTES = 16  # slipstream.encoding's price of a distinct value
+VALUE_BYTES = 16  # slipstream.logs.encoding's price of a distinct value
 MOST_VALUE_BYTES = 36  # twice that where runs or parts are merged, and 4 to rank it
 KAGGLE = {"rows": 45_840_617, "distinct": 33_762_577}
 TERABYTE = {"rows": 4_373_472_329, "distinct": 882_774_549}

@@ -1,8 +1,8 @@
 """Write a synthetic click log in the Criteo Kaggle format, from a model whose AUC is known.
 
 For machines without the real log: ids follow power laws like Kaggle's, clicks come from a planted
-model (slipstream/synthetic.py), so the best AUC is known, printed and kept in `<output>.json`. It
-shows that the programs work and how fast they are; it says nothing about clicks of real people.
+model (slipstream/logs/synthetic.py), so the best AUC is known, printed and kept in `<output>.json`.
+It shows that the programs work and how fast they are; it says nothing about clicks of real people.
 
     python bench/synthetic_log.py --rows 1000000
 
@@ -26,14 +26,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/synthetic_log.py`
 
-from slipstream import cli, runtime  # noqa: E402
-from slipstream.synthetic import (  # noqa: E402
+from slipstream.logs.synthetic import (  # noqa: E402
     KAGGLE_TABLE_SIZES,
     PlantedClicks,
     category_hashes,
     concatenate_clicks,
     planted_blocks,
 )
+from slipstream.tools import cli, runtime  # noqa: E402
 
 VERSION = 1  # of what the same options write
 NUM_DENSE = 13
@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.25,
         help="expected share of clicked rows, below 1",
     )
-    cli.add_seed_flag(parser)
+    cli.add_flag(parser, cli.SEED)
     args = parser.parse_args(argv)
     if args.positive_rate >= 1:
         parser.error("argument --positive-rate: got 1; expected less than 1")

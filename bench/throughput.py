@@ -46,11 +46,12 @@ from bench.turns import (  # noqa: E402
     work,
 )
 from dlrm_data_pytorch import load_processed  # noqa: E402
-from slipstream import cli  # noqa: E402
-from slipstream.formats import equal_days  # noqa: E402
-from slipstream.npz import write_npz  # noqa: E402
-from slipstream.runtime import choose_device, describe_machine, git_commit  # noqa: E402
-from slipstream.synthetic import KAGGLE_TABLE_SIZES, planted_clicks  # noqa: E402
+from slipstream.logs.formats import equal_days  # noqa: E402
+from slipstream.logs.synthetic import KAGGLE_TABLE_SIZES, planted_clicks  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.device import choose_device  # noqa: E402
+from slipstream.tools.npz import write_npz  # noqa: E402
+from slipstream.tools.runtime import describe_machine, git_commit  # noqa: E402
 
 MODELS = {
     "kaggle": {"dim": 16, "bot": "13-512-256-64-16", "top": "512-256-1"},
@@ -280,7 +281,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", default="bench/results", help="folder of the JSON file; '': print only"
     )
-    cli.add_seed_flag(parser)
+    cli.add_flag(parser, cli.SEED)
     args = parser.parse_args(argv)
     for method in args.methods:
         try:

@@ -19,28 +19,26 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import dlrm_s_pytorch  # noqa: E402
 import slipstream_train  # noqa: E402
 from bench import plain_dlrm  # noqa: E402
-from dlrm_data_pytorch import (  # noqa: E402
-    PreparedData,
-    baseline_data,
-    load_processed,
-    load_segregated,
-)
-from slipstream import cli  # noqa: E402
-from slipstream.cpu import tune_cpu  # noqa: E402
-from slipstream.embedding import bytes_per_row  # noqa: E402
-from slipstream.runlog import Clocks  # noqa: E402
-from slipstream.runtime import (  # noqa: E402
+from slipstream.logs.processed import load_processed  # noqa: E402
+from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.cpu import tune_cpu  # noqa: E402
+from slipstream.tools.device import (  # noqa: E402
     choose_device,
     peak_device_bytes,
-    peak_rss_bytes,
+    set_precision,  # noqa: E402
     tune_process,
 )
-from slipstream.staleness import DropRule, DropSettings  # noqa: E402
-from slipstream.step import set_precision  # noqa: E402
-from slipstream.trainer import Progress, Trainer  # noqa: E402
+from slipstream.tools.runlog import Clocks, NoLog  # noqa: E402
+from slipstream.tools.runtime import peak_rss_bytes  # noqa: E402
+from slipstream.training import flags as flags_of  # noqa: E402
+from slipstream.training.build import build_model, build_trainer, network_of  # noqa: E402
+from slipstream.training.embedding import bytes_per_row  # noqa: E402
+from slipstream.training.progress import Progress  # noqa: E402
+from slipstream.training.sets import PreparedData, baseline_data, load_segregated  # noqa: E402
+from slipstream.training.staleness import DropRule, DropSettings  # noqa: E402
+from slipstream.training.trainer import Trainer  # noqa: E402
 
 ENGINE_OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "budget"}
 OPTIONS = {
@@ -280,9 +278,9 @@ def _build_engine(
     check_batch(prepared.data.num_train, job["batch_size"])
     if "resident" in options:
         args.num_resident = int(prepared.table_sizes.sum())
-    device = choose_device(job["device"])
-    settings = tune_process(device, job["num_threads"], precision, False)
-    model, table = dlrm_s_pytorch.build_model(args, prepared, device)
+    device, settings = choose_device(job["device"]), flags_of.settings_of(args)
+    tuned = tune_process(device, job["num_threads"], precision, False)
+    model, table = build_model(settings, network_of(settings.model), prepared, device)
     clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
     rule = None
     if name == "slipstream":
@@ -293,14 +291,14 @@ def _build_engine(
     def report(progress: Progress) -> None:
         pace.report(progress.samples, progress.samples + progress.dropped)
 
-    trainer = dlrm_s_pytorch.build_trainer(
-        args, prepared, "interleaved", model, table, rule, None, clocks, report
+    trainer = build_trainer(
+        settings, prepared, "interleaved", model, table, rule, NoLog(), clocks, report
     )
     hot_inputs = len(prepared.data.hot) / prepared.data.num_train
-    settings |= {"num_resident": table.num_resident, "hot_inputs": hot_inputs}
+    tuned |= {"num_resident": table.num_resident, "hot_inputs": hot_inputs}
     if prepared.num_hot:
-        settings["segregation_s"] = prepared.manifest.get("seconds")
-    return trainer, pace, settings
+        tuned["segregation_s"] = prepared.manifest.get("seconds")
+    return trainer, pace, tuned
 
 
 def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
@@ -370,7 +368,7 @@ def _phases(
     plain = {
         (table, "lookup"): "gather",
         (table, "update"): "row update",
-        (step.model, "forward"): "forward",
+        (step.model.network, "forward"): "forward",
         (step.optimizer, "step"): "optimizer",
     }
     use_graph, step._use_graph = step._use_graph, False

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 import input_segregation
-from dlrm_data_pytorch import equal_days
-from slipstream.npz import write_npz
+from slipstream.logs.formats import equal_days
+from slipstream.tools.npz import write_npz
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TABLE_SIZES = np.array([40, 1, 300, 7, 1000], np.int64)
@@ -51,6 +51,24 @@ def segregate_small(processed, *flags):
     return folder
 
 
+def dlrm(bot, top, num_features, op="dot", itself=False, seed=0):
+    """A DLRM of plain features; the seed decides its weights."""
+    from slipstream.model.features import plain_features
+    from slipstream.model.networks import build_network, find_network
+
+    options = {"arch_mlp_bot": bot, "arch_mlp_top": top, "arch_interaction_op": op}
+    spec = find_network("dlrm", {**options, "arch_interaction_itself": itself})
+    return build_network(spec, plain_features(bot[0], num_features, bot[-1]), seed)
+
+
+def click_model(network, num_features, precision="fp32"):
+    """It, as the trainer calls it."""
+    from slipstream.logs.features import plain_layout
+    from slipstream.model.networks import ClickModel
+
+    return ClickModel(network, plain_layout(num_features), precision)
+
+
 def run_script(script, *flags, **environment):
     """Run a script as a user would: (exit status, stdout, stderr lines)."""
     import os
@@ -67,7 +85,7 @@ def run_script(script, *flags, **environment):
 
 def saved_rows(folder):
     """All weights of a saved model by name, rows in (table, id) order."""
-    from slipstream.checkpoint import find_checkpoint
+    from slipstream.training.checkpoint import find_checkpoint
 
     arrays = find_checkpoint(folder).arrays
     kept = ("rows", "row_sums", "step.")

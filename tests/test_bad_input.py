@@ -12,8 +12,8 @@ import dlrm_s_pytorch
 import fae_train
 import input_segregation
 import slipstream_train
-from slipstream import cli
-from slipstream.npz import NpzWriter
+from slipstream.tools import cli
+from slipstream.tools.npz import NpzWriter
 
 GOOD_LINE = "\t".join(["0", *["1"] * 13, *["1a"] * 26])
 LINES = {

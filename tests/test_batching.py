@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.batching import EpochPlan, epoch_order, interleave
+from slipstream.training.batching import EpochPlan, epoch_order, interleave
 
 DAYS = np.array([0, 30, 30, 70, 100])
 

@@ -16,9 +16,16 @@ from helpers import MODEL_FLAGS, REPOSITORY, assert_same_weights, segregate_smal
 import dlrm_s_pytorch
 import fae_train
 import slipstream_train
-from slipstream import checkpoint, cli
-from slipstream.checkpoint import checkpoints_in, differences, find_checkpoint, open_checkpoint
-from slipstream.npz import fingerprint, open_npz
+from slipstream.tools import cli
+from slipstream.tools.npz import fingerprint, open_npz
+from slipstream.training import build, checkpoint
+from slipstream.training import flags as flags_module
+from slipstream.training.checkpoint import (
+    checkpoints_in,
+    differences,
+    find_checkpoint,
+    open_checkpoint,
+)
 
 SCRIPTS = {"baseline": dlrm_s_pytorch, "fae": fae_train, "slipstream": slipstream_train}
 WINDOW = ["--snapshot-window", "0.2"]
@@ -337,7 +344,7 @@ def test_signals_end_in_good_order(folder, method, number):
 def test_a_second_signal_ends_at_once(folder, monkeypatch):
     """Also while the first one's checkpoint is being written."""
     code = (
-        "import os, signal, time; from slipstream.runtime import StopRequest\n"
+        "import os, signal, time; from slipstream.tools.runtime import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT); assert stop.signal == signal.SIGINT\n"
         "    os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
@@ -398,8 +405,8 @@ def test_a_value_that_is_not_finite_keeps_the_last_good_checkpoint(folder):
 
 
 def test_a_model_that_learns_nothing_is_said(folder, capsys, monkeypatch):
-    monkeypatch.setattr("slipstream.trainer.MIN_LEARNED", 3000)
-    monkeypatch.setattr("slipstream.trainer.STUCK_AUC", 0.05)  # few inputs: a noisy AUC
+    monkeypatch.setattr("slipstream.training.evaluation.MIN_LEARNED", 3000)
+    monkeypatch.setattr("slipstream.training.evaluation.STUCK_AUC", 0.05)  # few inputs: a noisy AUC
     flags = ["--data-generation", "random", "--data-size", "40000", "--arch-embedding-size", "9-9"]
     flags += ["--runs-dir", str(folder / "runs"), "--mini-batch-size", "1024"]
     dlrm_s_pytorch.main([*flags, *MODEL_FLAGS[:-6], "--learning-rate", "1e-9", "--device", "cpu"])
@@ -428,12 +435,12 @@ def test_going_on_at_another_rate_is_said(folder, capsys):
 
 
 def test_too_little_memory_is_said_before_it_is_taken(folder, monkeypatch):
-    monkeypatch.setattr(dlrm_s_pytorch, "initial_rows", pytest.fail)
-    monkeypatch.setattr(dlrm_s_pytorch, "available_memory_bytes", lambda: 100_000)
+    monkeypatch.setattr(build, "initial_rows", pytest.fail)
+    monkeypatch.setattr(build, "available_memory_bytes", lambda: 100_000)
     said = "for activations; 0 MB are free: choose another --mini-batch-size"
     refused(said, fae_train, folder)
     flags = ["--data-generation", "random", "--arch-embedding-size", "9000000", *MODEL_FLAGS]
-    monkeypatch.setattr(dlrm_s_pytorch, "available_memory_bytes", lambda: 10**8)
+    monkeypatch.setattr(build, "available_memory_bytes", lambda: 10**8)
     with pytest.raises(MemoryError, match="288 MB of them for embedding rows; 100 MB are free"):
         dlrm_s_pytorch.main(flags)
 
@@ -490,11 +497,11 @@ def test_streamed_inputs_go_on_in_memory_and_back(folder):
 
 def test_a_signal_in_an_evaluation(folder, monkeypatch, capsys):
     """It is given up, and made again by the run that goes on."""
-    from slipstream import trainer
+    from slipstream.training import evaluation
 
     flags = ["--save-model", folder / "m", "--test-freq", "30"]
     whole = train(fae_train, folder, "--test-freq", "30")
-    plain, calls = trainer.evaluate, []
+    plain, calls = evaluation.evaluate, []
 
     def signalled(*values):
         calls.append(values)
@@ -502,7 +509,7 @@ def test_a_signal_in_an_evaluation(folder, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
         return plain(*values)
 
-    monkeypatch.setattr(trainer, "evaluate", signalled)
+    monkeypatch.setattr(evaluation, "evaluate", signalled)
     with pytest.raises(SystemExit) as stopped:
         train(fae_train, folder, *flags)
     assert stopped.value.code == 130 and find_checkpoint(folder / "m").step == 60
@@ -584,7 +591,7 @@ def test_the_best_is_of_this_folder(folder, monkeypatch):
     def falling(*_):
         return dict.fromkeys(("auc", "log_loss", "accuracy"), next(values) / 100)
 
-    monkeypatch.setattr("slipstream.trainer.evaluate", falling)
+    monkeypatch.setattr("slipstream.training.evaluation.evaluate", falling)
     flags = ["--val-freq", "25", "--save-model"]
     train(fae_train, folder, *flags, folder / "a", "--num-batches", "60")
     copy = [*flags, folder / "b", "--load-model", folder / "a"]
@@ -597,7 +604,7 @@ def test_mlps_that_are_not_finite_are_not_saved(folder, monkeypatch):
 
     def spoiled(*values):
         model, table = plain(*values)
-        model.top_l[-1].weight.data[0, 0] = np.inf
+        model.network.top_l[-1].weight.data[0, 0] = np.inf
         return model, table
 
     flags = ["--save-model", folder / "m", "--num-batches", "5", "--learning-rate", "1e-30"]
@@ -652,7 +659,8 @@ def test_saving_and_loading_need_no_second_copy_of_the_rows(tmp_path):
     """4 M rows of dim 16: the peak after saving against that of training, and that of loading."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import dlrm_s_pytorch\n"
-        "from slipstream.checkpoint import Checkpoints; from slipstream.runtime import *\n"
+        "from slipstream.training.checkpoint import Checkpoints\n"
+        "from slipstream.tools.runtime import *\n"
         "def save(*values, plain=Checkpoints.save):\n"
         "    print('PEAK', peak_rss_bytes()); path = plain(*values)\n"
         "    print('PEAK', peak_rss_bytes()); return path\n"
@@ -725,14 +733,14 @@ def test_data_that_vanish_while_a_run_maps_them(folder, capsys, monkeypatch):
     (folder / "hot_cold").unlink()
     segregate_small(folder / "small_processed.npz")
     train(fae_train, folder, "--save-model", folder / "a")
-    plain = fae_train.load_segregated
+    plain = flags_module.load_segregated
 
     def vanishing(*values):
         prepared = plain(*values)
         shutil.rmtree(folder / "hot_cold")
         return prepared
 
-    monkeypatch.setattr(fae_train, "load_segregated", vanishing)
+    monkeypatch.setattr(flags_module, "load_segregated", vanishing)
     flags = ["--save-model", folder / "b"]
     train(fae_train, folder, *flags)
     assert_same_weights(folder / "a", folder / "b")

@@ -3,7 +3,7 @@ import ctypes
 import pytest
 import torch
 
-from slipstream.cpu import keep_freed_memory, tune_cpu, use_onednn
+from slipstream.tools.cpu import keep_freed_memory, tune_cpu, use_onednn
 
 
 @pytest.fixture(autouse=True)

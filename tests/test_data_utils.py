@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_utils
-from slipstream import encoding, formats, npz, parsing, rawfile
-from slipstream.npz import open_npz, unpack_manifest
+from slipstream.logs import encoding, formats, parsing, preprocess, rawfile
+from slipstream.tools import npz
+from slipstream.tools.npz import open_npz, unpack_manifest
 
 ROOT = Path(__file__).parent.parent
 KAGGLE = formats.FORMATS["kaggle"]
@@ -371,7 +372,7 @@ def test_manifest(tmp_path):
     assert manifest["options"]["max_ind_range"] == 50
     data_utils.preprocess("kaggle", raw, target)
     manifest = unpack_manifest(open_npz(target))
-    assert manifest["version"] == data_utils.VERSION
+    assert manifest["version"] == preprocess.VERSION
     assert manifest["data_set"] == "kaggle"
     assert manifest["options"]["max_ind_range"] == -1
     assert manifest["options"]["seed"] is None

@@ -3,8 +3,10 @@ import pytest
 import torch
 from helpers import TABLE_SIZES, segregate_small, small_arrays, write_processed
 
-from dlrm_data_pytorch import equal_days, load_processed, load_segregated, planted_limit
-from slipstream.npz import write_npz
+from dlrm_data_pytorch import load_processed, load_segregated
+from slipstream.logs.formats import equal_days
+from slipstream.logs.processed import planted_limit
+from slipstream.tools.npz import write_npz
 
 
 def test_batches_hold_the_logs_values(processed):

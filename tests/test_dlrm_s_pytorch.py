@@ -3,21 +3,29 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL_FLAGS, NUM_DENSE, TABLE_SIZES, assert_same_weights, saved_rows
+from helpers import (
+    MODEL_FLAGS,
+    NUM_DENSE,
+    TABLE_SIZES,
+    assert_same_weights,
+    click_model,
+    dlrm,
+    saved_rows,
+)
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import dlrm_s_pytorch
 from dlrm_data_pytorch import baseline_data, load_processed
-from dlrm_s_pytorch import DLRM_Net
-from slipstream.batching import epoch_order
-from slipstream.embedding import EmbeddingTable, initial_rows
-from slipstream.step import TrainStep
+from slipstream.training.batching import epoch_order
+from slipstream.training.build import make_optimizer
+from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.step import TrainStep
 
 
 @pytest.mark.parametrize("itself", [False, True])
 def test_dot_interaction_is_all_pairs(itself):
-    model = DLRM_Net([3, 5, 4], [6, 1], 2, "dot", itself)
+    model = dlrm([3, 5, 4], [6, 1], 2, "dot", itself)
     dense_vector, rows = torch.rand(7, 4), torch.rand(7, 2, 4)
     got = model.interact_features(dense_vector, rows)
     for b in range(7):
@@ -31,14 +39,14 @@ def test_dot_interaction_is_all_pairs(itself):
 
 
 def test_cat_interaction_is_the_vectors_side_by_side():
-    model = DLRM_Net([3, 4], [6, 1], 2, "cat")
+    model = dlrm([3, 4], [6, 1], 2, "cat")
     dense_vector, rows = torch.rand(7, 4), torch.rand(7, 2, 4)
     expected = torch.cat([dense_vector, rows[:, 0], rows[:, 1]], dim=1)
     assert torch.equal(model.interact_features(dense_vector, rows), expected)
 
 
 def test_initial_weights_have_dlrms_spread():
-    layer = DLRM_Net([300, 500, 4], [6, 1], 2).bot_l[0]
+    layer = dlrm([300, 500, 4], [6, 1], 2).bot_l[0]
     assert layer.weight.std().item() == pytest.approx((2 / 800) ** 0.5, rel=0.02)
     assert layer.bias.std().item() == pytest.approx((1 / 500) ** 0.5, rel=0.15)
 
@@ -57,7 +65,7 @@ def test_training_equals_plain_pytorch(processed, tmp_path):
     train(processed, tmp_path, "ours", "--num-batches", "40")
 
     log = load_processed(processed)
-    model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
+    model = dlrm([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
     model.load_state_dict(
         {
             name[4:]: torch.from_numpy(value)
@@ -155,11 +163,11 @@ def test_diverging_training_stops(processed, tmp_path):
 def moved_by(processed, inputs, weights=None):
     """How one training step on `inputs` changes the MLPs' weights."""
     data = baseline_data(load_processed(processed)).data
-    model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES), seed=1)
+    model = dlrm([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES), seed=1)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
     table = EmbeddingTable(rows, len(rows), 160, torch.device("cpu"))
-    step = TrainStep(model, table, dlrm_s_pytorch.make_optimizer(model, "sgd"), 32)
+    step = TrainStep(click_model(model, len(TABLE_SIZES)), table, make_optimizer(model, "sgd"), 32)
     dense, slots, labels = data.cold.batch(np.array(inputs))
     weights = None if weights is None else torch.tensor(weights)
     step(dense, table.enter(table.stage(slots)), labels, weights, 0.1)
@@ -185,7 +193,7 @@ def test_a_weight_counts_an_input_that_often(processed):
 def test_the_reported_auc_is_that_of_the_test_split(processed, tmp_path):
     summary = train(processed, tmp_path, "a")
     saved, log = saved_rows(tmp_path / "a"), load_processed(processed)
-    model = DLRM_Net([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
+    model = dlrm([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
     mlps = {name[4:]: value for name, value in saved.items() if name.startswith("mlp.")}
     model.load_state_dict({name: torch.from_numpy(value) for name, value in mlps.items()})
     _, test, val = log.splits()

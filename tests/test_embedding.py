@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from slipstream.embedding import EVALUATION, EmbeddingTable, bytes_per_row, initial_rows
+from slipstream.training.embedding import EVALUATION, EmbeddingTable, bytes_per_row, initial_rows
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ import dlrm_s_pytorch
 import fae_train
 import slipstream_train
 from dlrm_data_pytorch import load_segregated
-from slipstream.embedding import EmbeddingTable
-from slipstream.trainer import Trainer
+from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.trainer import Trainer
 
 STEPS = ["--num-batches", "200", "--nepochs", "5"]
 

@@ -26,8 +26,9 @@ def test_nothing_is_wrong():
 def test_a_defect_is_found():
     """Checksums that are not compared, and a run that forgets Adagrad's sums."""
     broken = (
-        "import slipstream.checkpoint as c, slipstream.npz as n, dlrm_data_pytorch as d;"
-        "c.check_sums = d.check_sums = lambda path: None;"
+        "import slipstream.training.checkpoint as c, slipstream.tools.npz as n;"
+        "import slipstream.training.sets as s, slipstream.logs.processed as d;"
+        "c.check_sums = d.check_sums = s.check_sums = lambda path: None;"
         "c.Saved.load_rows = lambda s, *a, f=c.Saved.load_rows: (f(s, *a)[0], None)"
     )
     status, lines = run(broken, "--kills", "1", "--damages", "1")

@@ -5,7 +5,7 @@ import pandas
 import pytest
 
 from bench import figures
-from slipstream import cli
+from slipstream.tools import cli
 
 
 def make_all(folder):

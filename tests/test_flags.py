@@ -10,8 +10,8 @@ from helpers import MODEL_FLAGS
 import dlrm_s_pytorch
 import slipstream_train
 from dlrm_s_pytorch import DLRM_Net
-from slipstream.staleness import DropSettings
-from slipstream.trainer import Trainer
+from slipstream.training.staleness import DropSettings
+from slipstream.training.trainer import Trainer
 
 DROP_FLAGS = {
     "--drop-policy random": ("policy", "random"),
@@ -57,7 +57,7 @@ class Spy:
                 step(trainer, batch)
             self.mlp_rates.append(trainer.step.optimizer.param_groups[0]["lr"])
             self.optimizer = type(trainer.step.optimizer).__name__
-            self.model = trainer.step.model
+            self.model = trainer.step.model.network
 
         monkeypatch.setattr(Trainer, "_train_step", spied)
 

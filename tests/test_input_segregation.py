@@ -3,8 +3,8 @@ import pytest
 from helpers import TABLE_SIZES, segregate_small, small_arrays, write_processed
 
 from dlrm_data_pytorch import load_segregated
-from slipstream.npz import open_npz
-from slipstream.popularity import rank_rows, rows_above
+from slipstream.tools.npz import open_npz
+from slipstream.training.popularity import rank_rows, rows_above
 
 HELD_OUT = 4000 - 4000 // 7  # the last day of 4000 rows has 571
 OFFSETS = np.concatenate([[0], np.cumsum(TABLE_SIZES)[:-1]])

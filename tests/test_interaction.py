@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slipstream.interaction import DotInteraction, interaction_pairs
+from slipstream.model.interaction import DotInteraction, interaction_pairs
 
 
 @pytest.mark.parametrize("itself", [False, True])

@@ -12,15 +12,15 @@ from helpers import REPOSITORY, write_processed
 from test_data_utils import write_days, write_log
 
 import data_utils
-from slipstream import encoding, stages, taobao
+from slipstream.logs import encoding, stages, taobao
 
 SMALL = {
-    "slipstream.stages.PART_ROWS": 110,
-    "slipstream.stages.CHUNK_ROWS": 50,
-    "slipstream.stages.SORT_BYTES": 1 << 50,
-    "slipstream.stages.MAX_BUCKETS": 3,
-    "slipstream.taobao.USERS_CLICKS": 70,
-    "slipstream.taobao.CHUNK": 64,
+    "slipstream.logs.stages.PART_ROWS": 110,
+    "slipstream.logs.stages.CHUNK_ROWS": 50,
+    "slipstream.logs.stages.SORT_BYTES": 1 << 50,
+    "slipstream.logs.stages.MAX_BUCKETS": 3,
+    "slipstream.logs.taobao.USERS_CLICKS": 70,
+    "slipstream.logs.taobao.CHUNK": 64,
 }
 
 
@@ -55,7 +55,7 @@ def make_job(folder, what):
         flags = ["--processed-data-file", str(raw), "--segregated-data-dir", str(folder / "hot")]
         flags += ["--hot-emb-gpu-mem", "8000", "--ip-sampling-rate", "50"]
         names = [f"hot/{name}.npz" for name in sets]
-        job["patches"] = {"slipstream.popularity.CHUNK": 500}
+        job["patches"] = {"slipstream.training.popularity.CHUNK": 500}
         return {**job, "script": "input_segregation", "argv": flags, "outputs": names}
     flags = ["--data-set", what, "--raw-data-file", str(raw), *options]
     flags += ["--processed-data-file", str(folder / "out.npz")]
@@ -90,7 +90,8 @@ def test_a_full_disk(tmp_path, what):
     if os.geteuid() or not unshare or subprocess.run([unshare, "-m", "true"]).returncode:
         pytest.skip("needs root, to mount a small file system")
     job = make_job(tmp_path, what)
-    patches = {f"{job['script']}.check_free_disk": "nothing"}
+    module = "training.segregation" if what == "segregation" else "logs.preprocess"
+    patches = {f"slipstream.{module}.check_free_disk": "nothing"}
     used = sum(os.path.getsize(tmp_path / name) for name in job["inputs"]) // 1024
     sizes = [used + more for more in ((24, 60, 100) if what != "segregation" else (40, 120, 180))]
     answers = run_job(

@@ -14,13 +14,15 @@ from helpers import MODEL_FLAGS, REPOSITORY, segregate_small, write_processed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dlrm_data_pytorch
 import dlrm_s_pytorch
 import fae_train
+import slipstream.logs.inputs as logs_inputs
 import slipstream_train
 from dlrm_data_pytorch import load_processed, load_segregated
-from slipstream.batching import BLOCK_INPUTS, epoch_order
-from slipstream.npz import ArrayStream, NpzWriter, Spec, advise, open_npz, write_npz
+from slipstream.logs.inputs import BLOCK_INPUTS
+from slipstream.tools.mapped import advise
+from slipstream.tools.npz import ArrayStream, NpzWriter, Spec, open_npz, write_npz
+from slipstream.training.batching import epoch_order
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,7 +117,7 @@ def test_windows_are_announced_ahead(tmp_path, monkeypatch):
     processed = write_processed(tmp_path / "p.npz", 30_000)
     data = load_processed(processed, 200 << 10).splits()[0]
     announced, trained = [], []
-    batch = dlrm_data_pytorch.ClickInputs.batch
+    batch = logs_inputs.ClickInputs.batch
 
     def noted(inputs, chosen):
         if isinstance(chosen, np.ndarray):
@@ -127,8 +129,8 @@ def test_windows_are_announced_ahead(tmp_path, monkeypatch):
     def will_need(inputs, chosen):
         announced.extend(chosen.tolist())
 
-    monkeypatch.setattr(dlrm_data_pytorch.ClickInputs, "batch", noted)
-    monkeypatch.setattr(dlrm_data_pytorch.ClickInputs, "will_need", will_need)
+    monkeypatch.setattr(logs_inputs.ClickInputs, "batch", noted)
+    monkeypatch.setattr(logs_inputs.ClickInputs, "will_need", will_need)
     flags = ["--processed-data-file", str(processed), "--max-memory", "200K", *MODEL_FLAGS]
     dlrm_s_pytorch.main([*flags, "--runs-dir", str(tmp_path)])
     assert sorted(trained) == list(range(len(data)))
@@ -158,8 +160,8 @@ def test_advice_covers_the_inputs_asked_for(processed, monkeypatch):
     inputs = load_processed(processed, 10_000).inputs
     asked = []
     inputs.will_need(np.array([5]))
-    monkeypatch.setattr(dlrm_data_pytorch, "BLOCK_INPUTS", 100)
-    monkeypatch.setattr(dlrm_data_pytorch, "advise", lambda *words: asked.append(words))
+    monkeypatch.setattr(logs_inputs, "BLOCK_INPUTS", 100)
+    monkeypatch.setattr(logs_inputs, "advise", lambda *words: asked.append(words))
     inputs.will_need(np.array([205, 250, 399, 3950]))
     assert {advice for _, advice in asked} == {mmap.MADV_WILLNEED}
     starts = [(array.ctypes.data - inputs.labels.ctypes.data, len(array)) for array, _ in asked]
@@ -173,8 +175,8 @@ sys.path.insert(0, {repository!r})
 import numpy as np
 import sklearn.metrics
 import dlrm_s_pytorch
-from slipstream.npz import open_npz
-from slipstream.runtime import peak_rss_bytes
+from slipstream.tools.npz import open_npz
+from slipstream.tools.runtime import peak_rss_bytes
 folder, limit = sys.argv[1], int(sys.argv[2])
 used = int([l for l in open("/proc/self/status") if l.startswith("VmData")][0].split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
@@ -272,7 +274,7 @@ def test_odd_arrays_are_not_copied_whole_for_a_batch(odd):
         raw = np.empty(values.nbytes + 1, np.uint8)
         ids = raw[1:].view(np.int32).reshape(n, width)
         ids[:] = values
-    inputs = dlrm_data_pytorch.ClickInputs(ids[:, :1], ids, np.zeros(n, np.int8), np.array([0, n]))
+    inputs = logs_inputs.ClickInputs(ids[:, :1], ids, np.zeros(n, np.int8), np.array([0, n]))
     tracemalloc.start()
     slots = inputs.slots_of(np.array([3, n - 1]))
     _, peak = tracemalloc.get_traced_memory()
@@ -282,7 +284,7 @@ def test_odd_arrays_are_not_copied_whole_for_a_batch(odd):
 
 
 def test_accesses_beyond_32_bits_are_counted():
-    from slipstream.popularity import Ranking, rank_rows, rows_above
+    from slipstream.training.popularity import Ranking, rank_rows, rows_above
 
     counts = np.array([5, 2**33, 2**32, 0], np.int64)
     ranking = rank_rows(counts)

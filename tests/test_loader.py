@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from dlrm_data_pytorch import ClickInputs, DeviceInputs
-from slipstream.batching import EpochPlan
-from slipstream.embedding import EmbeddingTable
-from slipstream.loader import Loader
+from dlrm_data_pytorch import ClickInputs
+from slipstream.training.batching import EpochPlan
+from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.loader import Loader
+from slipstream.training.sets import DeviceInputs
 
 CPU = torch.device("cpu")
 

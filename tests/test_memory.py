@@ -1,6 +1,6 @@
 import pytest
 
-from slipstream.memory import training_needs
+from slipstream.training.memory import training_needs
 
 SIZES = {
     "num_rows": 1000,

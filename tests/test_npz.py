@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from slipstream import npz
-from slipstream.npz import (
+from slipstream.tools import npz
+from slipstream.tools.npz import (
     ArrayStream,
     NpzWriter,
     Spec,

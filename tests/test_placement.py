@@ -11,15 +11,18 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import click_model, dlrm
 from simulated_device import GPU, SimulatedDevice
 
-from dlrm_data_pytorch import ClickInputs, DeviceInputs
-from dlrm_s_pytorch import DLRM_Net, make_optimizer
-from slipstream.embedding import EmbeddingTable
-from slipstream.runlog import Clocks, RunLog
-from slipstream.staleness import DropRule, DropSettings
-from slipstream.step import TrainStep
-from slipstream.trainer import LearningRate, Trainer, TrainingData
+from slipstream.logs.inputs import ClickInputs
+from slipstream.tools.runlog import Clocks, RunLog
+from slipstream.training.build import make_optimizer
+from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.schedule import LearningRate
+from slipstream.training.sets import DeviceInputs, TrainingData
+from slipstream.training.staleness import DropRule, DropSettings
+from slipstream.training.step import TrainStep
+from slipstream.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NUM_ROWS, NUM_HOT, BATCH_SIZE, NUM_FEATURES, DIM = 120, 40, 8, 5, 4
@@ -37,7 +40,7 @@ def inputs(num_inputs, high, seed):
 
 def make_trainer(device, num_resident, optimizer_name, overlap, device_data, evaluates):
     hot, cold = inputs(NUM_INPUTS, NUM_HOT, 1), inputs(NUM_INPUTS, NUM_ROWS, 2)
-    model = moved(DLRM_Net([3, 8, DIM], [8, 1], NUM_FEATURES, seed=1), device)
+    model = moved(dlrm([3, 8, DIM], [8, 1], NUM_FEATURES, seed=1), device)
     table = EmbeddingTable(
         torch.rand(NUM_ROWS, DIM, generator=torch.Generator().manual_seed(4)),
         num_resident,
@@ -46,7 +49,7 @@ def make_trainer(device, num_resident, optimizer_name, overlap, device_data, eva
         optimizer_name,
     )
     optimizer = make_optimizer(model, optimizer_name)
-    step = TrainStep(model, table, optimizer, BATCH_SIZE)
+    step = TrainStep(click_model(model, NUM_FEATURES), table, optimizer, BATCH_SIZE)
     if device == GPU:
         # What a device of CUDA's type gets.
         table.lane._stream = torch.cuda.Stream(device)
@@ -89,7 +92,7 @@ def moved(model, device):
 def outcome(trainer):
     """All weights, and what was measured on the way."""
     state = trainer.table.read(slice(None)) | {
-        name: value.detach().cpu() for name, value in trainer.step.model.named_parameters()
+        name: value.detach().cpu() for name, value in trainer.step.model.network.named_parameters()
     }
     state["auc"] = torch.tensor([record["auc"] for record in trainer.progress.evaluations])
     state["loss"] = torch.tensor(trainer.step.peek_loss_sum())

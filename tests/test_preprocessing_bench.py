@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import preprocessing
-from slipstream.npz import open_npz
+from slipstream.tools.npz import open_npz
 
 
 def test_a_small_run(tmp_path, capsys):

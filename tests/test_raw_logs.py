@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import data_utils
-from slipstream import taobao
-from slipstream.npz import open_npz, unpack_manifest
+from slipstream.logs import taobao
+from slipstream.tools.npz import open_npz, unpack_manifest
 
 EXAMPLES = int(os.environ.get("SLIPSTREAM_FUZZ", "1"))
 AVAZU = (

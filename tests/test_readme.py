@@ -11,7 +11,7 @@ from helpers import REPOSITORY
 from test_wrappers import METHODS, WRAPPERS, check_calls, checkout, recorded
 
 import data_utils
-from slipstream.npz import open_npz
+from slipstream.tools.npz import open_npz
 
 __all__ = ["checkout"]
 README = (REPOSITORY / "README.md").read_text()

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipstream.batching import EpochPlan
-from slipstream.embedding import EmbeddingTable
-from slipstream.staleness import (
+from slipstream.training.batching import EpochPlan
+from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.staleness import (
     DropRule,
     DropSettings,
     Reach,

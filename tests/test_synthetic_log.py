@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from bench import synthetic_log
-from slipstream.synthetic import (
+from slipstream.logs.synthetic import (
     BLOCK_ROWS,
     KAGGLE_TABLE_SIZES,
     PlantedClicks,

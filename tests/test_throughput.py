@@ -6,16 +6,16 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from helpers import TABLE_SIZES
+from helpers import TABLE_SIZES, click_model, dlrm
 
 from bench import plain_dlrm, throughput
 from bench.turns import parse_method
 from dlrm_data_pytorch import baseline_data, load_processed
-from dlrm_s_pytorch import DLRM_Net, make_optimizer
-from slipstream import cli
-from slipstream.embedding import EmbeddingTable, initial_rows
-from slipstream.step import TrainStep
-from slipstream.trainer import evaluate
+from slipstream.tools import cli
+from slipstream.training.build import make_optimizer
+from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.evaluation import evaluate
+from slipstream.training.step import TrainStep
 
 BOT, TOP = [3, 16, 8], [16, 1]
 
@@ -26,10 +26,10 @@ def test_the_yardstick_is_the_same_model(processed):
     train, test = prepared.data.cold, prepared.data.test
     plain_model = plain_dlrm.PlainDLRM(BOT, TOP, TABLE_SIZES.tolist(), 1)
     plain = plain_dlrm.PlainTraining(plain_model, 0.2, 64)
-    model = DLRM_Net(BOT, TOP, len(TABLE_SIZES), seed=1)
+    model = dlrm(BOT, TOP, len(TABLE_SIZES), seed=1)
     rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
     table = EmbeddingTable(rows, len(rows), 64 * 5, torch.device("cpu"))
-    step = TrainStep(model, table, make_optimizer(model, "sgd"), 64)
+    step = TrainStep(click_model(model, len(TABLE_SIZES)), table, make_optimizer(model, "sgd"), 64)
     dataset = plain_dlrm.ClickDataset(train)
     seen = 0
     for start in range(0, 40 * 64, 64):
@@ -43,7 +43,7 @@ def test_the_yardstick_is_the_same_model(processed):
     assert not torch.allclose(learned, initial_rows(TABLE_SIZES.tolist(), 8, None, 1), atol=1e-3)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(plain_model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
-    expected = evaluate(model, table, test, 100)
+    expected = evaluate(click_model(model, len(TABLE_SIZES)), table, test, 100)
     got = plain_dlrm.evaluate(plain_model, plain_dlrm.ClickDataset(test), 100)
     assert got["auc"] == pytest.approx(expected["auc"], abs=1e-3)
     assert got["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-4)

@@ -4,16 +4,18 @@ import time
 
 import numpy as np
 import pytest
+from helpers import click_model, dlrm
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from dlrm_data_pytorch import load_processed
-from dlrm_s_pytorch import DLRM_Net
-from slipstream.embedding import EmbeddingTable, initial_rows
-from slipstream.metrics import click_metrics
-from slipstream.runlog import Clocks, RunLog
-from slipstream.trainer import LearningRate, drop_report, evaluate
+from slipstream.tools.metrics import click_metrics
+from slipstream.tools.runlog import Clocks, RunLog
+from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.evaluation import evaluate
+from slipstream.training.progress import drop_report
+from slipstream.training.schedule import LearningRate
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=50))
@@ -45,13 +47,13 @@ def test_evaluation_in_batches_equals_scikit_learn_at_once(processed, batch_size
 
     log = load_processed(processed)
     test = log.splits()[1]
-    model = DLRM_Net([3, 16, 8], [16, 1], 5, seed=1)
+    model = dlrm([3, 16, 8], [16, 1], 5, seed=1)
     rows = initial_rows(log.table_sizes.tolist(), 8, None, 1)
     dense, slots, labels = test.batch(slice(0, len(test)))
     with torch.no_grad():
         logits = model(dense, rows[slots]).double()
     table = EmbeddingTable(rows, num_resident, 5000 * 5, torch.device("cpu"))
-    metrics = evaluate(model, table, test, batch_size)
+    metrics = evaluate(click_model(model, 5), table, test, batch_size)
     assert metrics["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
     assert metrics["log_loss"] == pytest.approx(log_loss(labels, torch.sigmoid(logits)), abs=1e-6)
 

@@ -88,7 +88,7 @@ def test_run_scripts_flags(checkout, tmp_path, script):
     assert last.seed == 7  # "$@" reaches the script
     if hasattr(last, "mini_batch_size"):  # the Kaggle settings of the papers
         assert (last.mini_batch_size, last.arch_sparse_feature_size) == (1024, 16)
-        assert last.arch_mlp_bot == [13, 512, 256, 64, 16] and last.arch_mlp_top == [512, 256, 1]
+        assert last.arch_mlp_bot == [0, 512, 256, 64, 16] and last.arch_mlp_top == [512, 256, 1]
 
 
 def test_slipstream_as_in_the_paper(checkout, tmp_path):
@@ -153,14 +153,14 @@ def test_recipes(checkout, tmp_path, data_set, method):
 
 def test_a_custom_log_and_its_options_reach_the_script(checkout, tmp_path):
     environment = {"DATA_SET": "custom", "COLUMNS_FILE": "my.json", "RAW_DATA": "logs/shop.csv"}
-    environment |= {"BAD_LINES": "skip:7", "MAX_MEMORY": "3G", "NUM_DENSE": "4"}
+    environment |= {"BAD_LINES": "skip:7", "MAX_MEMORY": "3G"}
     calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", **environment)
     parsed = check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
     args = parsed["data_utils"]
     assert (args.data_set, args.bad_lines, args.max_memory) == ("custom", 7, 3 << 30)
     assert args.columns == str(checkout / "my.json")
     assert args.processed_data_file == "input/logs/shop_processed.npz"
-    assert parsed["fae_train"].arch_mlp_bot[0] == 4
+    assert parsed["fae_train"].arch_mlp_bot[0] == 0  # as many as the data have
 
 
 @pytest.mark.parametrize("what", ["avazu", "taobao"])

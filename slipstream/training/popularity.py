@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from slipstream.runtime import ordered
+from slipstream.tools.runtime import ordered
 
 CHUNK = 1 << 15  # inputs handled at once
 NUM_BUDGETS = 10

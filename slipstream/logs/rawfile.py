@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slipstream.formats import LogFormat
-from slipstream.parsing import (
+from slipstream.logs.formats import LogFormat
+from slipstream.logs.parsing import (
     BYTE_ORDER_MARK,
     BadBlock,
     Rows,
@@ -29,7 +29,7 @@ from slipstream.parsing import (
     rows_of,
     typed,
 )
-from slipstream.runtime import ordered
+from slipstream.tools.runtime import ordered
 
 PARQUET_ROWS = 1 << 16
 MAX_LINE_BYTES = 1 << 16  # a valid line of Criteo has 500 at most

@@ -16,32 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.batching import EpochPlan, PlannedBatch
-from slipstream.embedding import EmbeddingTable, StagedBatch
-from slipstream.staleness import HotInputs
+from slipstream.training.batching import EpochPlan, PlannedBatch
+from slipstream.training.embedding import EmbeddingTable, StagedBatch
+from slipstream.training.sets import Inputs
 
 T = TypeVar("T")
-
-
-class Inputs(HotInputs, Protocol):
-    """A set of inputs that mini-batches are cut from."""
-
-    day_offsets: np.ndarray  # (days + 1,) int64
-    device: torch.device  # where `batch` puts its tensors
-
-    def __len__(self) -> int: ...
-
-    def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32."""
-
-    def will_need(self, inputs: np.ndarray) -> None:
-        """These inputs will be asked for soon: have them read from disk, without waiting."""
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slipstream.embedding import EmbeddingTable
-from slipstream.npz import NpzWriter, Spec, advise, check_sums, fingerprint, open_npz
-from slipstream.runtime import (
+from slipstream.tools.mapped import advise
+from slipstream.tools.npz import NpzWriter, Spec, check_sums, fingerprint, open_npz
+from slipstream.tools.runtime import (
     check_free_disk,
     check_replaceable,
     read_json,
@@ -39,6 +39,7 @@ from slipstream.runtime import (
     sync_folder,
     write_json,
 )
+from slipstream.training.embedding import EmbeddingTable
 
 VERSION = 1
 CHUNK_BYTES = 1 << 23  # of rows in memory at once

@@ -16,7 +16,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+
+class Log(Protocol):
+    """What a run reports to."""
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Take one record."""
+
+
+class NoLog:
+    """Keeps nothing: for a run that is only timed."""
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Forget the record."""
 
 
 class RunLog:

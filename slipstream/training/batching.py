@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from slipstream.logs.inputs import BLOCK_INPUTS
+
 SCHEDULES = ("interleaved", "phased")
 RANDOMIZE = ("total", "day", "none")
 KIND_NAMES = {True: "hot", False: "cold"}
-BLOCK_INPUTS = 4096  # read from disk together: 640 kB of Criteo
 
 
 def epoch_order(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slipstream.embedding import bytes_per_row
-from slipstream.staleness import CHOICE_BYTES
+from slipstream.training.embedding import bytes_per_row
+from slipstream.training.staleness import CHOICE_BYTES
 
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
 
@@ -40,8 +40,8 @@ def training_needs(
 
     `num_activations` are the values an input has in the model; `num_snapshot_rows` the hot rows
     where a drop rule copies them, twice; `num_choice_inputs` the hot inputs it chooses among.
-    Formulas: `slipstream.embedding`, `slipstream.step`, `slipstream.staleness`. On a CPU,
-    `on_device` false, the host holds both parts.
+    Formulas: `embedding`, `step`, `staleness` beside this module. On a CPU, `on_device` false, the
+    host holds both parts.
     """
     row_bytes = bytes_per_row(dim, optimizer)
     num_host = num_rows - num_resident

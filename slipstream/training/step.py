@@ -22,60 +22,39 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as nn_functional
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.embedding import EmbeddingTable, StagedBatch
+from slipstream.model.networks import ClickModel
+from slipstream.training.embedding import EmbeddingTable, StagedBatch
 
-PRECISIONS = ("fp32", "tf32", "bf16")
 NUM_WARMUP_STEPS = 3  # before a capture, as PyTorch's documentation asks
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context in which the model computes at a precision."""
-    if precision != "bf16":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-
-
-def set_precision(device: torch.device, precision: str) -> None:
-    """Check a precision against the device and make the process's settings for it.
-
-    Raises `ValueError` for tf32 without CUDA.
-    """
-    if precision == "tf32" and device.type != "cuda":
-        raise ValueError("--precision tf32 is CUDA's; take fp32 or bf16 on a CPU")
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 class TrainStep:
     """Steps a model and a table on one batch after another.
 
     Args:
-        model: maps dense features (B, num_dense) and rows (B, F, dim) to logits (B,).
-        optimizer: of the model's own parameters; the table updates its rows itself.
+        model: maps dense features (B, num_dense) and rows (B, C, dim) to logits (B,).
+        optimizer: of the network's own parameters; the table updates its rows itself.
         batch_size: the full size, by which every batch's loss is divided.
-        precision: one of `PRECISIONS`.
         use_graph: replay full batches as a CUDA graph, where the device and optimizer allow it.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ClickModel,
         table: EmbeddingTable,
         optimizer: torch.optim.Optimizer,
         batch_size: int,
-        precision: str = "fp32",
         use_graph: bool = True,
     ) -> None:
         self.model, self.table, self.optimizer = model, table, optimizer
-        self.batch_size, self.precision = batch_size, precision
+        self.batch_size = batch_size
         self._loss_sum = torch.zeros((), device=table.device)
         can_capture = table.device.type == "cuda" and isinstance(optimizer, torch.optim.SGD)
         self._use_graph = use_graph and can_capture
@@ -131,9 +110,7 @@ class TrainStep:
                     value.copy_(torch.from_numpy(np.array(stored)))
 
     def _parameters(self) -> dict[str, Tensor]:
-        # A compiled model wraps the plain one under this name.
-        model = getattr(self.model, "_orig_mod", self.model)
-        return dict(model.named_parameters())
+        return dict(self.model.network.named_parameters())
 
     def peek_loss_sum(self) -> float:
         """The sum of all inputs' losses since `take_loss_sum`; waits for the device."""
@@ -154,12 +131,11 @@ class TrainStep:
         learning_rate: float | Tensor,
     ) -> None:
         rows = self.table.lookup(staged).requires_grad_()
-        with autocast(self.table.device, self.precision):
-            logits = self.model(dense, rows)
+        logits = self.model(dense, rows, self.table.present(staged))
         # Over the full batch size, not this batch's: each input counts alike. With a mean, a last
         # batch of 55 inputs steps as far as one of 1024 and costs up to 0.05 of AUC.
         loss_sum = nn_functional.binary_cross_entropy_with_logits(
-            logits.float(), labels, weight=weights, reduction="sum"
+            logits, labels.to(logits.dtype), weight=weights, reduction="sum"
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

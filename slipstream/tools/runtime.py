@@ -90,22 +90,6 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def peak_device_bytes() -> int | None:
-    """Peak memory of tensors on the CUDA device so far, in bytes; None where none is in use."""
-    import torch
-
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
-        return None
-    return torch.cuda.max_memory_allocated()
-
-
-def free_device_bytes(device: Any) -> int:
-    """Memory of a CUDA device that is free now, in bytes."""
-    import torch
-
-    return torch.cuda.mem_get_info(device)[0]
-
-
 def git_commit() -> str | None:
     """The commit of this code, with `+changes` when the working tree differs; None outside git."""
     folder = Path(__file__).parent
@@ -156,45 +140,6 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def tune_process(
-    device: Any, num_threads: int, precision: str, deterministic: bool
-) -> dict[str, Any]:
-    """Make this process's settings for training on `device`; returns them for the log.
-
-    With `deterministic` PyTorch refuses operations that differ from run to run. On a CPU none does;
-    on CUDA adding up row gradients then sorts them first, which is slower.
-    """
-    import torch
-
-    from slipstream.cpu import tune_cpu
-    from slipstream.step import set_precision
-
-    set_precision(device, precision)
-    if device.type == "cuda":
-        # What determinism needs is read once, when cuBLAS starts: so for every run.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic and device.type == "cuda")
-    chosen = {"precision": precision, "deterministic": deterministic}
-    chosen |= tune_cpu(num_threads, products=device.type == "cpu")
-    with contextlib.suppress(OSError):
-        # Other work on the same cores disturbs every time that is measured here.
-        chosen["load_average"] = os.getloadavg()[0]
-    return chosen
-
-
-def choose_device(name: str) -> Any:
-    """The device for `--device auto|cpu|cuda`; `ValueError` when CUDA is asked for and absent."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "--device cuda: this PyTorch finds no CUDA device; use --device cpu or auto"
-        )
-    return torch.device(name)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.batching import EpochPlan
+from slipstream.training.batching import EpochPlan
 
 # At random, as many as `stale` would: of the hot inputs, of all, of the cold ones.
 RANDOM_POLICIES = ("random", "uniform", "cold")

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.formats import Schema
-from slipstream.npz import open_npz, write_npz
-from slipstream.parsing import MAX_INT32, Rows
-from slipstream.runtime import num_threads, sync_file, write_json
+from slipstream.logs.formats import Schema
+from slipstream.logs.parsing import MAX_INT32, Rows
+from slipstream.tools.npz import open_npz, write_npz
+from slipstream.tools.runtime import num_threads, sync_file, write_json
 
 MAX_EMBEDDING_ROWS = MAX_INT32  # of all tables: slots are int32
 PART_ROWS = 1 << 23

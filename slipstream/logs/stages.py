@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from slipstream.encoding import (
+from slipstream.logs.encoding import (
     CHUNK_ROWS,
     PART_ROWS,
     VALUE_BYTES,
@@ -34,11 +34,12 @@ from slipstream.encoding import (
     check_num_embedding_rows,
     merge_table,
 )
-from slipstream.formats import Schema, equal_days
-from slipstream.npz import NpzWriter, Spec, advise, pack_manifest
-from slipstream.parsing import Rows
-from slipstream.rawfile import Tally
-from slipstream.runtime import num_threads, ordered, sync_file, write_json
+from slipstream.logs.formats import Schema, equal_days
+from slipstream.logs.parsing import Rows
+from slipstream.logs.rawfile import Tally
+from slipstream.tools.mapped import advise
+from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
+from slipstream.tools.runtime import num_threads, ordered, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
 SORT_BYTES = 64  # of memory a row while a bucket is sorted

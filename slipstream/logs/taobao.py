@@ -27,10 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
-from slipstream.formats import LogFormat, Schema
-from slipstream.parsing import Rows
-from slipstream.rawfile import RawFile, Tally, parse_file
-from slipstream.runtime import sync_file, write_json
+from slipstream.logs.formats import LogFormat, Schema
+from slipstream.logs.parsing import Rows
+from slipstream.logs.rawfile import RawFile, Tally, parse_file
+from slipstream.tools.runtime import sync_file, write_json
 
 FORMAT = LogFormat(
     ("id", "id", "id", "behaviour", "time"),

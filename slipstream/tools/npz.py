@@ -28,12 +28,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from slipstream.runtime import available_memory_bytes, num_threads
+from slipstream.tools.mapped import advise
+from slipstream.tools.runtime import available_memory_bytes, num_threads
 
 ALIGNMENT = 64  # bytes; a cache line, and what the .npy format pads its own header to
 LOCAL_HEADER_BYTES = 30
 ZIP64_EXTRA_BYTES = 20
-READ_AHEAD_BYTES = 1 << 17
 CHECK_BYTES = 1 << 22
 MEMBER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\.npy")
 MAX_RATIO = 200  # uncompressed bytes for one of a compressed member of more than BOMB_BYTES
@@ -398,35 +398,6 @@ def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray
         return np.empty(shape, dtype)
     # A plain ndarray over the map: slicing np.memmap objects costs several microseconds each.
     return np.asarray(np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C"))
-
-
-def is_mapped(array: np.ndarray) -> bool:
-    """Whether an array's values lie in a mapped file (or there are none)."""
-    return not array.size or _map_of(array) is not None
-
-
-def _map_of(array: np.ndarray) -> mmap.mmap | None:
-    base: Any = array
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = base.base if isinstance(base, np.ndarray) else getattr(base, "obj", None)
-    return base
-
-
-def advise(array: np.ndarray, advice: int) -> None:
-    """Tell the kernel (mmap.MADV_*) how an array's pages will be used; nothing where not mapped.
-
-    MADV_WILLNEED reads ahead without waiting; MADV_DONTNEED takes them out of this process's memory
-    (they stay in the page cache while there is room).
-    """
-    base = _map_of(array)
-    if base is None or not array.size or not array.flags.c_contiguous:
-        return
-    start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    end = start + array.nbytes
-    # Linux cuts a WILLNEED down to what it reads ahead at once: of 64 MB asked for whole, 8 came.
-    step = READ_AHEAD_BYTES if advice == mmap.MADV_WILLNEED else array.nbytes + mmap.PAGESIZE
-    for piece in range(start // mmap.PAGESIZE * mmap.PAGESIZE, end, step):
-        base.madvise(advice, piece, min(step, end - piece))
 
 
 def fingerprint(path: str | Path) -> str:

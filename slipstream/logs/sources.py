@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slipstream.formats import LogFormat
-from slipstream.parsing import import_polars
-from slipstream.rawfile import RawFile
+from slipstream.logs.formats import LogFormat
+from slipstream.logs.parsing import import_polars
+from slipstream.logs.rawfile import RawFile
 
 SAMPLE_BYTES = 1 << 20
 GZIP_RATIO = 3.5  # a log's size over its .gz's, for the estimate alone

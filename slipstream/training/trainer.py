@@ -1,12 +1,11 @@
-"""The one training loop and the one evaluator; baseline, FAE and Slipstream differ in their
-arguments.
+"""The one training loop; baseline, FAE and Slipstream differ in its arguments.
 
     method      cold inputs     hot inputs      rows on the device    drop rule
     baseline    all             none            none (all on a CPU)   None
     FAE         some row cold   all rows hot    the hot ones          None
     Slipstream  as FAE          as FAE          the hot ones          DropRule
 
-`slipstream.loader` cuts mini-batches and brings host rows, `slipstream.step` trains on one batch.
+`loader` cuts mini-batches and brings host rows, `step` trains on one batch, `evaluation` judges.
 The loop itself waits for the device only where it prints, evaluates, takes a snapshot or writes a
 checkpoint, and every 1000 steps to see that the loss is finite.
 
@@ -21,158 +20,37 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from slipstream.batching import EpochPlan, epoch_order
-from slipstream.checkpoint import Checkpoints, Parts, Saved
-from slipstream.embedding import EVALUATION, EmbeddingTable
-from slipstream.loader import Batch, Inputs, Loader
-from slipstream.metrics import click_metrics
-from slipstream.runlog import Clocks, RunLog
-from slipstream.runtime import StopRequest
-from slipstream.staleness import DropRule, Reach
-from slipstream.step import TrainStep, autocast
+from slipstream.tools.runlog import Clocks, Log
+from slipstream.tools.runtime import StopRequest
+from slipstream.training.batching import EpochPlan, epoch_order
+from slipstream.training.checkpoint import Checkpoints, Parts, Saved
+from slipstream.training.evaluation import Interrupted, Judge
+from slipstream.training.loader import Batch, Loader
+from slipstream.training.progress import Progress, check_progress, due, is_of, shown
+from slipstream.training.schedule import LearningRate
+from slipstream.training.sets import TrainingData
+from slipstream.training.staleness import DropRule, Reach
+from slipstream.training.step import TrainStep
 
-MIN_LEARNING_RATE = 1e-7
 MAX_UNCHECKED = 1000  # steps after which the loss is looked at, whatever is printed
 CHECKED_INPUTS = 4096  # of an order, to recognise it
-MIN_LEARNED, STUCK_AUC = 100_000, 0.005  # samples after which an AUC so near 0.5 is a warning
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The four sets of a run. Baseline: every training input is in `cold`."""
-
-    hot: Inputs
-    cold: Inputs
-    test: Inputs
-    val: Inputs
-
-    @property
-    def num_train(self) -> int:
-        """Training inputs, hot and cold."""
-        return len(self.hot) + len(self.cold)
-
-
-@dataclass(frozen=True)
-class LearningRate:
-    """DLRM's schedule: linear warm-up, quadratic decay, then held; steps count from 0.
-
-    `decay_share`: the share of the run's inputs at its end over which the rate falls to 0, linearly
-    in the inputs left to train. So it reaches 0 however many inputs are dropped.
-    """
-
-    base: float
-    num_warmup_steps: int = 0
-    decay_start_step: int = 0
-    num_decay_steps: int = 0
-    decay_share: float = 0.0
-
-    def at(self, step: int, share_left: float = 1.0) -> float:
-        """The learning rate of a step, before which `share_left` of all inputs are to train."""
-        if share_left < self.decay_share:
-            return max(self.at(step) * share_left / self.decay_share, MIN_LEARNING_RATE)
-        if step < self.num_warmup_steps:
-            return self.base * (step + 1) / self.num_warmup_steps
-        if self.num_decay_steps == 0 or step < self.decay_start_step:
-            return self.base
-        decayed = min(step - self.decay_start_step, self.num_decay_steps - 1)
-        return max(self.base * (1 - decayed / self.num_decay_steps) ** 2, MIN_LEARNING_RATE)
-
-
-@dataclass
-class Progress:
-    """Counts and results of a run so far, those of the runs that it goes on from included.
-
-    `evaluations` are on the test set, `validations` on the validation set; `drops` the drop rule's
-    choices; `best` the validation with the highest AUC.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    samples: int = 0
-    hot_samples: int = 0
-    dropped: int = 0
-    loss: float = math.nan  # mean training loss an input since the last report
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    drops: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    reached: str | None = None  # the threshold that ended the run
-
-    def shares(self) -> dict[str, Any]:
-        """Samples and shares as log fields."""
-        seen = self.samples + self.dropped
-        return {
-            "step": self.step,
-            "samples": self.samples,
-            "hot_share": self.hot_samples / max(self.samples, 1),
-            "dropped": self.dropped,
-            "dropped_share": self.dropped / max(seen, 1),
-        }
-
-
-class Interrupted(Exception):
-    """A signal came during an evaluation."""
-
-
-@torch.inference_mode()
-def forward(
-    model: nn.Module,
-    table: EmbeddingTable,
-    inputs: Inputs,
-    chosen: np.ndarray | slice,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    """Logits and labels (B,) float32 of some inputs, on the device, without autograd."""
-    dense, slots, labels = inputs.batch(chosen)
-    rows = table.lookup(table.enter(table.stage(slots, EVALUATION, after=table.lane.mark())))
-    with autocast(table.device, precision):
-        logits = model(dense.to(table.device), rows).float()
-    return logits, labels.to(table.device)
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    table: EmbeddingTable,
-    inputs: Inputs,
-    batch_size: int,
-    precision: str = "fp32",
-    stop: StopRequest | None = None,
-) -> dict[str, float]:
-    """AUC, log loss and accuracy of the model on `inputs`, in batches, without autograd.
-
-    Raises `ValueError` when an output of the model is not finite, `Interrupted` between two batches
-    when `stop` has noted a signal.
-    """
-    logits = [torch.empty(0, device=table.device)]
-    for start in range(0, len(inputs), batch_size):
-        if stop is not None and stop.signal:
-            raise Interrupted
-        part = slice(start, start + batch_size)
-        logits.append(forward(model, table, inputs, part, precision)[0])
-    outputs = torch.cat(logits).cpu().numpy()
-    if not np.isfinite(outputs).all():
-        raise ValueError("the model's outputs are not finite; lower --learning-rate")
-    return click_metrics(outputs, np.asarray(inputs.labels))
 
 
 class Trainer:
     """Trains `step`'s model and table on `data`; call `run` once, after `restore` where it goes on.
 
     Args:
-        overlap, hot_rows_resident: see `slipstream.loader`.
+        overlap, hot_rows_resident: see `slipstream.training.loader`.
         drop_rule: Slipstream's; None trains every input.
         log, clocks: of the run; evaluations and drops are written as they happen.
         test_batch_size: inputs a mini-batch in evaluation.
-        schedule, randomize, window: see `slipstream.batching`.
+        schedule, randomize, window: see `slipstream.training.batching`.
         test_freq, val_freq: steps between evaluations on the test and on the validation set; 0: at
             the end only.
         print_freq: steps between progress reports; 0: none.
@@ -192,7 +70,7 @@ class Trainer:
         overlap: bool,
         hot_rows_resident: bool,
         drop_rule: DropRule | None,
-        log: RunLog,
+        log: Log,
         clocks: Clocks,
         test_batch_size: int,
         num_epochs: int,
@@ -215,7 +93,6 @@ class Trainer:
         self.loader = Loader(data.hot, data.cold, step.table, overlap, hot_rows_resident, window)
         self.learning_rate, self.data, self.drop_rule = learning_rate, data, drop_rule
         self.log, self.clocks = log, clocks
-        self.test_batch_size = test_batch_size
         self.num_epochs, self.schedule, self.randomize, self.seed = (
             num_epochs,
             schedule,
@@ -224,9 +101,10 @@ class Trainer:
         )
         self.test_freq, self.val_freq, self.print_freq = test_freq, val_freq, print_freq
         self.max_steps = max_steps
-        self._thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
         self.checkpoints, self._stop = checkpoints, stop or StopRequest()
         self._on_report = on_report
+        thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
+        self.judge = self._make_judge(test_batch_size, thresholds)
         self._reach = Reach(data.hot, data.cold, self._leading_rows, clocks.count)
         self.progress = Progress()
         self._rate = learning_rate.base  # of the last step
@@ -235,6 +113,23 @@ class Trainer:
         self.save_failure: OSError | None = None
         self._plan: EpochPlan | None = None  # of the epoch in progress
         self._saved: Saved | None = None  # its plan is to be gone on with
+
+    def _make_judge(self, batch_size: int, thresholds: dict[str, float]) -> Judge:
+        return Judge(
+            model=self.step.model,
+            table=self.table,
+            data=self.data,
+            batch_size=batch_size,
+            val_freq=self.val_freq,
+            thresholds=thresholds,
+            log=self.log,
+            clocks=self.clocks,
+            stop=self._stop,
+            settle=self.loader.settle,
+            explain=self._not_finite,
+            keep_best=self._save_best if self.checkpoints is not None else None,
+            rate=lambda: self._rate,
+        )
 
     def restore(self, saved: Saved) -> None:
         """Go on where a checkpoint was taken, its model and rows being loaded already.
@@ -258,10 +153,11 @@ class Trainer:
             self.window = self.loader.window = int(values["window"])
             self.clocks.add(values["clocks"])
             self.step.restore(*saved.part("step"))
-            _check_progress(self.progress)
+            check_progress(self.progress)
             # The thresholds may be others now.
             last = self.progress.validations[-1] if self.progress.reached else {}
-            if not any(self._reaches(last, name) for name in last and self._thresholds):
+            judge = self.judge
+            if not any(judge.reaches(last, name) for name in last and judge.thresholds):
                 self.progress.reached = None
         self._saved = saved
 
@@ -290,8 +186,8 @@ class Trainer:
         """Evaluate on validation and test, without training."""
         self.loader.close()
         with contextlib.suppress(Interrupted):
-            self._validate()
-            self._test(final=True)
+            self.judge.validate(self.progress)
+            self.judge.test(self.progress, final=True)
         return self.progress
 
     def _ends(self) -> bool:
@@ -306,8 +202,8 @@ class Trainer:
         except OSError as error:
             self.save_failure = error
             tqdm.write(f"step {self.progress.step}: the model is not saved: {error}")
-        self._validate()
-        self._test(final=True)
+        self.judge.validate(self.progress)
+        self.judge.test(self.progress, final=True)
 
     def _run_epoch(self) -> None:
         """Train one epoch, from where it stands to its end or the run's."""
@@ -377,7 +273,7 @@ class Trainer:
     def _is_due(self) -> bool:
         step = self.progress.step
         freqs = (self.print_freq, self.test_freq, self.val_freq, self.max_steps, MAX_UNCHECKED)
-        if self._stop.signal is not None or any(_due(step, freq) for freq in freqs):
+        if self._stop.signal is not None or any(due(step, freq) for freq in freqs):
             return True
         return self.checkpoints is not None and self.checkpoints.is_due(step)
 
@@ -427,7 +323,7 @@ class Trainer:
         if step == self._settled_step:
             return
         if self._on_report is not None:
-            if _due(step, self.print_freq):
+            if due(step, self.print_freq):
                 self._take_loss()
                 self._on_report(self.progress)
             self._settled_step = step
@@ -437,21 +333,21 @@ class Trainer:
             self._save()
         if self._stop.signal:
             return
-        is_tested = _due(step, self.test_freq) and not _is_of(self.progress.evaluations, step)
-        is_validated = _due(step, self.val_freq) and not _is_of(self.progress.validations, step)
-        if is_tested or is_validated or _due(step, self.print_freq):
+        is_tested = due(step, self.test_freq) and not is_of(self.progress.evaluations, step)
+        is_validated = due(step, self.val_freq) and not is_of(self.progress.validations, step)
+        if is_tested or is_validated or due(step, self.print_freq):
             self._take_loss()
         for name, is_due, take in (
-            ("validation", is_validated, self._validate),
-            ("test", is_tested, self._test),
+            ("validation", is_validated, self.judge.validate),
+            ("test", is_tested, self.judge.test),
         ):
             if is_due:
-                record = take()
+                record = take(self.progress)
                 tqdm.write(
-                    f"step {step}: loss {_shown(record['loss'])}, {name} AUC {record['auc']:.4f}, "
+                    f"step {step}: loss {shown(record['loss'])}, {name} AUC {record['auc']:.4f}, "
                     f"log loss {record['log_loss']:.4f}, accuracy {record['accuracy']:.4f}"
                 )
-        if _due(step, self.print_freq) and not (is_tested or is_validated):
+        if due(step, self.print_freq) and not (is_tested or is_validated):
             self._report(bar)
         self._settled_step = step
 
@@ -551,137 +447,6 @@ class Trainer:
         self.log.write("checkpoint", step=step, path=path, bytes=num_bytes, seconds=seconds)
         tqdm.write(f"step {step}: wrote {path} ({num_bytes / 1e6:,.1f} MB, {seconds:.2f} s)")
 
-    def _timed_evaluate(self, inputs: Inputs) -> dict[str, float]:
-        with self.clocks.count("paused"):
-            self.loader.settle()
-            model, precision = self.step.model, self.step.precision
-            try:
-                return evaluate(
-                    model, self.table, inputs, self.test_batch_size, precision, self._stop
-                )
-            except ValueError as error:
-                raise ValueError(self._not_finite(str(error).partition(";")[0])) from error
-
-    def _record(self, metrics: dict[str, float]) -> dict[str, Any]:
-        progress = self.progress
-        loss = progress.loss if math.isfinite(progress.loss) else None
-        return {
-            "epoch": progress.epoch,
-            **progress.shares(),
-            "loss": loss,
-            **metrics,
-            **self.clocks.seconds(),
-        }
-
-    def _test(self, final: bool = False) -> dict[str, Any]:
-        """Evaluate on the test set: at the end, and for a curve where asked for."""
-        record = {**self._record(self._timed_evaluate(self.data.test)), "final": final}
-        if final and self.progress.validations:
-            last = self.progress.validations[-1]
-            record["val"] = {name: last[name] for name in ("auc", "log_loss", "accuracy")}
-        self.progress.evaluations.append(record)
-        self.log.write("evaluation", **record)
-        self._warn_if_stuck("test", record["auc"])
-        return record
-
-    def _validate(self) -> dict[str, Any]:
-        """Evaluate on the validation set: keep the best model, and end at a threshold."""
-        progress = self.progress
-        if _is_of(progress.validations, progress.step):
-            return progress.validations[-1]
-        record = self._record(self._timed_evaluate(self.data.val))
-        progress.validations.append(record)
-        self.log.write("validation", **record)
-        if self.val_freq or math.isnan(record["auc"]):
-            self._warn_if_stuck("validation", record["auc"])
-        best = math.nan if progress.best is None else progress.best["auc"]
-        if math.isnan(best) or record["auc"] > best:
-            self._keep_best(record)
-        for name, threshold in self._thresholds.items():
-            if self._reaches(record, name) and progress.reached is None:
-                progress.reached = f"{name} {record[name]:.4f} >= {threshold:g}"
-                tqdm.write(f"step {progress.step}: validation {progress.reached}")
-        return record
-
-    def _reaches(self, record: Mapping[str, Any], name: str) -> bool:
-        return bool(self._thresholds[name] and record[name] >= self._thresholds[name])
-
-    def _keep_best(self, record: dict[str, Any]) -> None:
-        before, self.progress.best = self.progress.best, record
-        if self.checkpoints is None or not self.val_freq:
-            return  # `best` would be but the last
-        with self.clocks.count("paused"):
-            try:
-                self.checkpoints.save_best(self.progress.step, self._parts())
-            except OSError as error:
-                self.progress.best = before
-                tqdm.write(f"step {self.progress.step}: the best model is not saved: {error}")
-
-    def _warn_if_stuck(self, name: str, auc: float) -> None:
-        """Say what is likely when an AUC is not defined, or a model does not learn."""
-        if math.isnan(auc):
-            tqdm.write(
-                f"step {self.progress.step}: no {name} AUC: the inputs held out for it are none or "
-                "of one class alone"
-            )
-            return
-        if self.progress.samples < MIN_LEARNED or not abs(auc - 0.5) <= STUCK_AUC:
-            return
-        tqdm.write(
-            f"step {self.progress.step}: the {name} AUC is {auc:.4f}: nothing is learned. Likely "
-            f"causes: a learning rate ({self._rate:g}) far too small"
-            " or so large that all outputs are equal; labels of other inputs; random data"
-        )
-
-
-def _check_progress(progress: Progress) -> None:
-    """Raise `ValueError` for values that no run leaves."""
-    counts = (progress.step, progress.samples, progress.hot_samples, progress.dropped)
-    if not all(isinstance(count, int) and count >= 0 for count in (*counts, progress.epoch)):
-        raise ValueError(f"its counts are {counts}, its epoch {progress.epoch}")
-    records = [*progress.evaluations, *progress.validations]
-    records += [] if progress.best is None else [progress.best]
-    numbers = ("step", "auc", "log_loss", "accuracy")
-    if not all(isinstance(record[name], (int, float)) for record in records for name in numbers):
-        raise ValueError("its evaluations are not whole")
-    if not all(isinstance(drop, dict) for drop in progress.drops):
-        raise ValueError("its drops are not whole")
-
-
-def _is_of(records: list[dict[str, Any]], step: int) -> bool:
-    return bool(records) and records[-1]["step"] == step
-
-
-def _shown(loss: float | None) -> str:
-    return "-" if loss is None else f"{loss:.4f}"
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def drop_report(log: RunLog, records: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
-    """A `DropRule` report that keeps each choice in `records`, logs it and says it in one line."""
-
-    def report(record: dict[str, Any]) -> None:
-        records.append(record)
-        log.write("drop", **record)
-        if "reason" in record:
-            tqdm.write(f"epoch {record['epoch'] + 1}: nothing dropped; {record['reason']}")
-            return
-        short = ""
-        if record["target_share"] and math.inf in np.atleast_1d(record["threshold"]):
-            short = (
-                f"; only {record['stale_share']:.1%} could be shown stale, target "
-                f"{record['target_share']:.1%}: a longer --snapshot-window touches more rows"
-            )
-        pool = {"uniform": "inputs", "cold": "cold inputs"}.get(record["policy"], "hot inputs")
-        before = record["dropped_before"]
-        tqdm.write(
-            f"epoch {record['epoch'] + 1}: dropped {record['dropped']:,} {pool}; "
-            f"{record['hot_remaining']:,} hot ones were left"
-            + (f" or dropped before ({before:,})" if before else "")
-            + f" ({record['policy']}, alpha {record['alpha']:g}, T {record['threshold']}){short}"
-        )
-
-    return report
+    def _save_best(self) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.save_best(self.progress.step, self._parts())

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slipstream.formats import CATEGORY_KINDS, DENSE_KINDS, KEY_KINDS, LogFormat
+from slipstream.logs.formats import CATEGORY_KINDS, DENSE_KINDS, KEY_KINDS, LogFormat
 
 MAX_INT32 = 2**31 - 1
 MAX_FLOAT32 = float(np.finfo(np.float32).max)

@@ -308,6 +308,10 @@ class EmbeddingTable:
             self._device_arrays[0].index_select(0, index.reshape(-1)).view(*index.shape, self.dim)
         )
 
+    def present(self, staged: StagedBatch) -> Tensor | None:
+        """Which of the batch's elements are present (B, C) bool; None: all are."""
+        return None
+
     @torch.no_grad()
     def update(self, staged: StagedBatch, gradient: Tensor, learning_rate: float | Tensor) -> None:
         """Step the batch's rows; a row looked up several times takes the sum of its gradients.

@@ -1,0 +1,79 @@
+"""The flags of preprocessing: which log, where it goes, and which rows and ids of it."""
+
+from __future__ import annotations
+
+import argparse
+
+from slipstream.logs import sources
+from slipstream.tools import cli
+
+
+def bad_lines_of(text: str) -> int:
+    """Parse `stop` (0) or `skip:N`."""
+    word, _, number = text.partition(":")
+    if text == "stop" or (word == "skip" and number.isdecimal()):
+        return int(number or 0)
+    raise argparse.ArgumentTypeError(f"got {text!r}; expected stop, or skip:N")
+
+
+FILE_FLAGS = (
+    cli.Flag(
+        "--data-set",
+        tuple(sources.DATA_SETS),
+        "kaggle",
+        "which log: Criteo's of 7 days in one file (kaggle) or one file a day (terabyte), Avazu's,"
+        " Taobao's UserBehavior, or one that --columns describes (custom)",
+    ),
+    cli.Flag(
+        "--raw-data-file",
+        str,
+        cli.REQUIRED,
+        "the log, plain or .gz: train.txt (kaggle), train.csv (avazu), UserBehavior.csv (taobao),"
+        " the prefix .../day for .../day_0, .../day_1, ... (terabyte), or the folder that holds"
+        " them; custom: a file, or a folder of files",
+    ),
+    cli.Flag(
+        "--columns",
+        str,
+        None,
+        "custom: a JSON or YAML file that says what the log's columns are; see README.md",
+        "FILE",
+    ),
+    cli.Flag("--num-days", cli.positive_int, 24, "files read, from day_0; terabyte only"),
+    cli.Flag(
+        "--processed-data-file",
+        str,
+        None,
+        "the .npz to write; not given: <stem>_processed.npz beside the raw file",
+    ),
+    cli.Flag(
+        "--bad-lines",
+        bad_lines_of,
+        "stop",
+        "stop at the first bad line, or leave out up to N and report them",
+        "stop|skip:N",
+    ),
+    cli.Flag(
+        "--max-memory",
+        cli.byte_size,
+        None,
+        "memory it may take, as 2G or 1500M; not given: half of what is free",
+        "BYTES",
+    ),
+)
+ROW_FLAGS = (
+    cli.Flag(
+        "--max-ind-range",
+        int,
+        -1,
+        "take hashes (of texts: digests) modulo this number, so that no table has more rows;"
+        " -1 = off",
+    ),
+    cli.Flag(
+        "--data-sub-sample-rate",
+        cli.share,
+        0.0,
+        "share of the negative rows to drop, from 0 (off) to less than 1",
+    ),
+    cli.SEED,
+)

@@ -1,0 +1,317 @@
+"""Turn raw click logs into one processed .npz file that the trainers map into memory.
+
+    python data_utils.py --data-set kaggle --raw-data-file input/kaggle/train.txt
+
+The log is streamed once, in blocks of whole lines, parsed on all cores and checked to the last
+byte. A category's id is its rank among the sorted distinct values of its column (texts: of their
+digests), empty first, so ids depend on the log alone. Price: 2 s per million rows of Criteo on 2
+cores; disk for the rows (157 bytes each for Criteo), and for 8 million more while it runs; memory
+for the distinct categories of 8 million rows, at most --max-memory. A run that was interrupted goes
+on after the last raw file, table or part that was finished; a run that finds its file up to date
+does nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from slipstream.logs import sources, taobao
+from slipstream.logs.formats import FORMATS, LogFormat, Schema, read_column_file
+from slipstream.logs.parsing import Rows
+from slipstream.logs.rawfile import RawFile, Tally, is_same_file, parse_file
+from slipstream.logs.stages import Work, work_folder
+from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.runtime import (
+    available_memory_bytes,
+    check_free_disk,
+    exclusive,
+    num_threads,
+    peak_rss_bytes,
+)
+
+VERSION = 2
+BLOCK_BYTES = 1 << 23
+PROCESS_BYTES = 150 << 20  # Python and its libraries
+MIN_STAGE_BYTES = 128 << 20
+BLOCK_COPIES = 6  # of a block's bytes, in all forms it takes while it is parsed
+
+
+def preprocess(
+    data_set: str,
+    raw_data_file: str | Path,
+    processed_data_file: str | Path | None = None,
+    *,
+    columns: str | Path | None = None,
+    num_days: int = 24,
+    max_ind_range: int = -1,
+    data_sub_sample_rate: float = 0.0,
+    bad_lines: int = 0,
+    max_memory: int | None = None,
+    seed: int = 123,
+    block_bytes: int = BLOCK_BYTES,
+) -> bool:
+    """Build `processed_data_file` from a raw log; False when it was up to date already.
+
+    Raises `ValueError` (bad options, a bad line, a corrupt file) and `OSError` (missing file, full
+    disk); the output is then what it was before. Raw files that were encoded to their ends are kept
+    in `<processed_data_file>.work` for the next run; nothing else is left behind.
+    """
+    if max_ind_range < 1 and max_ind_range != -1:
+        raise ValueError(f"--max-ind-range: got {max_ind_range}; expected -1 (off) or at least 1")
+    if data_set == "terabyte" and num_days < 2:
+        raise ValueError(f"--num-days: got {num_days}; expected at least 2, the last is held out")
+    if not 0 <= data_sub_sample_rate < 1:
+        got = f"--data-sub-sample-rate: got {data_sub_sample_rate}"
+        raise ValueError(f"{got}; expected at least 0 and less than 1")
+    log_format = choose_format(data_set, columns)
+    schema = taobao.SCHEMA if data_set == "taobao" else log_format.schema
+    processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
+    if processed.suffix != ".npz" or processed.is_dir():
+        raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
+    paths = sources.find_raw_files(data_set, raw_data_file, num_days)
+    # Options that the result does not depend on are left out, so that they never force a rebuild.
+    options = {
+        "max_ind_range": max_ind_range,
+        "data_sub_sample_rate": data_sub_sample_rate,
+        "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
+        "num_days": num_days if data_set == "terabyte" else None,
+        "bad_lines": bad_lines,
+        "columns": dataclasses.asdict(log_format) if data_set == "custom" else None,
+    }
+    manifest = {"version": VERSION, "data_set": data_set, "options": options}
+    with exclusive(processed.parent):
+        if is_up_to_date(processed, manifest, paths):
+            shutil.rmtree(work_folder(processed), ignore_errors=True)
+            processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
+            print(f"{processed} is up to date")
+            return False
+        # A planted model's figures hold for the whole log, ids as they are.
+        notes = source_notes(raw_data_file, paths)
+        if notes and max_ind_range == -1 and not data_sub_sample_rate:
+            manifest["source_notes"] = notes
+        build(processed, paths, manifest, log_format, schema, max_memory, block_bytes)
+        return True
+
+
+def choose_format(data_set: str, columns: str | Path | None) -> LogFormat:
+    """The format of a data set's lines; `ValueError` where --columns is missing or unused."""
+    if (columns is not None) != (data_set == "custom"):
+        raise ValueError("--columns goes with --data-set custom, and custom needs it")
+    if columns is not None:
+        return read_column_file(columns)
+    if data_set == "taobao":
+        return taobao.FORMAT
+    if data_set not in FORMATS:
+        raise ValueError(f"--data-set: got {data_set!r}; expected one of {sources.DATA_SETS}")
+    return FORMATS[data_set]
+
+
+def build(
+    processed: Path,
+    paths: Sequence[Path],
+    manifest: dict[str, Any],
+    log_format: LogFormat,
+    schema: Schema,
+    max_memory: int | None,
+    block_bytes: int,
+) -> None:
+    """Go through the stages of `slipstream.logs.stages`, as far as they are not done already."""
+    started = time.perf_counter()
+    process_bytes = PROCESS_BYTES + BLOCK_COPIES * (num_threads() + 2) * block_bytes
+    stage_bytes = check_memory(max_memory, process_bytes)
+    raws = [RawFile(path) for path in paths]
+    identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
+    work = Work(processed, identity, schema, stage_bytes)
+    done = work.files_done()
+    if done or work.is_encoded:
+        finished = "all" if work.is_encoded else f"{len(done)} of {len(paths)}"
+        print(f"going on with {work.folder}: {finished} raw files are encoded")
+    try:
+        if not work.is_encoded:
+            rate = manifest["options"]["data_sub_sample_rate"]
+            check_disk(paths, log_format, rate, schema, work)
+            encode_files(work, raws, log_format, manifest, block_bytes)
+            try:
+                work.plan(manifest)
+            except ValueError as error:  # of the whole log: no later run could go on
+                work.remove()
+                raise ValueError(f"{paths[0]}: {error}") from None
+        numbers = work.write()
+    except BaseException:
+        if not work.files_done() and not work.is_encoded:
+            work.remove()
+        elif work.folder.exists():
+            print(f"what is finished is kept in {work.folder}: run again to go on")
+        raise
+    print_summary(processed, numbers, time.perf_counter() - started)
+
+
+def encode_files(
+    work: Work,
+    raws: Sequence[RawFile],
+    log_format: LogFormat,
+    manifest: dict[str, Any],
+    block_bytes: int,
+) -> None:
+    """Encode every raw file that is not encoded yet."""
+    options, done = manifest["options"], work.files_done()
+    num_bad = sum(info["dropped"].get("bad line", 0) for info in done.values())
+    num_bytes = sum(raw.size_and_time["bytes"] for raw in raws)
+    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
+        for number, raw in enumerate(raws):
+            if number in done:
+                bar.update(raw.size_and_time["bytes"])
+                continue
+            tally = Tally(options["bad_lines"], num_bad)
+            seed, max_ind_range = options["seed"], options["max_ind_range"]
+            if manifest["data_set"] == "taobao":
+                folder = work.folder / "clicks"
+                rows = taobao.read_rows(raw, folder, seed, block_bytes, max_ind_range, tally)
+            else:
+                rows = parse_file(raw, log_format, block_bytes, max_ind_range, tally)
+            keep = make_keep(options["data_sub_sample_rate"], seed, number, tally)
+            work.encode_file(number, with_progress(map(keep, rows), raw, bar), tally, raw.describe)
+            num_bad += tally.dropped.get("bad line", 0)
+
+
+def with_progress(rows: Iterator[Rows], raw: RawFile, bar: tqdm) -> Iterator[Rows]:
+    """The same rows, while `bar` shows how much of their file was read."""
+    num_shown = 0
+    for block in rows:
+        bar.update(raw.num_read - num_shown)
+        num_shown = raw.num_read
+        yield block
+
+
+def make_keep(rate: float, seed: int, day: int, tally: Tally) -> Callable[[Rows], Rows]:
+    """A function rows -> rows to keep: it drops each negative row with probability `rate`.
+
+    It takes one draw per row, in order, so the choice does not depend on how rows are blocked.
+    """
+    if not rate:
+        return lambda rows: rows
+    rng = np.random.default_rng([seed, day])
+
+    def keep(rows: Rows) -> Rows:
+        kept = (rng.random(len(rows.labels)) >= rate) | (rows.labels == 1)
+        tally.drop("sub-sampled negative", int((~kept).sum()))
+        return rows.where(kept)
+
+    return keep
+
+
+def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Path]) -> bool:
+    """Whether `processed` is whole and was built from the same files with the same options."""
+    if not processed.exists():
+        return False
+    try:
+        built = unpack_manifest(open_npz(processed))
+    except (ValueError, OSError) as error:
+        print(f"{error}: rebuilding")
+        return False
+    if not built:
+        raise ValueError(
+            f"{processed} was not made by data_utils.py and is not replaced; choose another "
+            "--processed-data-file (the trainers read it as it is)"
+        )
+    # JSON, as the manifest was: lists for tuples.
+    if any(built.get(key) != value for key, value in json.loads(json.dumps(manifest)).items()):
+        print(f"{processed} was built with other options: rebuilding")
+        return False
+    built_from = built.get("sources", [])
+    if len(built_from) == len(paths) and all(map(is_same_file, built_from, paths)):
+        return True
+    print(f"{processed} was built from another log: rebuilding")
+    return False
+
+
+def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, Any] | None:
+    """The JSON object in `<raw file>.json`, where the log's maker left one."""
+    for path in (Path(raw_data_file), *paths):
+        try:
+            notes = json.loads(path.with_name(path.name + ".json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(notes, dict):
+            return notes
+    return None
+
+
+def check_memory(max_memory: int | None, process_bytes: int) -> int:
+    """Memory for the stages, of which `max_memory` (None: half of what is free) is the bound."""
+    available = available_memory_bytes()
+    if max_memory is None:
+        max_memory = max(available // 2, process_bytes + MIN_STAGE_BYTES)
+    least = process_bytes + MIN_STAGE_BYTES
+    if max_memory < least or available < least:
+        raise ValueError(
+            f"--max-memory: {max_memory / 1e6:,.0f} MB, and {available / 1e6:,.0f} MB are free;"
+            f" expected at least {least / 1e6:,.0f} MB of both on {num_threads()} cores"
+        )
+    if max_memory > available:
+        raise ValueError(
+            f"--max-memory: {max_memory / 1e9:.2f} GB, but {available / 1e9:.2f} GB are free"
+        )
+    print(f"memory: at most {max_memory / 1e9:.2f} GB (--max-memory)")
+    return max_memory - process_bytes
+
+
+def check_disk(
+    paths: Sequence[Path],
+    log_format: LogFormat,
+    data_sub_sample_rate: float,
+    schema: Schema,
+    work: Work,
+) -> None:
+    """Estimate the rows from the log's first lines and raise `OSError` when they do not fit."""
+    num_lines, positive_share = sources.estimate_rows(paths, log_format)
+    num_rows = round(num_lines * (1 - data_sub_sample_rate * (1 - positive_share)))
+    needed_bytes = 0
+    if schema is taobao.SCHEMA:
+        needed_bytes = num_lines * taobao.DISK_BYTES
+        num_rows = 2 * num_lines
+    needed_bytes += work.disk_bytes(num_rows, log_format.key_kind in ("order", "time"))
+    final_bytes = num_rows * schema.row_bytes
+    print(
+        f"{paths[0]}: about {num_rows:,} rows to write, which take {needed_bytes / 1e9:,.2f} GB of"
+        f" disk while it runs, {final_bytes / 1e9:,.2f} GB afterwards"
+    )
+    check_free_disk(work.processed.parent, needed_bytes - work.num_bytes(), "preprocessing")
+
+
+def print_summary(processed: Path, numbers: dict[str, Any], seconds: float) -> None:
+    """Print what was built and what it took."""
+    num_rows, num_lines = numbers["num_rows"], numbers["num_lines"]
+    print(
+        f"read {num_lines:,} lines in {seconds:,.1f} s: {num_lines / seconds:,.0f} lines/s, peak"
+        f" RSS {peak_rss_bytes() / 1e6:,.0f} MB"
+    )
+    for reason, num in numbers["rows_dropped"].items():
+        print(f"left out: {num:,} ({reason})")
+    for line in numbers["bad_lines"]:
+        print(f"bad line: {line}")
+    columns = numbers["table_columns"]
+    print("table                    distinct values   missing   accesses to the top 1 % of values")
+    for column in columns:
+        print(
+            f"{column['name'][:24]:<24} {column['distinct']:>15,} {column['missing_share']:>9.2%}"
+            f" {column['top_1_percent_share']:>9.2%}"
+        )
+    print("dense                              largest         0")
+    for column in numbers["dense_columns"]:
+        name, largest = column["name"][:24], column["largest"]
+        print(f"{name:<24} {largest:>17,.6g} {column['zero_share']:>9.2%}")
+    counts = [column["distinct"] for column in columns]
+    print(
+        f"wrote {processed}: {num_rows:,} rows, {numbers['num_positive'] / num_rows:.2%} positive\n"
+        f"{len(counts)} tables, {sum(counts):,} embedding rows: {'-'.join(map(str, counts))}"
+    )

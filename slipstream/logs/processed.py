@@ -1,0 +1,168 @@
+"""Processed .npz files, of data_utils.py or older DLRM scripts, as inputs with ids per table.
+
+The last day is held out: its first half is the test set, its second half the validation set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slipstream.logs.features import FeatureLayout, plain_layout
+from slipstream.logs.formats import equal_days
+from slipstream.logs.inputs import (
+    CHECK_ROWS,
+    ClickInputs,
+    check_arrays,
+    check_days,
+    check_kinds,
+    check_lengths,
+    stream_of,
+)
+from slipstream.logs.synthetic import planted_clicks
+from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
+
+
+@dataclass(frozen=True)
+class ClickLog:
+    """A whole processed log.
+
+    Attributes:
+        inputs: all rows, ids numbered table after table.
+        table_sizes: (F,) int64 rows per table.
+        layout: which id columns form which feature.
+        manifest: what made the file; `{}` for files of older scripts.
+        identity: the file's fingerprint, or how the log was generated.
+    """
+
+    inputs: ClickInputs
+    table_sizes: np.ndarray
+    layout: FeatureLayout
+    manifest: dict[str, Any]
+    identity: str
+
+    def splits(self) -> tuple[ClickInputs, ClickInputs, ClickInputs]:
+        """Training, test and validation: all days but the last, and the last one's halves."""
+        num_rows = len(self.inputs)
+        held_out = int(self.inputs.day_offsets[-2])
+        half = held_out + (num_rows - held_out) // 2
+        return (
+            self.inputs.rows(0, held_out),
+            self.inputs.rows(held_out, half),
+            self.inputs.rows(half, num_rows),
+        )
+
+
+def make_click_log(
+    dense: np.ndarray,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    table_sizes: np.ndarray,
+    days: np.ndarray,
+    source: str,
+    manifest: dict[str, Any] | None = None,
+    max_memory: int | None = None,
+    identity: str = "",
+) -> ClickLog:
+    """Check the arrays of a log against each other and wrap them.
+
+    Arrays of more than `max_memory` bytes (None: half of what is free) are checked batch by batch.
+
+    Raises `ValueError` for lengths that differ, ids outside their table, labels other than 0 and 1,
+    and days that do not cover the rows. One pass over the ids (about 1 s for 45 M rows in memory).
+    """
+    check_lengths(source, dense=dense, ids=ids, labels=labels)
+    if len(table_sizes) != ids.shape[1]:
+        raise ValueError(f"{source}: {len(table_sizes)} table sizes for {ids.shape[1]} categories")
+    days = np.asarray(days).astype(np.int64)
+    check_days(source, days, len(labels))
+    if days[-2] == 0:
+        raise ValueError(
+            f"{source}: no rows to train on; expected at least two days, the last one held out"
+        )
+    sizes = np.asarray(table_sizes, np.int64)
+    stream = stream_of(source, (dense, ids, labels), sizes, max_memory)
+    if stream is None:
+        check_arrays(source, dense, ids, labels, sizes)
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    inputs = ClickInputs(dense, ids, labels, days, offsets, stream)
+    return ClickLog(inputs, sizes, plain_layout(len(sizes)), manifest or {}, identity or source)
+
+
+def load_processed(
+    path: str | Path, max_memory: int | None = None, verify: bool = False
+) -> ClickLog:
+    """Open a processed .npz, ours (mapped) or an older script's (compressed, read into memory).
+
+    What takes more than `max_memory` bytes (None: half of what is free) is streamed. Checksums are
+    compared (one pass over the file) unless it is streamed, and then with `verify`.
+
+    Older files may hold `X_cat` as float64 and have no `days`: 7 equal ones are assumed, as for
+    Kaggle.
+    """
+    arrays = open_npz(path, ("X_int", "X_cat", "y", "counts"))
+    dense, ids = arrays["X_int"], arrays["X_cat"]
+    check_kinds(arrays, str(path))
+    days = arrays.get("days", equal_days(len(ids)))
+    if ids.dtype != np.int32:
+        ids = _int32(ids, f"{path}: X_cat")
+    if dense.dtype not in (np.int32, np.float32):
+        dense = _int32(dense, f"{path}: X_int")
+    labels, manifest = arrays["y"], unpack_manifest(arrays)
+    log = make_click_log(
+        dense,
+        ids,
+        labels,
+        arrays["counts"],
+        days,
+        str(path),
+        manifest,
+        max_memory,
+        fingerprint(path),
+    )
+    if verify or not log.inputs.window:
+        check_sums(path)
+    return log
+
+
+def _int32(values: np.ndarray, source: str) -> np.ndarray:
+    """Whole numbers that an older script stored in another type, as int32."""
+    converted = np.empty(values.shape, np.int32)
+    for start in range(0, len(values), CHECK_ROWS):
+        part = values[start : start + CHECK_ROWS]
+        if not (np.isfinite(part).all() and ((part >= -(2.0**31)) & (part < 2.0**31)).all()):
+            raise ValueError(f"{source} holds NaN or values beyond 32 bits")
+        converted[start : start + CHECK_ROWS] = part
+        if not (converted[start : start + CHECK_ROWS] == part).all():
+            raise ValueError(f"{source} holds fractions; expected whole numbers")
+    return converted
+
+
+def generated_log(
+    kind: str, table_sizes: list[int], num_rows: int, num_dense: int, seed: int
+) -> ClickLog:
+    """A log made in memory: `random` (uniform, nothing to learn) or `synthetic` (planted model)."""
+    sizes = np.array(table_sizes, np.int64)
+    if kind == "synthetic":
+        clicks = planted_clicks(num_rows, table_sizes, seed, num_dense=num_dense)
+        dense, ids = np.ascontiguousarray(clicks.X_int), np.ascontiguousarray(clicks.X_cat)
+        labels = clicks.y
+    else:
+        rng = np.random.default_rng(seed)
+        dense = rng.integers(0, 100, (num_rows, num_dense), dtype=np.int32)
+        ids = rng.integers(0, sizes, (num_rows, len(sizes)))
+        labels = rng.integers(0, 2, num_rows, dtype=np.int8)
+    identity = f"{kind} data, {num_rows} rows of seed {seed}"
+    return make_click_log(
+        dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data", identity=identity
+    )
+
+
+def planted_limit(manifest: dict[str, Any]) -> float | None:
+    """Test AUC of the model that drew a synthetic log's labels; None for real logs."""
+    notes = manifest.get("source_notes")
+    value = notes.get("planted_auc_test") if isinstance(notes, dict) else None
+    return float(value) if isinstance(value, (int, float)) else None

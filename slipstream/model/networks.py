@@ -1,0 +1,155 @@
+"""Networks by name, or of a reader's own file, and the one way in which they are called.
+
+A network is an `nn.Module` made by `Class(features, **options)`, whose `forward(dense, vectors)`
+returns logits (B,); where it has a third parameter, `sequences`, it gets those too:
+
+    features    num_dense, names of the vectors, dim, sequences (name -> L); see `Features`
+    dense       (B, num_dense) float32, ln(x + 1) of the counts
+    vectors     (B, F, dim) float32, the looked-up rows; multi-hot features are pooled before
+    sequences   name -> (rows (B, L, dim), mask (B, L) bool)
+
+Its parameters, buffers and random numbers are the trainer's to seed, step, switch between `train()`
+and `eval()`, and save. A network in float64 is given float64.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slipstream.logs.features import FeatureLayout
+from slipstream.model.dlrm import DLRM_Net
+from slipstream.model.features import Features, Pooling, features_of
+from slipstream.tools.plugins import Plugin, find_plugin
+
+NETWORKS: dict[str, type[nn.Module]] = {"dlrm": DLRM_Net}
+PROBE_INPUTS = (2, 4)  # a network is tried on so many before anything large is allocated
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Which network, and how it was asked for.
+
+    Attributes:
+        plugin: the class, its name, and the text of its file.
+        options: keyword arguments of its constructor.
+    """
+
+    plugin: Plugin
+    options: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """For a checkpoint: all that is needed to ask for the same network again."""
+        return {**self.plugin.describe(), "options": self.options}
+
+
+def find_network(name: str, options: Mapping[str, Any]) -> NetworkSpec:
+    """The network that `--model` names; `ValueError` where there is none."""
+    plugin = find_plugin(name, NETWORKS, "--model")
+    if not (inspect.isclass(plugin.found) and issubclass(plugin.found, nn.Module)):
+        raise ValueError(f"--model {name} is no class of torch.nn.Module")
+    return NetworkSpec(plugin, dict(options))
+
+
+def build_network(spec: NetworkSpec, features: Features, seed: int) -> nn.Module:
+    """A new network in training mode; the same seed gives the same weights.
+
+    Raises `ValueError` where its class does not take the features or the options.
+    """
+    with torch.random.fork_rng(devices=[]), spec.plugin.running():
+        torch.manual_seed(seed)
+        return spec.plugin.found(features, **spec.options)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a network computes at a precision."""
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+class ClickModel:
+    """A network, and what turns the rows that a batch looked up into its input.
+
+    Args:
+        network: on the device, see the module.
+        layout: of the id columns.
+        precision: one of `PRECISIONS`.
+        compiled: compile it with `torch.compile`.
+
+    Raises `ValueError` where the data have sequences and the network takes none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layout: FeatureLayout,
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        self.network, self.layout, self.precision = network, layout, precision
+        self._call: Callable[..., Tensor] = torch.compile(network) if compiled else network
+        self._pool = Pooling(layout)
+        self._takes_sequences = _takes_sequences(network)
+        self._norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
+        parameters = [p for p in network.parameters() if p.is_floating_point()]
+        self._dtype = parameters[0].dtype if parameters else torch.float32
+        sequences = features_of(layout, 0, 0).sequences
+        if sequences and not self._takes_sequences:
+            raise ValueError(
+                f"the log has sequences ({', '.join(sequences)}), and {type(network).__name__} has "
+                "no third parameter `sequences`: choose another --model"
+            )
+
+    def __call__(self, dense: Tensor, rows: Tensor, present: Tensor | None = None) -> Tensor:
+        """Logits (B,) of dense features and rows (B, C, dim), all on the device.
+
+        `present` (B, C) bool says which elements are; None: all.
+        """
+        vectors, sequences = self._pool(rows, present)
+        if self._dtype == torch.float64:
+            dense, vectors = dense.double(), vectors.double()
+            sequences = {name: (part.double(), mask) for name, (part, mask) in sequences.items()}
+        arguments = (dense, vectors, sequences) if self._takes_sequences else (dense, vectors)
+        with autocast(rows.device, self.precision), self._one_input(len(dense)):
+            logits = self._call(*arguments)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    @contextmanager
+    def _one_input(self, num_inputs: int) -> Iterator[None]:
+        """Batch normalisation of a single input, as of a last batch: by the running statistics.
+
+        It has no variance of its own, so PyTorch refuses it.
+        """
+        norms = [norm for norm in self._norms if norm.training] if num_inputs == 1 else []
+        for norm in norms:
+            norm.eval()
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.train()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout, by running statistics, and without autograd, while the body runs."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.network.train(was_training)
+
+
+def _takes_sequences(network: nn.Module) -> bool:
+    parameters = inspect.signature(network.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in positional for parameter in parameters) > 2

@@ -1,0 +1,68 @@
+"""The device that training runs on, and what this process sets for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+
+from slipstream.tools.cpu import tune_cpu
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `--device auto|cpu|cuda`; `ValueError` when CUDA is asked for and absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda: this PyTorch finds no CUDA device; use --device cpu or auto"
+        )
+    return torch.device(name)
+
+
+def set_precision(device: torch.device, precision: str) -> None:
+    """Check a precision against the device and make the process's settings for it.
+
+    Raises `ValueError` for tf32 without CUDA.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError("--precision tf32 is CUDA's; take fp32 or bf16 on a CPU")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def tune_process(
+    device: torch.device, num_threads: int, precision: str, deterministic: bool
+) -> dict[str, Any]:
+    """Make this process's settings for training on `device`; returns them for the log.
+
+    With `deterministic` PyTorch refuses operations that differ from run to run. On a CPU none does;
+    on CUDA adding up row gradients then sorts them first, which is slower.
+    """
+    set_precision(device, precision)
+    if device.type == "cuda":
+        # What determinism needs is read once, when cuBLAS starts: so for every run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic and device.type == "cuda")
+    chosen = {"precision": precision, "deterministic": deterministic}
+    chosen |= tune_cpu(num_threads, products=device.type == "cpu")
+    with contextlib.suppress(OSError):
+        # Other work on the same cores disturbs every time that is measured here.
+        chosen["load_average"] = os.getloadavg()[0]
+    return chosen
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Memory of a CUDA device that is free now, in bytes."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def peak_device_bytes() -> int | None:
+    """Peak memory of tensors on the CUDA device so far, in bytes; None where none is in use."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    return torch.cuda.max_memory_allocated()

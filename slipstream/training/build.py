@@ -1,0 +1,193 @@
+"""A run's parts, out of its settings: network, table, and the training loop around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from slipstream.model.features import Features, features_of
+from slipstream.model.flags import ModelSettings
+from slipstream.model.networks import ClickModel, NetworkSpec, build_network, find_network
+from slipstream.tools.device import free_device_bytes
+from slipstream.tools.runlog import Clocks, Log
+from slipstream.tools.runtime import StopRequest, available_memory_bytes
+from slipstream.training.checkpoint import Checkpoints, Saved
+from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.flags import Settings
+from slipstream.training.memory import check_needs, training_needs
+from slipstream.training.progress import Progress
+from slipstream.training.schedule import LearningRate
+from slipstream.training.sets import PreparedData, move_resident_inputs
+from slipstream.training.staleness import DropRule
+from slipstream.training.step import TrainStep
+from slipstream.training.trainer import Trainer
+
+
+def network_of(settings: ModelSettings) -> NetworkSpec:
+    """The network that the flags name, with its options."""
+    options: dict[str, Any] = {
+        "arch_mlp_bot": settings.arch_mlp_bot,
+        "arch_mlp_top": settings.arch_mlp_top,
+        "arch_interaction_op": settings.arch_interaction_op,
+        "arch_interaction_itself": settings.arch_interaction_itself,
+    }
+    return find_network("dlrm", options)
+
+
+def features_seen(prepared: PreparedData, dim: int) -> Features:
+    """What a network gets to see of these data."""
+    return features_of(prepared.layout, prepared.data.test.num_dense, dim)
+
+
+def make_optimizer(network: nn.Module, name: str) -> torch.optim.Optimizer:
+    """The network's optimizer: SGD, or Adagrad beside row-wise Adagrad, at the trainer's rate."""
+    if name != "sgd":
+        return torch.optim.Adagrad(network.parameters(), lr=0.0)
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.SGD(network.parameters(), lr=0.0, fused=fused)
+
+
+def build_model(
+    settings: Settings,
+    spec: NetworkSpec,
+    prepared: PreparedData,
+    device: torch.device,
+    saved: Saved | None = None,
+) -> tuple[ClickModel, EmbeddingTable]:
+    """The model on its device and the table, with new weights or those of a checkpoint.
+
+    Raises `MemoryError`, before the rows are allocated, where the run will not fit into memory.
+    """
+    dim, sizes, layout = (
+        settings.model.arch_sparse_feature_size,
+        prepared.table_sizes,
+        prepared.layout,
+    )
+    training, machine = settings.training, settings.machine
+    network = build_network(spec, features_seen(prepared, dim), training.seed)
+    num_rows, num_resident = int(sizes.sum()), machine.num_resident
+    if num_resident == -1:
+        num_resident = num_rows if device.type == "cpu" else prepared.num_hot
+    _check_memory(settings, prepared, device, network, num_resident)
+    slots, sums = prepared.slot_of_row, None
+    if saved is not None:
+        saved.load_model(network)
+        kept = saved.identity["run"].get("--optimizer")
+        with_sums = training.optimizer == kept == "rwsadagrad"
+        rows, sums = saved.load_rows(num_rows, dim, slots, with_sums)
+    else:
+        by_row = None if slots is None else torch.from_numpy(np.array(slots))
+        rows = initial_rows(sizes.tolist(), dim, by_row, training.seed)
+    table = EmbeddingTable(
+        rows,
+        num_resident,
+        training.mini_batch_size * layout.num_columns,
+        device,
+        training.optimizer,
+        settings.evaluation.test_mini_batch_size * layout.num_columns,
+        sums,
+    )
+    model = ClickModel(network.to(device), layout, machine.precision, machine.compile)
+    return model, table
+
+
+def _check_memory(
+    settings: Settings,
+    prepared: PreparedData,
+    device: torch.device,
+    network: nn.Module,
+    num_resident: int,
+) -> None:
+    """Print what the run will take; `MemoryError` where it is not free."""
+    model, on_device = settings.model, device.type == "cuda"
+    vectors = (prepared.layout.num_columns + 1) * model.arch_sparse_feature_size
+    drops = settings.flags.get("drop_policy", "none") != "none"
+    needs = training_needs(
+        num_rows=int(prepared.table_sizes.sum()),
+        dim=model.arch_sparse_feature_size,
+        optimizer=settings.training.optimizer,
+        num_resident=num_resident,
+        num_features=prepared.layout.num_columns,
+        batch_size=min(settings.training.mini_batch_size, prepared.data.num_train),
+        test_batch_size=min(settings.evaluation.test_mini_batch_size, len(prepared.data.test)),
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        # The dense vector and the rows, as they are and side by side, and each layer's output
+        # before and after its ReLU.
+        num_activations=2 * (vectors + sum(model.arch_mlp_bot or []) + sum(model.arch_mlp_top)),
+        num_snapshot_rows=prepared.num_hot if drops else 0,
+        num_choice_inputs=len(prepared.data.hot) if drops else 0,
+        num_train=prepared.data.num_train,
+        on_device=on_device,
+    )
+    free_device = free_device_bytes(device) if on_device else None
+    print(check_needs(needs, available_memory_bytes(), free_device))
+
+
+def build_trainer(
+    settings: Settings,
+    prepared: PreparedData,
+    schedule: str,
+    model: ClickModel,
+    table: EmbeddingTable,
+    rule: DropRule | None,
+    log: Log,
+    clocks: Clocks,
+    on_report: Callable[[Progress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop: StopRequest | None = None,
+) -> Trainer:
+    """The training loop that `settings` ask for."""
+    training, machine, judged = settings.training, settings.machine, settings.evaluation
+    on_cuda = table.device.type == "cuda"
+    data = prepared.data
+    if machine.device_data != "false" and on_cuda:
+        data = move_resident_inputs(prepared, table, machine.device_data == "true")
+    optimizer = make_optimizer(model.network, training.optimizer)
+    batch_size, graph = training.mini_batch_size, machine.cuda_graph
+    return Trainer(
+        step=TrainStep(model, table, optimizer, batch_size, graph),
+        overlap=machine.overlap == "true" or (machine.overlap == "auto" and on_cuda),
+        hot_rows_resident=table.num_resident >= prepared.num_hot,
+        learning_rate=LearningRate(
+            training.learning_rate,
+            training.lr_num_warmup_steps,
+            training.lr_decay_start_step,
+            training.lr_num_decay_steps,
+            training.lr_decay_share,
+        ),
+        data=data,
+        drop_rule=rule,
+        log=log,
+        clocks=clocks,
+        test_batch_size=judged.test_mini_batch_size,
+        num_epochs=training.nepochs,
+        schedule=schedule,
+        randomize=training.data_randomize,
+        seed=training.seed,
+        window=_window(prepared, training.data_randomize),
+        test_freq=judged.test_freq,
+        val_freq=judged.val_freq,
+        print_freq=judged.print_freq,
+        max_steps=training.num_batches,
+        auc_threshold=judged.mlperf_auc_threshold,
+        accuracy_threshold=judged.mlperf_acc_threshold,
+        checkpoints=checkpoints,
+        stop=stop,
+        on_report=on_report,
+    )
+
+
+def _window(prepared: PreparedData, randomize: str) -> int:
+    """Inputs to shuffle among each other, where they are larger than memory; 0: all of them."""
+    sets = (prepared.data.hot, prepared.data.cold)
+    window = min((inputs.window for inputs in sets if inputs.window), default=0)
+    if window and randomize != "none":
+        print(
+            f"the training inputs are larger than --max-memory: blocks are shuffled, and the inputs"
+            f" of {window:,} at a time"
+        )
+    return window

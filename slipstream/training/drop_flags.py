@@ -1,0 +1,124 @@
+"""The flags that decide which inputs are dropped, and when."""
+
+from __future__ import annotations
+
+import argparse
+
+from slipstream.tools import cli
+from slipstream.tools.cli import Flag
+from slipstream.training.staleness import POLICIES, DropSettings
+
+DEFAULTS = DropSettings()
+FLAGS = (
+    Flag(
+        "--drop-policy",
+        POLICIES,
+        DEFAULTS.policy,
+        "what goes. stale: the paper's, inputs whose rows changed least. At random, as many as "
+        "stale would: random (of the hot inputs), uniform (of all), cold (of the cold ones). none: "
+        "FAE",
+    ),
+    Flag(
+        "--drop-percentage",
+        cli.percent,
+        100 * DEFAULTS.drop_fraction,
+        "D: percentage (0 to 100) of the hot inputs left at the choice that are dropped",
+    ),
+    Flag(
+        "--alpha",
+        cli.positive_share,
+        DEFAULTS.alpha,
+        "share (above 0, to 1) of an input's rows that must be stale",
+    ),
+    Flag(
+        "--threshold",
+        cli.nonnegative_float,
+        None,
+        "T by hand, in units of the weights, in place of --drop-percentage",
+    ),
+    Flag(
+        "--sample-rate",
+        cli.positive_share,
+        DEFAULTS.sample_rate,
+        "share (above 0, to 1) of the hot inputs left from which T is found",
+    ),
+    Flag(
+        "--snapshot-start",
+        cli.share,
+        DEFAULTS.start,
+        "share (0 to 1) of the epoch's hot inputs trained before the snapshot",
+    ),
+    Flag(
+        "--snapshot-window",
+        cli.positive_share,
+        DEFAULTS.window,
+        "share (above 0, to 1) of the epoch's hot inputs between snapshot and comparison",
+    ),
+    Flag(
+        "--recalibrate-every",
+        cli.share,
+        DEFAULTS.recalibrate_every,
+        "share (0 to 1) of the hot inputs from a choice to the next snapshot; 0: one choice an "
+        "epoch. Each drops as many as the first, of those left and those dropped before",
+    ),
+    Flag(
+        "--stale-keep-rate",
+        cli.share,
+        DEFAULTS.keep_rate,
+        "share r (0 to 1) of the stale inputs trained all the same, with loss weight 1/r",
+    ),
+    Flag(
+        "--stratify-drop",
+        cli.boolean,
+        DEFAULTS.stratify,
+        "drop the same share of clicks and non-clicks",
+    ),
+    Flag(
+        "--drop-negatives-only",
+        cli.boolean,
+        DEFAULTS.negatives_only,
+        "choose among non-clicks only; with --stale-keep-rate, so that the share of clicks in the "
+        "loss stays",
+    ),
+    Flag(
+        "--count-untouched-as-stale",
+        cli.boolean,
+        DEFAULTS.count_untouched_as_stale,
+        "as in the original code: a row that no batch touched in the window is stale",
+    ),
+)
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what decides on dropping and does not fit together, by `parser.error`."""
+    if args.snapshot_start + args.snapshot_window >= 1:
+        parser.error(
+            "--snapshot-start plus --snapshot-window must be below 1: nothing would be left to drop"
+        )
+    if args.stale_keep_rate and args.recalibrate_every:
+        parser.error(
+            "--stale-keep-rate and --recalibrate-every exclude each other: reweighted inputs stand "
+            "for dropped ones, which would come back"
+        )
+    if args.stratify_drop and args.drop_negatives_only:
+        parser.error("--stratify-drop and --drop-negatives-only exclude each other")
+    if 0 < args.drop_percentage < 1:
+        print(f"note: --drop-percentage {args.drop_percentage:g} is in percent, not a share")
+
+
+def settings_of(args: argparse.Namespace) -> DropSettings:
+    """The values of `FLAGS`."""
+    return DropSettings(
+        policy=args.drop_policy,
+        drop_fraction=args.drop_percentage / 100,
+        alpha=args.alpha,
+        threshold=args.threshold,
+        sample_rate=args.sample_rate,
+        start=args.snapshot_start,
+        window=args.snapshot_window,
+        recalibrate_every=args.recalibrate_every,
+        keep_rate=args.stale_keep_rate,
+        stratify=args.stratify_drop,
+        negatives_only=args.drop_negatives_only,
+        count_untouched_as_stale=args.count_untouched_as_stale,
+    )

@@ -1,0 +1,172 @@
+"""Evaluating a model: on the test set for what is reported, on the validation set for what is
+chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from slipstream.model.networks import ClickModel
+from slipstream.tools.metrics import click_metrics
+from slipstream.tools.runlog import Clocks, Log
+from slipstream.tools.runtime import StopRequest
+from slipstream.training.embedding import EVALUATION, EmbeddingTable
+from slipstream.training.progress import Progress, is_of
+from slipstream.training.sets import Inputs, TrainingData
+
+MIN_LEARNED, STUCK_AUC = 100_000, 0.005  # samples after which an AUC so near 0.5 is a warning
+
+
+class Interrupted(Exception):
+    """A signal came during an evaluation."""
+
+
+def logits_of(
+    model: ClickModel, table: EmbeddingTable, inputs: Inputs, chosen: np.ndarray | slice
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels (B,) of some inputs, on the device, without autograd or dropout."""
+    with model.evaluating():
+        dense, slots, labels = inputs.batch(chosen)
+        staged = table.enter(table.stage(slots, EVALUATION, after=table.lane.mark()))
+        rows, present = table.lookup(staged), table.present(staged)
+        return model(dense.to(table.device), rows, present), labels.to(table.device)
+
+
+def evaluate(
+    model: ClickModel,
+    table: EmbeddingTable,
+    inputs: Inputs,
+    batch_size: int,
+    stop: StopRequest | None = None,
+) -> dict[str, float]:
+    """AUC, log loss and accuracy of the model on `inputs`, in batches, without autograd.
+
+    Raises `ValueError` when an output of the model is not finite, `Interrupted` between two batches
+    when `stop` has noted a signal.
+    """
+    logits = [torch.empty(0, device=table.device)]
+    for start in range(0, len(inputs), batch_size):
+        if stop is not None and stop.signal:
+            raise Interrupted
+        logits.append(logits_of(model, table, inputs, slice(start, start + batch_size))[0])
+    outputs = torch.cat(logits).cpu().numpy()
+    if not np.isfinite(outputs).all():
+        raise ValueError("the model's outputs are not finite; lower --learning-rate")
+    return click_metrics(outputs, np.asarray(inputs.labels))
+
+
+class Judge:
+    """Evaluates a run's model on the way and at its end, and has the best one kept.
+
+    Args:
+        model, table, data: of the run.
+        batch_size: inputs a mini-batch.
+        val_freq: steps between validations; 0: at the end only, when there is nothing to choose.
+        thresholds: metric -> value at which the run has reached its end; 0: none.
+        log, clocks, stop: of the run.
+        settle: brings all host rows home.
+        explain: a reason -> the error line for a model that is not finite.
+        keep_best: saves the model as the best so far; None: the models are not kept.
+        rate: the learning rate of the last step, for a warning.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ClickModel,
+        table: EmbeddingTable,
+        data: TrainingData,
+        batch_size: int,
+        val_freq: int,
+        thresholds: Mapping[str, float],
+        log: Log,
+        clocks: Clocks,
+        stop: StopRequest,
+        settle: Callable[[], None],
+        explain: Callable[[str], str],
+        keep_best: Callable[[], Any] | None,
+        rate: Callable[[], float],
+    ) -> None:
+        self.model, self.table, self.data, self.batch_size = model, table, data, batch_size
+        self.val_freq, self.thresholds = val_freq, thresholds
+        self.log, self.clocks, self._stop = log, clocks, stop
+        self._settle, self._explain, self._rate = settle, explain, rate
+        self._save_best = keep_best
+
+    def test(self, progress: Progress, final: bool = False) -> dict[str, Any]:
+        """Evaluate on the test set: at the end, and for a curve where asked for."""
+        record = {**self._record(progress, self.data.test), "final": final}
+        if final and progress.validations:
+            last = progress.validations[-1]
+            record["val"] = {name: last[name] for name in ("auc", "log_loss", "accuracy")}
+        progress.evaluations.append(record)
+        self.log.write("evaluation", **record)
+        self._warn_if_stuck(progress, "test", record["auc"])
+        return record
+
+    def validate(self, progress: Progress) -> dict[str, Any]:
+        """Evaluate on the validation set: keep the best model, and end at a threshold."""
+        if is_of(progress.validations, progress.step):
+            return progress.validations[-1]
+        record = self._record(progress, self.data.val)
+        progress.validations.append(record)
+        self.log.write("validation", **record)
+        if self.val_freq or math.isnan(record["auc"]):
+            self._warn_if_stuck(progress, "validation", record["auc"])
+        best = math.nan if progress.best is None else progress.best["auc"]
+        if math.isnan(best) or record["auc"] > best:
+            self._keep_best(progress, record)
+        for name, threshold in self.thresholds.items():
+            if self.reaches(record, name) and progress.reached is None:
+                progress.reached = f"{name} {record[name]:.4f} >= {threshold:g}"
+                tqdm.write(f"step {progress.step}: validation {progress.reached}")
+        return record
+
+    def reaches(self, record: Mapping[str, Any], name: str) -> bool:
+        """Whether a record's metric is at its threshold."""
+        return bool(self.thresholds[name] and record[name] >= self.thresholds[name])
+
+    def _record(self, progress: Progress, inputs: Inputs) -> dict[str, Any]:
+        with self.clocks.count("paused"):
+            self._settle()
+            try:
+                metrics = evaluate(self.model, self.table, inputs, self.batch_size, self._stop)
+            except ValueError as error:
+                raise ValueError(self._explain(str(error).partition(";")[0])) from error
+        loss = progress.loss if math.isfinite(progress.loss) else None
+        shares, seconds = progress.shares(), self.clocks.seconds()
+        return {"epoch": progress.epoch, **shares, "loss": loss, **metrics, **seconds}
+
+    def _keep_best(self, progress: Progress, record: dict[str, Any]) -> None:
+        before, progress.best = progress.best, record
+        if self._save_best is None or not self.val_freq:
+            return  # `best` would be but the last
+        with self.clocks.count("paused"):
+            try:
+                self._save_best()
+            except OSError as error:
+                progress.best = before
+                tqdm.write(f"step {progress.step}: the best model is not saved: {error}")
+
+    def _warn_if_stuck(self, progress: Progress, name: str, auc: float) -> None:
+        """Say what is likely when an AUC is not defined, or a model does not learn."""
+        if math.isnan(auc):
+            tqdm.write(
+                f"step {progress.step}: no {name} AUC: the inputs held out for it are none or of "
+                "one class alone"
+            )
+            return
+        if progress.samples < MIN_LEARNED or not abs(auc - 0.5) <= STUCK_AUC:
+            return
+        tqdm.write(
+            f"step {progress.step}: the {name} AUC is {auc:.4f}: nothing is learned. Likely "
+            f"causes: a learning rate ({self._rate():g}) far too small"
+            " or so large that all outputs are equal; labels of other inputs; random data"
+        )

@@ -1,0 +1,374 @@
+"""The flags that trainers share: data, training, machine, evaluation, and the run itself."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from slipstream.logs.formats import KAGGLE_DAYS
+from slipstream.model import flags as model_flags
+from slipstream.model.flags import ModelSettings
+from slipstream.tools import cli
+from slipstream.tools.cli import Flag
+from slipstream.tools.device import PRECISIONS
+from slipstream.training.batching import RANDOMIZE, SCHEDULES
+from slipstream.training.embedding import OPTIMIZERS, bytes_per_row
+from slipstream.training.sets import PreparedData, load_segregated
+
+NUM_GENERATED_DENSE = 13  # as Criteo
+OPTIMIZER = Flag(
+    "--optimizer",
+    OPTIMIZERS,
+    "sgd",
+    "sgd, or rwsadagrad: row-wise Adagrad for the rows (4 more bytes a row), Adagrad for the MLPs",
+)
+GENERATED = (
+    Flag(
+        "--data-generation",
+        ("dataset", "random", "synthetic"),
+        "dataset",
+        "dataset: --processed-data-file; random: uniform, nothing to learn; synthetic: power-law "
+        "ids and labels of a planted model",
+    ),
+    Flag(
+        "--processed-data-file",
+        str,
+        None,
+        "a processed .npz of data_utils.py, or of the older DLRM scripts",
+    ),
+    Flag(
+        "--data-size",
+        cli.positive_int,
+        100_000,
+        "inputs that random and synthetic make, held-out ones included",
+    ),
+    Flag(
+        "--arch-embedding-size",
+        cli.layer_sizes,
+        "1000-500-100-100-50-50-20-10",
+        "rows per table, for random and synthetic; a data set brings its own",
+    ),
+)
+SEGREGATED = (
+    Flag("--segregated-data-dir", str, cli.REQUIRED, "a folder made by input_segregation.py"),
+    Flag(
+        "--processed-data-file",
+        str,
+        None,
+        "refuse a folder that was not made from this processed .npz; not given: no check",
+    ),
+    Flag(
+        "--schedule",
+        SCHEDULES,
+        "interleaved",
+        "hot and cold batches evenly mixed, or all cold, then all hot (the published code)",
+    ),
+)
+TRAINING = (
+    OPTIMIZER,
+    Flag("--mini-batch-size", cli.positive_int, 1024, "inputs a mini-batch"),
+    Flag("--nepochs", cli.positive_int, 1, "epochs to train"),
+    Flag(
+        "--num-batches",
+        cli.nonnegative_int,
+        0,
+        "stop after this many mini-batches; 0: train all epochs",
+    ),
+    Flag(
+        "--learning-rate",
+        cli.positive_float,
+        0.3,
+        "learning rate of MLPs and rows (0.1 at mini-batch 128 is DLRM's for Kaggle)",
+    ),
+    Flag(
+        "--lr-num-warmup-steps",
+        cli.nonnegative_int,
+        0,
+        "mini-batches of linear warm-up; 0: none",
+    ),
+    Flag(
+        "--lr-decay-start-step",
+        cli.nonnegative_int,
+        0,
+        "mini-batch at which quadratic decay starts",
+    ),
+    Flag("--lr-num-decay-steps", cli.nonnegative_int, 0, "mini-batches of decay; 0: none"),
+    Flag(
+        "--lr-decay-share",
+        cli.share,
+        0.0,
+        "share (0 to 1) of the run, at its end, over which the rate falls to 0, linearly in the "
+        "inputs left to train, however many are dropped; 0: none",
+    ),
+    Flag(
+        "--data-randomize",
+        RANDOMIZE,
+        "total",
+        "shuffle all inputs, or within each day, or not at all; anew every epoch",
+    ),
+    cli.SEED,
+)
+MACHINE = (
+    Flag(
+        "--device",
+        ("auto", "cpu", "cuda"),
+        "auto",
+        "where MLPs, lookups and row updates run; auto: CUDA where there is a device",
+    ),
+    Flag(
+        "--num-threads",
+        cli.number(int, 0, 1024),
+        0,
+        "CPU threads of PyTorch; 0: its own choice, one a physical core",
+    ),
+    Flag(
+        "--precision",
+        PRECISIONS,
+        "fp32",
+        "of the MLPs and the interaction; weights and rows stay fp32. tf32 is CUDA's; bf16 pays on "
+        "CUDA and on CPUs with AVX512-BF16",
+    ),
+    Flag(
+        "--compile",
+        cli.boolean,
+        False,
+        "compile the model with torch.compile: needs a C++ compiler, takes a minute to start",
+    ),
+    Flag(
+        "--deterministic",
+        cli.boolean,
+        False,
+        "CUDA: the same bits in every run, slower; a CPU gives them anyway",
+    ),
+    Flag(
+        "--overlap",
+        ("auto", "true", "false"),
+        "auto",
+        "prepare the next mini-batches on a host thread while the device trains; auto: on CUDA. "
+        "The result is the same",
+    ),
+    Flag(
+        "--cuda-graph",
+        cli.boolean,
+        True,
+        "CUDA with sgd: replay full mini-batches as one graph",
+    ),
+    Flag(
+        "--device-data",
+        ("auto", "true", "false"),
+        "auto",
+        "CUDA: keep the training inputs whose rows are all resident on the device; auto: where "
+        "they take at most half of its free memory",
+    ),
+    Flag(
+        "--num-resident",
+        cli.number(int, -1, math.inf),
+        -1,
+        "embedding rows kept on the device, most popular first; -1: all on a CPU, on CUDA the hot "
+        "rows (baseline: none)",
+    ),
+    Flag(
+        "--max-memory",
+        cli.byte_size,
+        None,
+        "memory that the inputs may take, as 2G or 1500M: more of them are read from disk by "
+        "blocks, and shuffled within windows of them; not given: half of what is free",
+        "BYTES",
+    ),
+)
+EVALUATION = (
+    Flag("--test-mini-batch-size", cli.positive_int, 16384, "inputs a mini-batch in evaluation"),
+    Flag(
+        "--test-freq",
+        cli.nonnegative_int,
+        0,
+        "mini-batches between evaluations on the test set, for a curve: nothing is chosen by them; "
+        "0: at the end only",
+    ),
+    Flag(
+        "--val-freq",
+        cli.nonnegative_int,
+        0,
+        "mini-batches between evaluations on the validation set; with --save-model the best model "
+        "is kept in its folder best. 0: at the end only",
+    ),
+    Flag(
+        "--mlperf-auc-threshold",
+        cli.share,
+        0.0,
+        "stop when the validation AUC (0 to 1) reaches this; 0: do not. Needs --val-freq",
+    ),
+    Flag(
+        "--mlperf-acc-threshold",
+        cli.share,
+        0.0,
+        "stop when the validation accuracy (0 to 1) reaches this; 0: do not. Needs --val-freq",
+    ),
+    Flag(
+        "--print-freq",
+        cli.nonnegative_int,
+        100,
+        "mini-batches between progress reports; 0: none",
+    ),
+)
+RUN = (
+    Flag("--runs-dir", str, "runs", "folder of all runs' logs"),
+    Flag("--run-name", str, None, "folder of this run's log; a method and time where not given"),
+    Flag(
+        "--save-model",
+        str,
+        None,
+        "folder of this run's checkpoints, the trained model among them; not given: none",
+        "DIR",
+    ),
+    Flag(
+        "--checkpoint-every",
+        cli.every,
+        "30m",
+        "with --save-model: mini-batches (1000) or time (90s, 30m, 2h) from one checkpoint to the "
+        "next; 0: at the end only",
+        "STEPS|TIME",
+    ),
+    Flag("--keep", cli.positive_int, 2, "checkpoints that stay, the newest ones"),
+    Flag(
+        "--load-model",
+        str,
+        None,
+        "go on from a checkpoint, or the newest one in a folder; one of another method, order or "
+        "segregation gives its weights. auto: from --save-model, or anew where it is empty. Not "
+        "given: new weights",
+        "DIR|auto",
+    ),
+    Flag(
+        "--inference-only",
+        cli.boolean,
+        False,
+        "evaluate the model of --load-model, without training",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The values of `TRAINING`."""
+
+    optimizer: str
+    mini_batch_size: int
+    nepochs: int
+    num_batches: int
+    learning_rate: float
+    lr_num_warmup_steps: int
+    lr_decay_start_step: int
+    lr_num_decay_steps: int
+    lr_decay_share: float
+    data_randomize: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """The values of `MACHINE`."""
+
+    device: str
+    num_threads: int
+    precision: str
+    compile: bool
+    deterministic: bool
+    overlap: str
+    cuda_graph: bool
+    device_data: str
+    num_resident: int
+    max_memory: int | None
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The values of `EVALUATION`."""
+
+    test_mini_batch_size: int
+    test_freq: int
+    val_freq: int
+    mlperf_auc_threshold: float
+    mlperf_acc_threshold: float
+    print_freq: int
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The values of `RUN`."""
+
+    runs_dir: str
+    run_name: str | None
+    save_model: str | None
+    checkpoint_every: tuple[int, float]
+    keep: int
+    load_model: str | None
+    inference_only: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a trainer was asked for; `flags` holds all of it as it was parsed, for the log."""
+
+    model: ModelSettings
+    training: TrainingSettings
+    machine: MachineSettings
+    evaluation: EvaluationSettings
+    run: RunSettings
+    flags: dict[str, Any]
+
+
+def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that all three trainers share, under DLRM's names."""
+    cli.add_flags(parser, "model", model_flags.FLAGS)
+    cli.add_flags(parser, "training", TRAINING)
+    cli.add_flags(parser, "machine", MACHINE)
+    cli.add_flags(parser, "evaluation", EVALUATION)
+    cli.add_flags(parser, "run", RUN)
+
+
+def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse layer sizes and a schedule that do not fit together, by `parser.error`."""
+    if args.lr_num_decay_steps and args.lr_decay_start_step < args.lr_num_warmup_steps:
+        parser.error("--lr-decay-start-step comes before --lr-num-warmup-steps are over")
+    if args.lr_num_decay_steps and args.lr_decay_share:
+        parser.error("--lr-num-decay-steps and --lr-decay-share are two decays; set one to 0")
+    if (args.mlperf_auc_threshold or args.mlperf_acc_threshold) and not args.val_freq:
+        parser.error("--mlperf-auc-threshold and --mlperf-acc-threshold need --val-freq")
+    if args.load_model == "auto" and not args.save_model:
+        parser.error("--load-model auto goes on from --save-model, which is not given")
+    if args.inference_only and (not args.load_model or args.save_model):
+        parser.error("--inference-only needs --load-model, and writes no --save-model")
+    model_flags.check(parser, args)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The values of `add_trainer_flags`, out of what was parsed."""
+    return Settings(
+        cli.values_of(args, ModelSettings),
+        cli.values_of(args, TrainingSettings),
+        cli.values_of(args, MachineSettings),
+        cli.values_of(args, EvaluationSettings),
+        cli.values_of(args, RunSettings),
+        dict(vars(args)),
+    )
+
+
+def open_segregated(args: argparse.Namespace) -> PreparedData:
+    """The folder that `SEGREGATED` names, made for rows as large as the trainer's."""
+    row_bytes = bytes_per_row(args.arch_sparse_feature_size, args.optimizer)
+    return load_segregated(
+        args.segregated_data_dir, args.processed_data_file, row_bytes, args.max_memory
+    )
+
+
+def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse values of `GENERATED` that do not fit together, by `parser.error`."""
+    if args.data_generation == "dataset" and args.processed_data_file is None:
+        parser.error("--processed-data-file is needed with --data-generation=dataset")
+    if args.data_generation != "dataset" and args.processed_data_file is not None:
+        parser.error("--processed-data-file goes with --data-generation=dataset")
+    if args.data_size < KAGGLE_DAYS:
+        parser.error(f"--data-size {args.data_size}: expected at least {KAGGLE_DAYS}")

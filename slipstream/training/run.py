@@ -1,0 +1,185 @@
+"""The run that the three trainers' `main` share: from settings and data to a summary."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipstream.logs.processed import planted_limit
+from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
+from slipstream.tools.runlog import Clocks, RunLog
+from slipstream.tools.runtime import StopRequest, describe_machine, git_commit, peak_rss_bytes
+from slipstream.training.build import build_model, build_trainer, network_of
+from slipstream.training.checkpoint import Checkpoints, Every, Saved, checkpoint_folder
+from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.flags import RunSettings, Settings
+from slipstream.training.progress import drop_report
+from slipstream.training.resume import find_saved, go_on, identity_of, is_same_folder, stop_program
+from slipstream.training.sets import PreparedData
+from slipstream.training.staleness import DropRule, DropSettings
+from slipstream.training.trainer import Trainer
+
+
+def run_training(
+    method: str,
+    settings: Settings,
+    prepared: PreparedData,
+    schedule: str,
+    drop_settings: DropSettings | None = None,
+) -> dict[str, Any]:
+    """Train, or evaluate, as asked; returns the log's summary record.
+
+    `schedule` and `drop_settings` are what makes the method, with the data in `prepared`.
+    """
+    machine, run, seed = settings.machine, settings.run, settings.training.seed
+    device = choose_device(machine.device)
+    tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
+    identity = identity_of(settings, method, prepared, schedule, drop_settings)
+    with ExitStack() as stack:
+        folder = None
+        if run.save_model:
+            folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
+        saved, resumes = find_saved(run, identity)
+        model, table = build_model(settings, network_of(settings.model), prepared, device, saved)
+        # The same command begins and goes on, so its name may be taken.
+        log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
+        clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
+        _log_start(log, method, settings, prepared, table, tuned, saved, resumes)
+        drops: list[dict[str, Any]] = []
+        rule = None
+        if drop_settings is not None:
+            rule = DropRule(drop_settings, prepared.num_hot, seed, drop_report(log, drops))
+        checkpoints = None
+        if folder is not None:
+            checkpoints = _checkpoints(run, folder, identity, table, prepared, saved)
+        stop = stack.enter_context(StopRequest())
+        trainer = build_trainer(
+            settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
+        )
+        trainer.progress.drops = drops
+        if saved is not None:
+            go_on(trainer, saved, resumes, log)
+            saved = None  # a file that is mapped takes room after its deletion
+        progress = trainer.evaluate_only() if run.inference_only else trainer.run()
+        if stop.signal:
+            log.write("stopped", signal=stop.signal, **progress.shares(), **clocks.seconds())
+            log.close()
+            stop_program(stop.signal, progress, checkpoints)
+    return _end(method, trainer, prepared, log)
+
+
+def _checkpoints(
+    run: RunSettings,
+    folder: Path,
+    identity: dict[str, dict[str, Any]],
+    table: EmbeddingTable,
+    prepared: PreparedData,
+    saved: Saved | None,
+) -> Checkpoints:
+    """What writes the run's checkpoints, those that it goes on from being there."""
+    start = saved if is_same_folder(run) else None
+    every = Every(*run.checkpoint_every)
+    return Checkpoints(folder, identity, table, prepared.slot_of_row, every, run.keep, start)
+
+
+def _log_start(
+    log: RunLog,
+    method: str,
+    settings: Settings,
+    prepared: PreparedData,
+    table: EmbeddingTable,
+    tuned: dict[str, Any],
+    saved: Saved | None,
+    resumes: bool,
+) -> None:
+    log.write(
+        "start",
+        method=method,
+        argv=sys.argv,
+        flags=settings.flags,
+        commit=git_commit(),
+        seed=settings.training.seed,
+        machine=describe_machine(table.device),
+        settings=tuned,
+        data=prepared.manifest,
+        table_sizes=prepared.table_sizes.tolist(),
+        num_hot=prepared.num_hot,
+        num_resident=table.num_resident,
+        table_device_bytes=table.device_bytes,
+        num_train=prepared.data.num_train,
+        num_hot_inputs=len(prepared.data.hot),
+        loaded=str(saved.folder) if saved is not None else None,
+        resumed=resumes,
+    )
+
+
+def _end(method: str, trainer: Trainer, prepared: PreparedData, log: RunLog) -> dict[str, Any]:
+    """Log and print the summary. Raises the `OSError` for which the trained model is not saved."""
+    summary = _summary(method, trainer, prepared)
+    log.write("summary", **summary)
+    log.close()
+    _print_summary(summary)
+    print(f"log: {log.path}")
+    if trainer.save_failure is not None:
+        raise trainer.save_failure
+    if trainer.checkpoints is not None:
+        print(f"model: {trainer.checkpoints.last_path}")
+    return {**summary, "log": str(log.path)}
+
+
+def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str, Any]:
+    progress, seconds = trainer.progress, trainer.clocks.seconds()
+    final = progress.evaluations[-1]
+    return {
+        "method": method,
+        **progress.shares(),
+        "loss": final["loss"],
+        "auc": final["auc"],
+        "log_loss": final["log_loss"],
+        "accuracy": final["accuracy"],
+        "val": final["val"],
+        "planted_auc": planted_limit(prepared.manifest),
+        "best_val": progress.best,
+        "reached": progress.reached,
+        "drops": progress.drops,
+        **seconds,
+        "segregation_s": prepared.manifest.get("seconds") if prepared.num_hot else None,
+        "samples_per_s": progress.samples / max(seconds["training_s"], 1e-9),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_device_bytes": peak_device_bytes(),
+        "cuda_graph": trainer.step.has_graph,
+        "num_train": prepared.data.num_train,
+    }
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    """The final lines for people."""
+    limit = summary["planted_auc"]
+    beside = f" (the planted model's limit: {limit:.4f})" if limit is not None else ""
+    print(
+        f"{summary['method']}: test AUC {summary['auc']:.4f}{beside}, "
+        f"log loss {summary['log_loss']:.4f}, accuracy {summary['accuracy']:.4f}; "
+        f"validation AUC {summary['val']['auc']:.4f}"
+    )
+    print(
+        f"trained {summary['samples']:,} samples ({summary['hot_share']:.1%} hot), dropped "
+        f"{summary['dropped']:,} ({summary['dropped_share']:.1%} of both)"
+    )
+    device_bytes = summary["peak_device_bytes"]
+    print(
+        f"peak memory {summary['peak_rss_bytes'] / 1e6:,.0f} MB"
+        + (f", on the device {device_bytes / 1e6:,.0f} MB" if device_bytes is not None else "")
+    )
+    print(
+        f"training {summary['training_s']:.1f} s ({summary['samples_per_s']:,.0f} samples/s), "
+        f"paused {summary['paused_s']:.1f} s, program {summary['program_s']:.1f} s"
+        + "".join(
+            f"; {name} {summary[f'{name}_s']:.3f} s"
+            for name in ("snapshot", "threshold", "classification")
+            if f"{name}_s" in summary
+        )
+    )

@@ -1,0 +1,364 @@
+"""Number all embedding rows by popularity, and split the training inputs into hot and cold.
+
+As FAE does (arXiv 2103.00686), but numbering rows instead of listing hot ones. Accesses are counted
+over the training inputs. Slot 0 is the most accessed row of any table, ties by table, then id. The
+first `num_hot` slots are hot: as many rows as fit into the hot memory budget, or all rows with at
+least a share Lambda of the accesses. An input is hot when all its rows are, that is when its
+largest slot is below `num_hot`; so any budget is a prefix, and the table budget -> hot inputs comes
+from one pass.
+
+Price: 28 bytes of memory a row of the tables, none that grows with the inputs; about 0.4 s per
+million inputs on 2 cores.
+
+    python input_segregation.py --processed-data-file input/kaggle/train_processed.npz
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slipstream.logs.inputs import ClickInputs
+from slipstream.logs.processed import ClickLog, load_processed
+from slipstream.model.flags import DIM
+from slipstream.tools import cli
+from slipstream.tools.npz import (
+    NpzWriter,
+    Spec,
+    fingerprint,
+    open_npz,
+    pack_manifest,
+    unpack_manifest,
+    write_npz,
+)
+from slipstream.tools.runtime import (
+    check_free_disk,
+    check_replaceable,
+    ordered,
+    replace_folder,
+    write_json,
+)
+from slipstream.training.embedding import bytes_per_row
+from slipstream.training.flags import OPTIMIZER
+from slipstream.training.popularity import (
+    Ranking,
+    budgets_of,
+    chunks,
+    count_accesses,
+    count_hot_inputs,
+    rank_rows,
+    rows_above,
+)
+from slipstream.training.sets import ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
+
+VERSION = 2
+RANKING_FILE = "ranking.npz"  # of a folder that is not finished
+# A write that is killed leaves <name>.npz.partial in the partial folder.
+OWN_FILES = [
+    name + suffix
+    for name in (ROWS_FILE, RANKING_FILE, TIMES_FILE, *(f"{name}.npz" for name in SEGREGATED_SETS))
+    for suffix in ("", ".partial")
+]
+FILE_FLAGS = (
+    cli.Flag("--processed-data-file", str, cli.REQUIRED, "a processed .npz of data_utils.py"),
+    cli.Flag(
+        "--segregated-data-dir",
+        str,
+        None,
+        "folder to write; hot_cold beside the processed file where not given",
+    ),
+)
+HOT_ROW_FLAGS = (
+    cli.Flag(
+        "--hot-emb-gpu-mem",
+        cli.byte_size,
+        268435456,
+        "memory for hot rows, weights and optimizer state: bytes, or as 256M",
+    ),
+    cli.Flag(
+        "--hot-threshold",
+        cli.positive_share,
+        None,
+        "Lambda: a row is hot with at least this share (0 to 1) of all accesses; used in place of "
+        "--hot-emb-gpu-mem",
+    ),
+    cli.Flag(
+        "--ip-sampling-rate",
+        cli.positive_percent,
+        100.0,
+        "percentage of the training inputs whose accesses are counted",
+    ),
+    DIM,
+    OPTIMIZER,
+    cli.SEED,
+)
+
+
+def _num_hot(
+    ranking: Ranking, budget_bytes: int, hot_threshold: float | None, row_bytes: int
+) -> int:
+    if hot_threshold is not None:
+        return rows_above(ranking, hot_threshold)
+    return min(len(ranking.slot_of_row), budget_bytes // row_bytes)
+
+
+def segregate(
+    processed_file: str | Path,
+    folder: str | Path,
+    *,
+    hot_emb_gpu_mem: int,
+    hot_threshold: float | None,
+    ip_sampling_rate: float,
+    arch_sparse_feature_size: int,
+    optimizer: str,
+    seed: int,
+) -> bool:
+    """Write the segregated folder of a processed file; False when it is up to date.
+
+    `hot_emb_gpu_mem` is in bytes, weights and optimizer state counted; `hot_threshold` is Lambda
+    and wins where given; `ip_sampling_rate` is the percentage of training inputs counted. The
+    folder is written as `<folder>.partial` and renamed whole; a run that finds one left by a killed
+    process goes on after the last of its files that was finished.
+    """
+    folder = Path(folder)
+    options = {
+        "hot_emb_gpu_mem": None if hot_threshold is not None else hot_emb_gpu_mem,
+        "hot_threshold": hot_threshold,
+        "ip_sampling_rate": ip_sampling_rate,
+        "dim": arch_sparse_feature_size,
+        "optimizer": optimizer,
+        "seed": seed if ip_sampling_rate < 100 else None,
+    }
+    identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
+    for suffix in ("", ".partial", ".old"):
+        check_replaceable(folder.with_name(folder.name + suffix), OWN_FILES)
+    current = _current_manifest(folder, identity)
+    if current is not None:
+        shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+        _print_figures(current["figures"])
+        print(f"{folder} is up to date")
+        return False
+    start = time.perf_counter()
+    log = load_processed(processed_file, verify=True)
+    partial = _begin(folder, identity)
+    row_bytes = bytes_per_row(arch_sparse_feature_size, optimizer)
+    try:
+        if not (partial / RANKING_FILE).exists():
+            check_free_disk(partial, _disk_bytes(log), "the segregated folder")
+            ranking = rank_rows(
+                count_accesses(log.splits()[0], int(log.table_sizes.sum()), ip_sampling_rate, seed)
+            )
+            num_hot = _num_hot(ranking, hot_emb_gpu_mem, hot_threshold, row_bytes)
+            _write_ranking(partial / RANKING_FILE, log, ranking, num_hot, row_bytes, identity)
+        _write_sets(partial, log)
+        seconds = time.perf_counter() - start
+        figures = _finish_folder(partial, log.table_sizes, seconds)
+        replace_folder(partial, folder)
+    except Exception:  # a killed process leaves what is whole; an error leaves nothing
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _print_figures(figures)
+    print(f"segregated into {folder}: {seconds:.2f} s, {len(log.inputs) / seconds:,.0f} rows/s")
+    return True
+
+
+def _begin(folder: Path, identity: dict[str, Any]) -> Path:
+    """The partial folder: that of a killed run of the same identity, or an empty one."""
+    if (folder / ROWS_FILE).exists():
+        print(f"{folder} was made from another file or with other options: rebuilding")
+    partial = folder.with_name(folder.name + ".partial")
+    if _manifest_of(partial / RANKING_FILE, identity) is None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    else:
+        print(f"going on with {partial}")
+    return partial
+
+
+def _disk_bytes(log: ClickLog) -> int:
+    num_features = log.inputs.dense.shape[1] + log.inputs.categories.shape[1]
+    # Rows: slots and access counts, for a while in two files.
+    return len(log.inputs) * (4 * num_features + 1) + 2 * 12 * int(log.table_sizes.sum())
+
+
+def _write_ranking(
+    path: Path,
+    log: ClickLog,
+    ranking: Ranking,
+    num_hot: int,
+    row_bytes: int,
+    identity: dict[str, Any],
+) -> None:
+    """Write the slots, and what is known of the hot inputs before any is written."""
+    train = log.splits()[0]
+    budgets = budgets_of(ranking)
+    counts, by_day = count_hot_inputs(train, ranking.slot_of_row, [num_hot, *budgets])
+    num_hot_inputs = int(counts[0])
+    figures = {
+        "num_inputs": len(train),
+        "num_hot_inputs": num_hot_inputs,
+        "num_rows": len(ranking.slot_of_row),
+        "num_hot": num_hot,
+        "hot_bytes": num_hot * row_bytes,
+        "lambda": ranking.hot_threshold(num_hot),
+        "hot_access_share": ranking.share_of_accesses(num_hot),
+        "hot_input_share": num_hot_inputs / len(train),
+        "budgets": [
+            (rows * row_bytes, rows, ranking.share_of_accesses(rows), inputs / len(train))
+            for rows, inputs in zip(budgets, counts[1:].tolist(), strict=True)
+        ],
+    }
+    manifest = {**identity, "figures": figures, "source_notes": log.manifest.get("source_notes")}
+    write_npz(
+        path,
+        {
+            "slot_of_row": ranking.slot_of_row,
+            "access_counts": ranking.access_counts,
+            "hot_days": np.concatenate([[0], np.cumsum(by_day)]),
+            "manifest": pack_manifest(manifest),
+        },
+    )
+
+
+def _write_sets(partial: Path, log: ClickLog) -> None:
+    """Write the sets that are not there yet, hot and cold training inputs in one pass."""
+    ranking = open_npz(partial / RANKING_FILE)
+    slot_of_row = ranking["slot_of_row"]
+    num_hot = unpack_manifest(ranking)["figures"]["num_hot"]
+    train, test, val = log.splits()
+    hot_days = ranking["hot_days"]
+    splits = (
+        (train, num_hot, {"train_hot": hot_days, "train_cold": train.day_offsets - hot_days}),
+        (test, len(slot_of_row), {"test": test.day_offsets}),
+        (val, len(slot_of_row), {"val": val.day_offsets}),
+    )
+
+    def write(split: tuple[ClickInputs, int, dict[str, np.ndarray]]) -> None:
+        inputs, num_below, days = split
+        if not all((partial / f"{name}.npz").exists() for name in days):
+            _write_split(partial, inputs, slot_of_row, num_below, days)
+
+    with ThreadPoolExecutor(len(splits)) as pool:  # one waits for the disk, others work
+        list(pool.map(write, splits))
+
+
+def _write_split(
+    partial: Path,
+    inputs: ClickInputs,
+    slot_of_row: np.ndarray,
+    num_hot: int,
+    days: dict[str, np.ndarray],
+) -> None:
+    """Write the inputs whose slots are below `num_hot` to the first set, others to the second.
+
+    `days` names the sets and gives their day offsets, the last one their number of inputs.
+    """
+    dense, num_features = inputs.dense, inputs.categories.shape[1]
+    writers = []
+    for name, offsets in days.items():
+        num_inputs = int(offsets[-1])
+        specs = {
+            "X_int": Spec((num_inputs, dense.shape[1]), dense.dtype),
+            "slots": Spec((num_inputs, num_features), np.dtype(np.int32)),
+            "y": Spec((num_inputs,), np.dtype(np.int8)),
+            "days": Spec(offsets.shape, np.dtype(np.int64)),
+        }
+        writers.append(NpzWriter(partial / f"{name}.npz", specs))
+
+    def cut(part: slice) -> tuple[slice, list[dict[str, np.ndarray]]]:
+        """The arrays of a chunk's inputs for each set."""
+        slots = slot_of_row[inputs.slots_of(part).numpy()]
+        arrays = {"X_int": dense[part], "slots": slots, "y": inputs.labels[part]}
+        if len(writers) == 1:
+            return part, [arrays]
+        hot = slots.max(axis=1) < num_hot
+        return part, [
+            {name: array.take(places, axis=0) for name, array in arrays.items()}
+            for places in (np.flatnonzero(hot), np.flatnonzero(~hot))
+        ]
+
+    def append(writer: NpzWriter, arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            writer.append(name, array)
+
+    try:
+        with ThreadPoolExecutor(len(writers)) as pool:
+            for part, cuts in ordered(cut, chunks(len(inputs), f"writing {', '.join(days)}")):
+                list(pool.map(append, writers, cuts))
+                inputs.release(part)
+        for writer, offsets in zip(writers, days.values(), strict=True):
+            writer.append("days", offsets)
+            writer.finish()
+    finally:
+        for writer in writers:
+            writer.discard()
+
+
+def _finish_folder(partial: Path, table_sizes: np.ndarray, seconds: float) -> dict[str, Any]:
+    """Write the rows' file, which makes the folder whole; returns the figures."""
+    ranking = open_npz(partial / RANKING_FILE)
+    manifest = unpack_manifest(ranking)
+    figures = manifest["figures"]
+    files = {name: fingerprint(partial / f"{name}.npz") for name in SEGREGATED_SETS}
+    write_npz(
+        partial / ROWS_FILE,
+        {
+            "slot_of_row": ranking["slot_of_row"],
+            "access_counts": ranking["access_counts"],
+            "num_hot": np.array(figures["num_hot"], np.int64),
+            "lambda": np.array(figures["lambda"]),
+            "counts": table_sizes,
+            "manifest": pack_manifest({**manifest, "files": files}),
+        },
+    )
+    # Beside the files, which are the same in every run.
+    write_json(partial / TIMES_FILE, {"seconds": seconds})
+    (partial / RANKING_FILE).unlink()
+    return figures
+
+
+def _current_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a whole folder made from this file with these options; None otherwise."""
+    manifest = _manifest_of(folder / ROWS_FILE, identity)
+    try:
+        same = manifest is not None and all(
+            fingerprint(folder / f"{name}.npz") == manifest["files"][name]
+            for name in SEGREGATED_SETS
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return manifest if same else None
+
+
+def _manifest_of(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a file that was made from this file with these options; None otherwise."""
+    try:
+        manifest = unpack_manifest(open_npz(path))
+    except (OSError, ValueError):
+        return None
+    return manifest if all(manifest.get(key) == value for key, value in identity.items()) else None
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+    print(
+        f"embedding rows    {figures['num_rows']:>12,}\n"
+        f"hot rows          {figures['num_hot']:>12,}   {figures['hot_bytes'] / 2**20:,.2f} MB\n"
+        f"Lambda            {figures['lambda']:>12.3g}   least share of all accesses of a hot row\n"
+        f"accesses hot      {figures['hot_access_share']:>12.2%}\n"
+        f"inputs hot        {figures['hot_input_share']:>12.2%}   "
+        f"{figures['num_hot_inputs']:,} of {figures['num_inputs']:,} training inputs\n"
+    )
+    print("   budget MB      hot rows   accesses hot   inputs hot")
+    for num_bytes, num_hot, accesses, inputs in figures["budgets"]:
+        print(f"{num_bytes / 2**20:>12,.3f} {num_hot:>13,} {accesses:>14.2%} {inputs:>12.2%}")
+    if figures["hot_input_share"] == 1:
+        print("every input is hot: a smaller --hot-emb-gpu-mem leaves cold ones")
+    elif figures["hot_input_share"] == 0:
+        print(
+            "no input is hot: a larger --hot-emb-gpu-mem, or a smaller --hot-threshold, makes some"
+        )

@@ -1,0 +1,268 @@
+"""What a trainer trains on: the four sets of inputs, in slots, and the numbering of the rows.
+
+They come from a *segregated* folder (`slipstream.training.segregation` writes it) or, for the
+baseline, from a processed file as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream.logs.features import FeatureLayout, plain_layout
+from slipstream.logs.inputs import (
+    CHECK_ROWS,
+    ClickInputs,
+    check_arrays,
+    check_days,
+    check_kinds,
+    check_lengths,
+    stream_of,
+)
+from slipstream.logs.processed import ClickLog
+from slipstream.tools.device import free_device_bytes
+from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
+from slipstream.tools.runtime import available_memory_bytes, read_json
+from slipstream.training.embedding import EmbeddingTable
+
+SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
+ROWS_FILE = "embedding_rows.npz"
+TIMES_FILE = "times.json"
+
+
+class Inputs(Protocol):
+    """A set of inputs that mini-batches are cut from."""
+
+    labels: np.ndarray  # (n,) int8
+    day_offsets: np.ndarray  # (days + 1,) int64
+    device: torch.device  # where `batch` puts its tensors
+
+    def __len__(self) -> int: ...
+
+    @property
+    def num_dense(self) -> int:
+        """Dense features of an input."""
+
+    @property
+    def window(self) -> int:
+        """Inputs to shuffle among each other where they are streamed; 0: they are in memory."""
+
+    def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
+        """Slots (B, F) int64 of the given inputs."""
+
+    def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32."""
+
+    def will_need(self, inputs: np.ndarray) -> None:
+        """These inputs will be asked for soon: have them read from disk, without waiting."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The four sets of a run. Baseline: every training input is in `cold`."""
+
+    hot: Inputs
+    cold: Inputs
+    test: Inputs
+    val: Inputs
+
+    @property
+    def num_train(self) -> int:
+        """Training inputs, hot and cold."""
+        return len(self.hot) + len(self.cold)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a trainer trains on: the four sets in slots, and the numbering of the rows.
+
+    Attributes:
+        data: hot and cold training inputs, test and validation.
+        table_sizes: rows per table.
+        layout: of the id columns.
+        slot_of_row: (num_rows,) int32, table offset + id -> slot; None: that number is the slot.
+        num_hot: slots below it are hot.
+        manifest: of the segregated folder, or of the processed file.
+        log_identity: of the processed log.
+        sets_identity: of the sets; their batches are numbered in them.
+    """
+
+    data: TrainingData
+    table_sizes: np.ndarray
+    layout: FeatureLayout
+    slot_of_row: np.ndarray | None
+    num_hot: int
+    manifest: dict[str, Any]
+    log_identity: str
+    sets_identity: Any
+
+
+def baseline_data(log: ClickLog) -> PreparedData:
+    """A processed log for the baseline: every training input in the cold stream, no row hot."""
+    train, test, val = log.splits()
+    data = TrainingData(hot=train.rows(0, 0), cold=train, test=test, val=val)
+    sizes, identity = log.table_sizes, log.identity
+    return PreparedData(data, sizes, log.layout, None, 0, log.manifest, identity, "whole log")
+
+
+def load_segregated(
+    folder: str | Path,
+    processed_file: str | Path | None = None,
+    row_bytes: int | None = None,
+    max_memory: int | None = None,
+) -> PreparedData:
+    """Open a segregated folder, refusing files that do not belong together.
+
+    Checksums are compared (one pass over the files), but not of a set that is streamed. With
+    `processed_file` the folder must have been made from that very file; with `row_bytes`, the
+    memory of a row in training, its hot rows must fit the budget it was made for. Raises
+    `ValueError` with what differs. Of `max_memory` bytes (None: half of what is free) each set may
+    take a half; a larger one is streamed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; run input_segregation.py first")
+    rows = open_npz(folder / ROWS_FILE, ("slot_of_row", "access_counts", "num_hot", "counts"))
+    check_sums(folder / ROWS_FILE)
+    check_kinds(rows, str(folder / ROWS_FILE))
+    manifest = unpack_manifest(rows)
+    if processed_file is not None and manifest.get("source") != fingerprint(processed_file):
+        raise ValueError(
+            f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
+        )
+    slot_of_row, num_hot = rows["slot_of_row"], int(rows["num_hot"])
+    if max_memory is None:
+        max_memory = available_memory_bytes() // 2
+    _check_budget(folder, manifest.get("options", {}), num_hot, row_bytes)
+    num_rows, num_tables = len(slot_of_row), len(rows["counts"])
+    is_slot = np.zeros(num_rows, bool)
+    if 0 <= slot_of_row.min(initial=0) <= slot_of_row.max(initial=0) < num_rows:
+        is_slot[slot_of_row] = True
+    is_whole = int(rows["counts"].sum()) == num_rows and is_slot.all()
+    if not is_whole or not 0 <= num_hot <= num_rows:
+        raise ValueError(f"{folder / ROWS_FILE} is inconsistent; run input_segregation.py again")
+    layout = plain_layout(num_tables)
+    sets = []
+    for name in SEGREGATED_SETS:
+        path = folder / f"{name}.npz"
+        limits = np.full(num_tables, num_hot if name == "train_hot" else num_rows)
+        sets.append(_open_set(path, manifest.get("files", {}).get(name), limits, max_memory // 2))
+    with contextlib.suppress(OSError, ValueError):
+        manifest |= read_json(folder / TIMES_FILE)
+    return PreparedData(
+        TrainingData(*sets),
+        rows["counts"],
+        layout,
+        slot_of_row,
+        num_hot,
+        manifest,
+        str(manifest.get("source")),
+        manifest["files"],
+    )
+
+
+def _check_budget(
+    folder: Path, options: dict[str, Any], num_hot: int, row_bytes: int | None
+) -> None:
+    budget = options.get("hot_emb_gpu_mem")
+    if budget is not None and row_bytes is not None and num_hot * row_bytes > budget:
+        raise ValueError(
+            f"{folder} fills its budget of {budget} bytes with rows of dim {options['dim']} and "
+            f"{options['optimizer']}; rows of {row_bytes} bytes would take {num_hot * row_bytes}: "
+            "run input_segregation.py with the trainer's dim and optimizer (EMB_DIM, OPTIMIZER)"
+        )
+
+
+def _open_set(path: Path, identity: Any, limits: np.ndarray, max_memory: int) -> ClickInputs:
+    """One of a segregated folder's sets; its slots are below `limits`."""
+    arrays = open_npz(path, ("X_int", "slots", "y", "days"))
+    if identity != fingerprint(path):
+        raise ValueError(f"{path} does not belong to {path.parent / ROWS_FILE}; segregate again")
+    dense, slots, labels = arrays["X_int"], arrays["slots"], arrays["y"]
+    check_kinds(arrays, str(path))
+    check_days(str(path), arrays["days"], len(labels))
+    check_lengths(str(path), dense=dense, slots=slots, labels=labels)
+    if slots.shape[1] != len(limits):
+        raise ValueError(f"{path}: {slots.shape[1]} slots an input; expected {len(limits)}")
+    stream = stream_of(str(path), (dense, slots, labels), limits, max_memory)
+    if stream is None:
+        check_sums(path)
+        check_arrays(str(path), dense, slots, labels, limits)
+    return ClickInputs(dense, slots, labels, arrays["days"], None, stream)
+
+
+class DeviceInputs:
+    """`ClickInputs` copied to a device: batches are cut there, and no host memory is touched.
+
+    Takes 4 bytes a dense and a sparse feature and 4 a label: 160 bytes an input of Criteo.
+    """
+
+    def __init__(self, inputs: ClickInputs, device: torch.device) -> None:
+        self.labels, self.day_offsets, self.device = inputs.labels, inputs.day_offsets, device
+        self.num_dense, self.window = inputs.num_dense, inputs.window
+        self._dense = torch.empty(inputs.dense.shape, device=device)
+        self._slots = torch.empty(inputs.categories.shape, dtype=torch.int32, device=device)
+        self._labels = torch.empty(len(inputs), device=device)
+        for start in range(0, len(inputs), CHECK_ROWS):
+            part = slice(start, start + CHECK_ROWS)
+            dense, slots, labels = inputs.batch(part)
+            self._dense[part] = dense.to(device)
+            self._slots[part] = slots.to(device, torch.int32)
+            self._labels[part] = labels.to(device)
+
+    @staticmethod
+    def bytes_needed(inputs: ClickInputs) -> int:
+        """Device memory that the inputs would take."""
+        num_features = inputs.dense.shape[1] + inputs.categories.shape[1]
+        return 4 * len(inputs) * (num_features + 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def will_need(self, inputs: np.ndarray) -> None:
+        """Nothing to do: they are on the device."""
+
+    def _select(self, inputs: np.ndarray | slice, *arrays: Tensor) -> list[Tensor]:
+        if isinstance(inputs, slice):
+            return [array[inputs] for array in arrays]
+        numbers = torch.from_numpy(inputs)
+        if self.device.type == "cuda":
+            numbers = numbers.pin_memory()  # else a large batch's copy waits for the device
+        chosen = numbers.to(self.device, non_blocking=True)
+        return [array.index_select(0, chosen) for array in arrays]
+
+    def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
+        """Slots (B, F) int64 of the given inputs, on the device."""
+        return self._select(inputs, self._slots)[0].long()
+
+    def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """As `ClickInputs.batch`, on the device."""
+        dense, slots, labels = self._select(inputs, self._dense, self._slots, self._labels)
+        return dense, slots.long(), labels
+
+
+def move_resident_inputs(
+    prepared: PreparedData, table: EmbeddingTable, always: bool
+) -> TrainingData:
+    """Copy the training inputs whose rows are all on the device there too.
+
+    Those are the hot inputs, and all of them where every row is resident. Unless `always`, a set
+    that takes more than half of the device's free memory stays where it is.
+    """
+    moved = {}
+    resident = {
+        "hot": table.num_resident >= prepared.num_hot,
+        "cold": table.num_resident == table.num_rows,
+    }
+    for name in (name for name, fits in resident.items() if fits):
+        inputs = getattr(prepared.data, name)
+        needed = DeviceInputs.bytes_needed(inputs)
+        if always or 2 * needed <= free_device_bytes(table.device):
+            moved[name] = DeviceInputs(inputs, table.device)
+    return replace(prepared.data, **moved)
