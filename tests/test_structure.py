@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -99,9 +100,23 @@ def test_no_pickle():
 
 
 def test_training_needs_no_polars_pandas_or_matplotlib():
-    code = f"import sys, {', '.join(SCRIPTS)}; print(*sys.modules)"
+    """And how threads wait is set before torch, which reads it, is loaded."""
+    code = (
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        assert name != 'torch' or os.environ['GOMP_SPINCOUNT'] == '1000'\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"import {', '.join(SCRIPTS)}; print(*sys.modules)"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean,
     ).stdout.split()
     assert "torch" in loaded
     assert not {"polars", "pandas", "matplotlib"} & set(loaded)

@@ -6,14 +6,27 @@
   (every x86 CPU without AMX), allowing it changes the speed alone. A probe checks that.
 - **Freed memory is kept.** glibc gives back each large array and asks for it zeroed in the next
   step: about 15 % of a step's time at mini-batch 2048, more above. Price: the peak stays resident.
-- **Threads** are PyTorch's own choice, one a physical core. Another busy process on the same cores
-  halves the speed. Waiting without spinning (OMP_WAIT_POLICY=passive) makes a step 1.25 (2048) to
-  2.7 (128) times as long on idle cores, and 0.85 as long on shared ones: it is left to the user.
+- **Threads** are PyTorch's own choice, one a physical core. They *wait* by spinning: libgomp's
+  usual 300,000 turns are best on idle cores, and ruinous on shared ones, where a thread spins away
+  the time that the one it waits for needs. `slipstream/__init__.py` sets GOMP_SPINCOUNT=1000, unless it
+  is given: of what was tried, the one that is never far from the best. Milliseconds a step on 2
+  cores, 2026-11-25, median of two runs (a small network at mini-batch 128; Kaggle's at 128, 1024):
+
+      turns                     idle               1 busy process     4 busy processes
+      300,000 (default)         0.9   2.3   11.5   3.7   9.1   39     22    36    314
+      10,000                    0.9   2.3   12.0   11    26    59     11    47    77
+      1,000                     1.2   2.7   12.6   4.0   8.1   26     6.4   14    51
+      0 (OMP_WAIT_POLICY=passive)  3.3  6.1  15.2  1.5   4.7   22     4.7   10    58
+
+  On a machine of one's own OMP_WAIT_POLICY=active gives the first line. How busy the cores were
+  shows in a log's `involuntary_switches_per_s`: some tens where they are idle, thousands where a
+  thread had to give way; the load average counts processes that wait for a disk, too.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Any
 
@@ -32,6 +45,7 @@ def tune_cpu(num_threads: int = 0, products: bool = True) -> dict[str, Any]:
         torch.set_num_threads(num_threads)
     return {
         "threads": torch.get_num_threads(),
+        "thread_wait": os.environ.get("OMP_WAIT_POLICY", os.environ.get("GOMP_SPINCOUNT")),
         "memory_kept": keep_freed_memory(),
         "matrix_products": "onednn" if products and use_onednn(True) else "default",
     }

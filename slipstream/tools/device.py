@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
@@ -49,11 +48,7 @@ def tune_process(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic and device.type == "cuda")
     chosen = {"precision": precision, "deterministic": deterministic}
-    chosen |= tune_cpu(num_threads, products=device.type == "cpu")
-    with contextlib.suppress(OSError):
-        # Other work on the same cores disturbs every time that is measured here.
-        chosen["load_average"] = os.getloadavg()[0]
-    return chosen
+    return chosen | tune_cpu(num_threads, products=device.type == "cpu")
 
 
 def free_device_bytes(device: torch.device) -> int:

@@ -2,8 +2,9 @@
 clocks.
 
 One JSON object a line: `start` (argv, flags, commit, versions, hardware, data), `evaluation` (test
-set), `validation`, `drop` (one per choice of stale inputs), `checkpoint`, `stopped` (by a signal),
-and last `summary`. Each line is flushed, so a crash loses none. A run that goes on from a
+set), `validation`, `training` (the loss, at each report), `drop` (one per choice of inputs),
+`checkpoint`, and last `summary`, or `stopped` (by a signal) or `failed`, both with reason and step.
+Each line is flushed, so a crash loses none. A run that goes on from a
 checkpoint has a log of its own, which begins with the evaluations, validations and drops up to
 there (`start` names the checkpoint), so the last log of a run is the whole run's.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+from slipstream.tools.runtime import involuntary_switches
 
 
 class Log(Protocol):
@@ -65,6 +68,20 @@ class RunLog:
         """Close the file; the log is complete up to the last record."""
         self._file.close()
 
+    @contextmanager
+    def until_the_end(self, step: Callable[[], int]) -> Iterator[None]:
+        """Close the log after the body; where that fails, with a last record that says why."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            with suppress(OSError):  # a full disk may be what it failed of
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.write("failed", reason=reason, step=step())
+            raise
+        finally:
+            with suppress(OSError):
+                self.close()
+
 
 def _is_taken(folder: Path) -> bool:
     """Make `folder`; True when it was there, also when another run was a moment faster."""
@@ -99,6 +116,12 @@ class Clocks:
         self._start = self._mark = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._active = ["other"]
+        self._begin, self._switches = self._start, involuntary_switches()
+
+    def switches_per_s(self) -> float:
+        """How often a second other work took a core from a thread of this process, so far."""
+        seconds = time.perf_counter() - self._begin
+        return (involuntary_switches() - self._switches) / max(seconds, 1e-9)
 
     def add(self, seconds: dict[str, float]) -> None:
         """Count the time of the run before, as `seconds` gave it, too."""

@@ -90,6 +90,11 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def involuntary_switches() -> int:
+    """How often a thread of this process had to give its core to other work so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 def git_commit() -> str | None:
     """The commit of this code, with `+changes` when the working tree differs; None outside git."""
     folder = Path(__file__).parent

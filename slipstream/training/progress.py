@@ -18,7 +18,7 @@ class Progress:
     """Counts and results of a run so far, those of the runs that it goes on from included.
 
     `evaluations` are on the test set, `validations` on the validation set; `drops` the drop rule's
-    choices; `best` the validation with the highest AUC.
+    choices; `losses` the training loss at each report; `best` the validation with the highest AUC.
     """
 
     epoch: int = 0
@@ -30,6 +30,7 @@ class Progress:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
     drops: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     reached: str | None = None  # the threshold that ended the run
 
@@ -55,8 +56,8 @@ def check_progress(progress: Progress) -> None:
     numbers = ("step", "auc", "log_loss", "accuracy")
     if not all(isinstance(record[name], (int, float)) for record in records for name in numbers):
         raise ValueError("its evaluations are not whole")
-    if not all(isinstance(drop, dict) for drop in progress.drops):
-        raise ValueError("its drops are not whole")
+    if not all(isinstance(record, dict) for record in (*progress.drops, *progress.losses)):
+        raise ValueError("its drops or losses are not whole")
 
 
 def is_of(records: list[dict[str, Any]], step: int) -> bool:

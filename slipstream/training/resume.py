@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.tools.runlog import RunLog
-from slipstream.training.checkpoint import Checkpoints, Saved, differences, find_checkpoint
+from slipstream.training.checkpoint import Saved, differences, find_checkpoint
 from slipstream.training.flags import RunSettings, Settings
-from slipstream.training.progress import Progress
 from slipstream.training.sets import PreparedData
 from slipstream.training.staleness import DropSettings
 from slipstream.training.trainer import Trainer
@@ -109,15 +108,19 @@ def go_on(trainer: Trainer, saved: Saved, resumes: bool, log: RunLog) -> None:
         ("evaluation", progress.evaluations),
         ("validation", progress.validations),
         ("drop", progress.drops),
+        ("training", progress.losses),
     ):
         for record in records:
             log.write(kind, **record)
 
 
-def stop_program(number: int, progress: Progress, checkpoints: Checkpoints | None) -> None:
-    """Say where a run that a signal ended stands, and exit as the signal would."""
+def stop_program(number: int, trainer: Trainer, log: RunLog) -> None:
+    """Log and say where a run that a signal ended stands, and exit as the signal would."""
+    progress, checkpoints = trainer.progress, trainer.checkpoints
+    name = signal.Signals(number).name
+    log.write("stopped", reason=name, **progress.shares(), **trainer.clocks.seconds())
     where = "nothing is kept: no --save-model"
     if checkpoints is not None:
         where = f"{checkpoints.last_path} is kept; --load-model auto goes on from there"
-    print(f"stopped by {signal.Signals(number).name} at step {progress.step}; {where}")
+    print(f"stopped by {name} at step {progress.step}; {where}")
     sys.exit(128 + number)

@@ -12,16 +12,23 @@ import torch
 from slipstream.logs.processed import planted_limit
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
 from slipstream.tools.runlog import Clocks, RunLog
-from slipstream.tools.runtime import StopRequest, describe_machine, git_commit, peak_rss_bytes
+from slipstream.tools.runtime import (
+    StopRequest,
+    describe_machine,
+    git_commit,
+    peak_rss_bytes,
+)
 from slipstream.training.build import build_model, build_trainer, network_of
 from slipstream.training.checkpoint import Checkpoints, Every, Saved, checkpoint_folder
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.flags import RunSettings, Settings
-from slipstream.training.progress import drop_report
+from slipstream.training.progress import Progress, drop_report
 from slipstream.training.resume import find_saved, go_on, identity_of, is_same_folder, stop_program
 from slipstream.training.sets import PreparedData
 from slipstream.training.staleness import DropRule, DropSettings
 from slipstream.training.trainer import Trainer
+
+BUSY_SWITCHES, BUSY_S = 300, 5.0  # a second, over more seconds: other work on the same cores
 
 
 def run_training(
@@ -35,7 +42,7 @@ def run_training(
 
     `schedule` and `drop_settings` are what makes the method, with the data in `prepared`.
     """
-    machine, run, seed = settings.machine, settings.run, settings.training.seed
+    machine, run = settings.machine, settings.run
     device = choose_device(machine.device)
     tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
     identity = identity_of(settings, method, prepared, schedule, drop_settings)
@@ -48,11 +55,13 @@ def run_training(
         # The same command begins and goes on, so its name may be taken.
         log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
+        progress = Progress()
+        stack.enter_context(log.until_the_end(lambda: progress.step))
         _log_start(log, method, settings, prepared, table, tuned, saved, resumes)
-        drops: list[dict[str, Any]] = []
         rule = None
         if drop_settings is not None:
-            rule = DropRule(drop_settings, prepared.num_hot, seed, drop_report(log, drops))
+            report = drop_report(log, progress.drops)
+            rule = DropRule(drop_settings, prepared.num_hot, settings.training.seed, report)
         checkpoints = None
         if folder is not None:
             checkpoints = _checkpoints(run, folder, identity, table, prepared, saved)
@@ -60,16 +69,14 @@ def run_training(
         trainer = build_trainer(
             settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
         )
-        trainer.progress.drops = drops
+        trainer.progress = progress
         if saved is not None:
             go_on(trainer, saved, resumes, log)
             saved = None  # a file that is mapped takes room after its deletion
-        progress = trainer.evaluate_only() if run.inference_only else trainer.run()
+        trainer.evaluate_only() if run.inference_only else trainer.run()
         if stop.signal:
-            log.write("stopped", signal=stop.signal, **progress.shares(), **clocks.seconds())
-            log.close()
-            stop_program(stop.signal, progress, checkpoints)
-    return _end(method, trainer, prepared, log)
+            stop_program(stop.signal, trainer, log)
+        return _end(method, trainer, prepared, log)
 
 
 def _checkpoints(
@@ -121,7 +128,6 @@ def _end(method: str, trainer: Trainer, prepared: PreparedData, log: RunLog) -> 
     """Log and print the summary. Raises the `OSError` for which the trained model is not saved."""
     summary = _summary(method, trainer, prepared)
     log.write("summary", **summary)
-    log.close()
     _print_summary(summary)
     print(f"log: {log.path}")
     if trainer.save_failure is not None:
@@ -149,10 +155,12 @@ def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str,
         **seconds,
         "segregation_s": prepared.manifest.get("seconds") if prepared.num_hot else None,
         "samples_per_s": progress.samples / max(seconds["training_s"], 1e-9),
+        "involuntary_switches_per_s": trainer.clocks.switches_per_s(),
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_device_bytes": peak_device_bytes(),
         "cuda_graph": trainer.step.has_graph,
         "num_train": prepared.data.num_train,
+        "save_failure": str(trainer.save_failure) if trainer.save_failure is not None else None,
     }
 
 
@@ -183,3 +191,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
             if f"{name}_s" in summary
         )
     )
+    switches = summary["involuntary_switches_per_s"]
+    if switches > BUSY_SWITCHES and summary["program_s"] > BUSY_S:
+        print(
+            f"note: other work took a core from this run {switches:,.0f} times a second: its times "
+            "are not to be compared"
+        )

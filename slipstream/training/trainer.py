@@ -144,7 +144,8 @@ class Trainer:
             self.progress.drops.extend(progress.pop("drops"))
             if progress["loss"] is None:
                 progress["loss"] = math.nan
-            self.progress = Progress(**progress, drops=self.progress.drops)
+            # In place: others hold it, too.
+            vars(self.progress).update(vars(Progress(**progress, drops=self.progress.drops)))
             # What was best lies in the other folder.
             if self.checkpoints is not None and self.checkpoints.last_path is None:
                 self.progress.best = None
@@ -347,16 +348,22 @@ class Trainer:
                     f"step {step}: loss {shown(record['loss'])}, {name} AUC {record['auc']:.4f}, "
                     f"log loss {record['log_loss']:.4f}, accuracy {record['accuracy']:.4f}"
                 )
-        if due(step, self.print_freq) and not (is_tested or is_validated):
-            self._report(bar)
+        if due(step, self.print_freq):
+            self._report(bar, is_said=is_tested or is_validated)
         self._settled_step = step
 
-    def _report(self, bar: tqdm) -> None:
-        progress = self.progress
+    def _report(self, bar: tqdm, is_said: bool) -> None:
+        """Log the training loss, and say it unless an evaluation has."""
+        progress, seconds = self.progress, self.clocks.seconds()["training_s"]
+        record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
+        record |= {"samples": progress.samples}
+        record |= {"loss": progress.loss, "learning_rate": self._rate, "training_s": seconds}
+        progress.losses.append(record)
+        self.log.write("training", **record)
         if not bar.disable:
             bar.set_postfix(loss=f"{progress.loss:.4f}")
+        if is_said or not bar.disable:
             return
-        seconds = self.clocks.seconds()["training_s"]
         tqdm.write(
             f"step {progress.step}: loss {progress.loss:.4f}, {progress.samples:,} samples, "
             f"{progress.samples / max(seconds, 1e-9):,.0f} samples/s"
