@@ -39,7 +39,7 @@ from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
 from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
-from slipstream.training.staleness import POLICIES  # noqa: E402
+from slipstream.training.policies import BUILT_IN  # noqa: E402
 
 METHODS = {
     "baseline": ("dlrm_s_pytorch.py", ()),
@@ -47,7 +47,7 @@ METHODS = {
     "fae": ("fae_train.py", ()),
     **{
         f"slipstream-{policy}": ("slipstream_train.py", ("--drop-policy", policy))
-        for policy in POLICIES
+        for policy in BUILT_IN
     },
 }
 DEFAULT_METHODS = [name for name in METHODS if name != "baseline-bf16"]

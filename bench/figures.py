@@ -43,9 +43,8 @@ from bench import compare  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import open_npz  # noqa: E402
+from slipstream.training.dropping import DropRule, DropSettings  # noqa: E402
 from slipstream.training.staleness import (  # noqa: E402
-    DropRule,
-    DropSettings,
     critical_thresholds,
     num_stale_rows_needed,
     row_change,

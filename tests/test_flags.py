@@ -10,7 +10,7 @@ from helpers import MODEL_FLAGS
 import dlrm_s_pytorch
 import slipstream_train
 from dlrm_s_pytorch import DLRM_Net
-from slipstream.training.staleness import DropSettings
+from slipstream.training.dropping import DropSettings
 from slipstream.training.trainer import Trainer
 
 DROP_FLAGS = {

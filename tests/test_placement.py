@@ -17,10 +17,10 @@ from simulated_device import GPU, SimulatedDevice
 from slipstream.logs.inputs import ClickInputs
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.training.build import make_optimizer
+from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import DeviceInputs, TrainingData
-from slipstream.training.staleness import DropRule, DropSettings
 from slipstream.training.step import TrainStep
 from slipstream.training.trainer import Trainer
 

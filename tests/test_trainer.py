@@ -95,14 +95,27 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "short"), [(math.inf, True), ([0.1, math.inf], True), (0.1, False)]
+    ("record", "said"),
+    [
+        (
+            {"policy": "stale", "pool": "hot", "alpha": 0.8, "threshold": 0.00395247},
+            "dropped 5 hot inputs; 100 hot ones were left or dropped before (3) (stale, alpha 0.8, "
+            "T 0.00395); only 5 could be chosen, target 30: a longer --snapshot-window touches",
+        ),
+        (
+            {"policy": "stale", "pool": "hot", "alpha": 1.0, "threshold": [0.1, math.inf]},
+            "(stale, alpha 1, T 0.1, inf)",
+        ),
+        (
+            {"policy": "mine.py:score", "pool": "all", "target": 5},
+            "dropped 5 inputs; 100 hot ones were left or dropped before (3) (mine.py:score)\n",
+        ),
+    ],
 )
-def test_a_missed_target_is_said(tmp_path, capsys, threshold, short):
+def test_a_choice_is_said_in_one_line(tmp_path, capsys, record, said):
     log, records = RunLog(tmp_path, "name", "slipstream"), []
-    record = {"epoch": 0, "policy": "stale", "alpha": 1.0, "threshold": threshold, "dropped": 5}
-    record |= {"hot_remaining": 100, "target_share": 0.3, "stale_share": 0.05, "dropped_before": 3}
+    common = {"epoch": 0, "alpha": None, "threshold": None, "dropped": 5, "chosen": 5}
+    record = {**common, "hot_remaining": 100, "target": 30, "dropped_before": 3, **record}
     drop_report(log, records)(record)
-    said = capsys.readouterr().out
-    assert "dropped 5 hot inputs; 100 hot ones were left or dropped before (3)" in said
-    assert ("could be shown stale" in said) == short
+    assert said in capsys.readouterr().out
     assert records == [record]

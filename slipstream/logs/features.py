@@ -69,6 +69,11 @@ class FeatureLayout:
         return absent
 
     @property
+    def least_ids(self) -> np.ndarray:
+        """(C,) the least value of each column: -1 where it may be absent, else 0."""
+        return np.where(self.may_be_absent, -1, 0)
+
+    @property
     def has_absent(self) -> bool:
         """Whether any element may be absent."""
         return bool(self.may_be_absent.any())
@@ -105,7 +110,11 @@ def layout_of(
                 f"{source}: {num_tables} table sizes for {num_columns} categories; a manifest that "
                 "says which columns form which feature is missing"
             )
-        return plain_layout(num_columns)
+        columns = manifest.get("table_columns", [])
+        names: list[Any] = [column.get("name") for column in columns if isinstance(column, dict)]
+        if len(set(names)) != num_columns or not all(isinstance(name, str) for name in names):
+            return plain_layout(num_columns)  # an older file
+        return plain_layout(num_columns, names)
     try:
         features = tuple(_feature_of(one) for one in described)
     except (TypeError, KeyError, ValueError) as error:
@@ -123,6 +132,14 @@ def layout_of(
         if is_so:
             raise ValueError(f"{source}: its manifest's features have {reason}")
     return FeatureLayout(features)
+
+
+def num_columns_of(described: Any) -> int:
+    """The columns that a manifest's features have in all; 0 where that cannot be told."""
+    try:
+        return sum(len(feature["columns"]) for feature in described)
+    except (TypeError, KeyError):
+        return 0  # `layout_of` says what is wrong
 
 
 def _feature_of(described: Mapping[str, Any]) -> Feature:

@@ -26,11 +26,12 @@ class ClickInputs:
 
     Args:
         dense: (n, num_dense) counts; negative ones count as 0.
-        categories: (n, F) ids, or slots where `slot_offsets` is None.
+        categories: (n, C) ids, or slots where `slot_offsets` is None; -1: absent.
         labels: (n,) 0 or 1.
         day_offsets: (days + 1,) first row of each day, then n.
-        slot_offsets: (F,) added to the ids to number all tables' rows in one sequence.
+        slot_offsets: (C,) added to the ids to number all tables' rows in one sequence.
         stream: for arrays larger than memory; None: they are checked and fit.
+        has_absent: whether any element may be absent.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class ClickInputs:
         day_offsets: np.ndarray,
         slot_offsets: np.ndarray | None = None,
         stream: Stream | None = None,
+        has_absent: bool = False,
     ) -> None:
         self.dense, self.categories, self.labels = dense, categories, labels
         self.day_offsets, self._slot_offsets, self._stream = day_offsets, slot_offsets, stream
+        self.has_absent = has_absent
         self._num_read, self._is_announced = 0, False
         self.device = torch.device("cpu")
 
@@ -56,18 +59,21 @@ class ClickInputs:
         return self.dense.shape[1]
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
-        """Slots (B, F) int64 of the given inputs."""
+        """Slots (B, C) int64 of the given inputs."""
         # numpy, as in `batch`: a thread beside the training loop must not start a pool of its own.
         categories = _take(self.categories, inputs)
         if self._stream is not None:
-            _check_ids(self._stream.source, categories, self._stream.limits)
+            _check_ids(self._stream.source, categories, self._stream.limits, self._stream.least)
             self._forget(len(categories))
         if self._slot_offsets is None:
             return torch.from_numpy(categories.astype(np.int64))
-        return torch.from_numpy(np.add(categories, self._slot_offsets, dtype=np.int64))
+        rows = np.add(categories, self._slot_offsets, dtype=np.int64)
+        if self.has_absent:
+            rows[categories < 0] = -1
+        return torch.from_numpy(rows)
 
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32."""
+        """Dense (B, num_dense) float32, slots (B, C) int64 and labels (B,) float32."""
         dense = _take(self.dense, inputs).astype(np.float32)
         if self._stream is not None:
             _check_dense(self._stream.source, dense)
@@ -119,6 +125,7 @@ class ClickInputs:
             offsets,
             self._slot_offsets,
             self._stream,
+            self.has_absent,
         )
 
 
@@ -128,17 +135,23 @@ class Stream:
 
     Attributes:
         source: the file, for errors.
-        limits: (F,) ids or slots of each feature are below; checked as inputs are read.
+        limits, least: (C,) ids or slots of each column are below, and at least; checked as inputs
+            are read.
         num_kept: inputs in memory at most, about.
     """
 
     source: str
     limits: np.ndarray
+    least: np.ndarray
     num_kept: int
 
 
 def stream_of(
-    source: str, arrays: Sequence[np.ndarray], limits: np.ndarray, max_memory: int | None
+    source: str,
+    arrays: Sequence[np.ndarray],
+    limits: np.ndarray,
+    least: np.ndarray,
+    max_memory: int | None,
 ) -> Stream | None:
     """Whether inputs are to be streamed: their arrays take more than `max_memory` bytes.
 
@@ -151,7 +164,7 @@ def stream_of(
     if num_bytes <= max_memory or not all(map(is_mapped, arrays)):
         return None
     num_inputs = len(arrays[0])
-    return Stream(source, limits, max(1, num_inputs * max_memory // num_bytes // 4))
+    return Stream(source, limits, least, max(1, num_inputs * max_memory // num_bytes // 4))
 
 
 def _take(array: np.ndarray, inputs: np.ndarray | slice) -> np.ndarray:
@@ -176,14 +189,19 @@ def check_lengths(source: str, **arrays: np.ndarray) -> None:
 
 
 def check_arrays(
-    source: str, dense: np.ndarray, ids: np.ndarray, labels: np.ndarray, limits: np.ndarray
+    source: str,
+    dense: np.ndarray,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    limits: np.ndarray,
+    least: np.ndarray,
 ) -> None:
     """Raise `ValueError` for values that no input may hold; one pass over all."""
 
     def check(start: int) -> None:
         part = slice(start, start + CHECK_ROWS)
         _check_dense(source, dense[part])
-        _check_ids(source, ids[part], limits)
+        _check_ids(source, ids[part], limits, least)
         _check_labels(source, labels[part])
         for array in (dense, ids, labels):
             advise(array[part], mmap.MADV_DONTNEED)
@@ -197,16 +215,16 @@ def _check_dense(source: str, dense: np.ndarray) -> None:
         raise ValueError(f"{source}: a dense feature holds NaN or an infinite value")
 
 
-def _check_ids(source: str, ids: np.ndarray, sizes: np.ndarray) -> None:
+def _check_ids(source: str, ids: np.ndarray, sizes: np.ndarray, least: np.ndarray) -> None:
     if not len(ids):
         return
     low, high = ids.min(axis=0), ids.max(axis=0)
-    bad = np.flatnonzero((low < 0) | (high >= sizes))
+    bad = np.flatnonzero((low < least) | (high >= sizes))
     if len(bad):
         column = int(bad[0])
         raise ValueError(
             f"{source}: category {column + 1} has ids from {low[column]} to {high[column]}; "
-            f"expected 0 to {int(sizes[column]) - 1}"
+            f"expected {least[column]} to {int(sizes[column]) - 1}"
         )
 
 

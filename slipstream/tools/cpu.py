@@ -8,9 +8,10 @@
   step: about 15 % of a step's time at mini-batch 2048, more above. Price: the peak stays resident.
 - **Threads** are PyTorch's own choice, one a physical core. They *wait* by spinning: libgomp's
   usual 300,000 turns are best on idle cores, and ruinous on shared ones, where a thread spins away
-  the time that the one it waits for needs. `slipstream/__init__.py` sets GOMP_SPINCOUNT=1000, unless it
-  is given: of what was tried, the one that is never far from the best. Milliseconds a step on 2
-  cores, 2026-11-25, median of two runs (a small network at mini-batch 128; Kaggle's at 128, 1024):
+  the time that the one it waits for needs. `slipstream/__init__.py` sets GOMP_SPINCOUNT=1000,
+  unless it is given: of what was tried, the one that is never far from the best. Milliseconds a
+  step on 2 cores, 2026-11-25, median of two runs (a small network at mini-batch 128; Kaggle's at
+  128, 1024):
 
       turns                     idle               1 busy process     4 busy processes
       300,000 (default)         0.9   2.3   11.5   3.7   9.1   39     22    36    314

@@ -234,8 +234,8 @@ def open_npz(
 ) -> dict[str, np.ndarray]:
     """Open an .npz file: stored arrays as read-only memory maps, compressed ones in memory.
 
-    With `others` false, only the `required` arrays are opened. Contents of maps are not read, and
-    so not checked: see `check_sums`.
+    With `others` false, only the `required` arrays, and a manifest, are opened. Contents of maps
+    are not read, and so not checked: see `check_sums`.
 
     Raises `ValueError` when the file is not an npz, is truncated, holds objects, expands to more
     than the free memory, or lacks one of the `required` keys, and `FileNotFoundError` when it is
@@ -248,7 +248,7 @@ def open_npz(
     with _opened(path) as archive, open(path, "rb") as file:
         for info in _members_of(archive):
             name = info.filename.removesuffix(".npy")
-            if not others and name not in required:
+            if not others and name not in (*required, "manifest"):
                 continue
             if info.compress_type == zipfile.ZIP_STORED:
                 arrays[name] = _map_member(path, file, info)

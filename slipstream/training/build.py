@@ -16,13 +16,13 @@ from slipstream.tools.device import free_device_bytes
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest, available_memory_bytes
 from slipstream.training.checkpoint import Checkpoints, Saved
+from slipstream.training.dropping import DropRule
 from slipstream.training.embedding import EmbeddingTable, initial_rows
 from slipstream.training.flags import Settings
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.progress import Progress
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import PreparedData, move_resident_inputs
-from slipstream.training.staleness import DropRule
 from slipstream.training.step import TrainStep
 from slipstream.training.trainer import Trainer
 
@@ -78,10 +78,10 @@ def build_model(
         saved.load_model(network)
         kept = saved.identity["run"].get("--optimizer")
         with_sums = training.optimizer == kept == "rwsadagrad"
-        rows, sums = saved.load_rows(num_rows, dim, slots, with_sums)
+        rows, sums = saved.load_rows(num_rows, dim, slots, with_sums, layout.has_absent)
     else:
         by_row = None if slots is None else torch.from_numpy(np.array(slots))
-        rows = initial_rows(sizes.tolist(), dim, by_row, training.seed)
+        rows = initial_rows(sizes.tolist(), dim, by_row, training.seed, layout.has_absent)
     table = EmbeddingTable(
         rows,
         num_resident,
@@ -90,6 +90,7 @@ def build_model(
         training.optimizer,
         settings.evaluation.test_mini_batch_size * layout.num_columns,
         sums,
+        layout.has_absent,
     )
     model = ClickModel(network.to(device), layout, machine.precision, machine.compile)
     return model, table

@@ -113,20 +113,31 @@ class Saved:
                 value.copy_(torch.from_numpy(np.array(stored)))
 
     def load_rows(
-        self, num_rows: int, dim: int, slot_of_row: np.ndarray | None, with_sums: bool
+        self,
+        num_rows: int,
+        dim: int,
+        slot_of_row: np.ndarray | None,
+        with_sums: bool,
+        null_row: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Rows (num_rows, dim) in slot order and, where asked for, Adagrad's sums (num_rows,)."""
+        """Rows (num_rows, dim) in slot order and, where asked for, Adagrad's sums (num_rows,).
+
+        With `null_row` zeros follow, see `EmbeddingTable`.
+        """
         with self.reading():
-            loaded = [self._by_slot("rows", (num_rows, dim), slot_of_row)]
+            loaded = [self._by_slot("rows", (num_rows, dim), slot_of_row, null_row)]
             if with_sums:
-                loaded.append(self._by_slot("row_sums", (num_rows,), slot_of_row))
+                loaded.append(self._by_slot("row_sums", (num_rows,), slot_of_row, null_row))
         return loaded[0], loaded[1] if with_sums else None
 
-    def _by_slot(self, name: str, shape: tuple[int, ...], slot_of_row: np.ndarray | None) -> Tensor:
+    def _by_slot(
+        self, name: str, shape: tuple[int, ...], slot_of_row: np.ndarray | None, null_row: bool
+    ) -> Tensor:
         stored = self.arrays[name]
         if stored.shape != shape or stored.dtype != FLOAT:
             raise ValueError(f"{name} has shape {stored.shape} of {stored.dtype}; {shape} here")
-        by_slot = np.empty(shape, np.float32)
+        by_slot = np.empty((shape[0] + null_row, *shape[1:]), np.float32)
+        by_slot[shape[0] :] = 0
         for part in _chunks(shape):
             by_slot[part if slot_of_row is None else slot_of_row[part]] = stored[part]
             advise(stored[part], mmap.MADV_DONTNEED)

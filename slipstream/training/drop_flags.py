@@ -6,17 +6,19 @@ import argparse
 
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
-from slipstream.training.staleness import POLICIES, DropSettings
+from slipstream.training.dropping import DropSettings
+from slipstream.training.policies import BUILT_IN
 
 DEFAULTS = DropSettings()
 FLAGS = (
     Flag(
         "--drop-policy",
-        POLICIES,
+        str,
         DEFAULTS.policy,
-        "what goes. stale: the paper's, inputs whose rows changed least. At random, as many as "
-        "stale would: random (of the hot inputs), uniform (of all), cold (of the cold ones). none: "
-        "FAE",
+        "what goes. stale: the paper's, inputs whose rows changed least. At random, as many: "
+        "random (of the hot inputs), uniform (of all), cold (of the cold ones). none: FAE. Or one "
+        "of your own, path/to/file.py:function",
+        f"{'|'.join(BUILT_IN)}|FILE:NAME",
     ),
     Flag(
         "--drop-percentage",
@@ -28,19 +30,19 @@ FLAGS = (
         "--alpha",
         cli.positive_share,
         DEFAULTS.alpha,
-        "share (above 0, to 1) of an input's rows that must be stale",
+        "of stale: share (above 0, to 1) of an input's rows that must be",
     ),
     Flag(
         "--threshold",
         cli.nonnegative_float,
         None,
-        "T by hand, in units of the weights, in place of --drop-percentage",
+        "of stale: T by hand, in units of the weights, in place of --drop-percentage",
     ),
     Flag(
         "--sample-rate",
         cli.positive_share,
         DEFAULTS.sample_rate,
-        "share (above 0, to 1) of the hot inputs left from which T is found",
+        "of stale: share (above 0, to 1) of the hot inputs left from which T is found",
     ),
     Flag(
         "--snapshot-start",
@@ -100,6 +102,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             "--stale-keep-rate and --recalibrate-every exclude each other: reweighted inputs stand "
             "for dropped ones, which would come back"
         )
+    if args.threshold is not None and args.drop_policy != "stale":
+        parser.error(f"--threshold is stale's; {args.drop_policy} takes --drop-percentage")
     if args.stratify_drop and args.drop_negatives_only:
         parser.error("--stratify-drop and --drop-negatives-only exclude each other")
     if 0 < args.drop_percentage < 1:

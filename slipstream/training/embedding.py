@@ -13,13 +13,17 @@ after the first batch's update (`enter`); what the host thread gathered for it i
 stage(k + 1) may run before write_back(k), but never before write_back(k - 1). A third area serves
 evaluation, which may come between the two.
 
-Memory, for B inputs a training batch and E an evaluation batch of F features, at most:
-device: (num_resident + 2 B F + E F) * bytes_per_row; host: the other rows, 12 bytes each to find
-distinct ones, and with CUDA page-locked memory for 3 B F + E F rows. The rows themselves stay
-pageable: the CPU gathers them, so page-locking would copy the table for nothing.
-(B = 2048, E = 16384, F = 26, dim = 16: 34 MB of areas.)
+Where an element of an input may be absent (slot -1), the device array ends in one more row, the
+*null row* of zeros: outside all budgets, looked up for it, and never changed, as its gradient is
+exactly 0 (`slipstream.model.features.Pooling`).
 
-Shapes: B inputs, F sparse features (one row each), dim values a row.
+Memory, for B inputs a training batch and E an evaluation batch of C columns, at most:
+device: (num_resident + 2 B C + E C) * bytes_per_row; host: the other rows, 12 bytes each to find
+distinct ones, and with CUDA page-locked memory for 3 B C + E C rows. The rows themselves stay
+pageable: the CPU gathers them, so page-locking would copy the table for nothing.
+(B = 2048, E = 16384, C = 26, dim = 16: 34 MB of areas.)
+
+Shapes: B inputs, C id columns (one row each), dim values a row.
 """
 
 from __future__ import annotations
@@ -44,15 +48,23 @@ def bytes_per_row(dim: int, optimizer: str) -> int:
     return 4 * dim + (4 if optimizer == "rwsadagrad" else 0)
 
 
-def initial_rows(table_sizes: list[int], dim: int, slot_of_row: Tensor | None, seed: int) -> Tensor:
+def initial_rows(
+    table_sizes: list[int],
+    dim: int,
+    slot_of_row: Tensor | None,
+    seed: int,
+    null_row: bool = False,
+) -> Tensor:
     """Initial weights (num_rows, dim), in slot order: U(-sqrt(1/n), sqrt(1/n)) for a table of n
     rows.
 
     Values are drawn table by table in id order, so a row starts the same whatever its slot.
     `slot_of_row` (num_rows,) maps table offset + id to slot; None numbers slots by table, then id.
+    With `null_row` a row of zeros follows.
     """
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.empty(sum(table_sizes), dim)
+    weight = torch.empty(sum(table_sizes) + null_row, dim)
+    weight[sum(table_sizes) :] = 0
     start = 0
     for size in table_sizes:
         bound, end = size**-0.5, start + size
@@ -103,7 +115,7 @@ class StagedBatch:
     """A batch's places in the device array, and which host rows lie in a staging area.
 
     Attributes:
-        index: (B, F) int64.
+        index: (B, C) int64.
         area: where its host rows lie.
         host_rows: (U,) distinct slots minus num_resident, on the host; None: no host row.
         shared: two (S,) arrays: places in the device array of rows of the batch before, and of the
@@ -122,13 +134,15 @@ class EmbeddingTable:
     """All embedding rows, split by slot between the device and the host (module docstring).
 
     Args:
-        weight: (num_rows, dim) float32 on the host, in slot order. Used in place where possible.
+        weight: (num_rows, dim) float32 on the host, in slot order; with `null_row` a row of zeros
+            follows. Used in place where possible.
         num_resident: rows kept on the device, from 0 to num_rows.
-        max_batch_rows: the most rows a training batch looks up, B * F; bounds a staging area.
+        max_batch_rows: the most rows a training batch looks up, B * C; bounds a staging area.
         device: where lookups and updates run.
         optimizer: `sgd` or `rwsadagrad` (one sum per row of the mean squared gradient).
         max_evaluation_rows: the most rows an evaluation batch looks up; 0: as in training.
-        sums: (num_rows,) float32, Adagrad's sums to start from; None: zeros.
+        sums: (num_rows,) float32, Adagrad's sums to start from, as long as `weight`; None: zeros.
+        null_row: elements may be absent.
     """
 
     def __init__(
@@ -140,8 +154,9 @@ class EmbeddingTable:
         optimizer: str = "sgd",
         max_evaluation_rows: int = 0,
         sums: Tensor | None = None,
+        null_row: bool = False,
     ) -> None:
-        num_rows, dim = weight.shape
+        num_rows, dim = len(weight) - null_row, weight.shape[1]
         if not 0 <= num_resident <= num_rows:
             raise ValueError(f"got {num_resident} resident rows; expected 0 to {num_rows}")
         if optimizer not in OPTIMIZERS:
@@ -160,11 +175,12 @@ class EmbeddingTable:
         # Arrays that move together: weights, and the optimizer's sums where it has any.
         whole = [weight]
         if optimizer == "rwsadagrad":
-            whole.append(torch.zeros(num_rows) if sums is None else sums)
-        self._device_arrays = [self._device_part(array) for array in whole]
+            whole.append(torch.zeros(len(weight)) if sums is None else sums)
+        self._device_arrays = [self._device_part(array, null_row) for array in whole]
+        self._null_place = len(self._device_arrays[0]) - 1 if null_row else None
         # Of an array that lives on another device nothing is kept here: a view would keep it all.
         self._host_arrays = [
-            array[num_resident:] if num_host else array.new_empty((0, *array.shape[1:]))
+            array[num_resident:num_rows] if num_host else array.new_empty((0, *array.shape[1:]))
             for array in whole
         ]
         self._arrived: list[Any] = [None] * 3
@@ -180,13 +196,13 @@ class EmbeddingTable:
                 for array in whole
             ]
 
-    def _device_part(self, array: Tensor) -> Tensor:
+    def _device_part(self, array: Tensor, null_row: bool) -> Tensor:
         if self.num_resident == self.num_rows and array.device == self.device:
             return array
-        part = torch.empty(
-            self.num_resident + sum(self._area_rows), *array.shape[1:], device=self.device
-        )
+        num_places = self.num_resident + sum(self._area_rows)
+        part = torch.empty(num_places + null_row, *array.shape[1:], device=self.device)
         part[: self.num_resident].copy_(array[: self.num_resident])
+        part[num_places:] = 0
         return part
 
     @property
@@ -203,17 +219,20 @@ class EmbeddingTable:
     ) -> StagedBatch:
         """Bring a batch's host rows into a staging area; a host thread may do so ahead of `enter`.
 
-        Takes slots (B, F) int64 on the host; on a device only those of resident rows. `before` is
+        Takes slots (B, C) int64 on the host; on a device only those of resident rows. `before` is
         the batch before it, where that one has not been written back yet. The area is written
         behind the mark `after`. A batch without host rows touches no host row memory. Raises
         `ValueError` when the batch needs more distinct host rows than the area holds.
         """
+        slots = self._with_null(slots)
         if slots.device.type != "cpu":
             return StagedBatch(slots)
         if self.num_resident == self.num_rows:
             return StagedBatch(self._locked(slots))
         places = slots.numpy()
         on_host = places >= self.num_resident
+        if self._null_place is not None:
+            on_host &= places != self._null_place
         if not on_host.any():
             return StagedBatch(self._locked(slots))
         host_rows, place = self._distinct(places[on_host] - self.num_resident, area)
@@ -239,6 +258,16 @@ class EmbeddingTable:
                     torch.index_select(home, 0, selected, out=staging)
             self._arrived[area] = arrived = self.lane.mark()
         return StagedBatch(self._locked(torch.from_numpy(index)), area, host_rows, shared, arrived)
+
+    def _with_null(self, slots: Tensor) -> Tensor:
+        """The null row's place for absent elements."""
+        if self._null_place is None:
+            return slots
+        if slots.device.type != "cpu":
+            return slots.where(slots >= 0, self._null_place)
+        # numpy: a thread beside the training loop must not start a pool of its own.
+        places = slots.numpy()
+        return torch.from_numpy(np.where(places >= 0, places, self._null_place))
 
     def _locked(self, values: Tensor) -> Tensor:
         """Page-locked for CUDA: copies of 64 kB and more from other memory wait for the device."""
@@ -302,7 +331,7 @@ class EmbeddingTable:
             self._host_arrays[number].index_copy_(0, rows, staging)
 
     def lookup(self, staged: StagedBatch) -> Tensor:
-        """The batch's rows (B, F, dim), outside autograd: their gradient goes to `update`."""
+        """The batch's rows (B, C, dim), outside autograd: their gradient goes to `update`."""
         index = staged.index
         return (
             self._device_arrays[0].index_select(0, index.reshape(-1)).view(*index.shape, self.dim)
@@ -310,13 +339,13 @@ class EmbeddingTable:
 
     def present(self, staged: StagedBatch) -> Tensor | None:
         """Which of the batch's elements are present (B, C) bool; None: all are."""
-        return None
+        return None if self._null_place is None else staged.index != self._null_place
 
     @torch.no_grad()
     def update(self, staged: StagedBatch, gradient: Tensor, learning_rate: float | Tensor) -> None:
         """Step the batch's rows; a row looked up several times takes the sum of its gradients.
 
-        `gradient` is (B, F, dim) and is overwritten. SGD: w -= lr * g. Row-wise Adagrad:
+        `gradient` is (B, C, dim) and is overwritten. SGD: w -= lr * g. Row-wise Adagrad:
         s += mean(g^2); w -= lr * g / (sqrt(s) + 1e-10), as in DLRM's RWSAdagrad.
         """
         weight = self._device_arrays[0]

@@ -37,7 +37,7 @@ class Batch:
         dense: (B, num_dense) float32.
         labels: (B,) float32.
         weights: (B,) float32 loss weights; None: all 1.
-        slots: (B, F) int64, where they were cut.
+        slots: (B, C) int64, where they were cut.
         staged: its rows.
     """
 

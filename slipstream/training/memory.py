@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slipstream.training.dropping import CHOICE_BYTES
 from slipstream.training.embedding import bytes_per_row
-from slipstream.training.staleness import CHOICE_BYTES
 
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
 

@@ -27,11 +27,12 @@ class InputRows(Protocol):
     """What ranking reads of a set of inputs."""
 
     day_offsets: np.ndarray  # (days + 1,) int64
+    has_absent: bool  # whether an element may be absent, its row number -1
 
     def __len__(self) -> int: ...
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
-        """Row numbers (len(inputs), F) int64 of the given inputs."""
+        """Row numbers (len(inputs), C) int64 of the given inputs."""
 
     def release(self, inputs: slice) -> None:
         """Give back the memory of mapped inputs that were read."""
@@ -85,7 +86,8 @@ def count_accesses(
             wanted = max(1, round(part.stop * share)) - num_counted
             rows = rows[rng.choice(len(rows), min(wanted, len(rows)), replace=False)]
             num_counted += len(rows)
-        np.add.at(counts, rows.ravel(), 1)
+        rows = rows.ravel()
+        np.add.at(counts, rows[rows >= 0] if train.has_absent else rows, 1)
         train.release(part)
     return counts
 
@@ -124,7 +126,7 @@ def count_hot_inputs(
     by_day = np.zeros(len(train.day_offsets) - 1, np.int64)
 
     def largest(part: slice) -> tuple[slice, np.ndarray]:
-        return part, slot_of_row[train.slots_of(part).numpy()].max(axis=1)
+        return part, slots_of_rows(slot_of_row, train, part).max(axis=1)
 
     for part, slots in ordered(largest, chunks(len(train), "ranking inputs")):
         found = np.searchsorted(ascending, slots, side="right")
@@ -134,6 +136,15 @@ def count_hot_inputs(
         days = np.searchsorted(train.day_offsets, hot, side="right") - 1
         by_day += np.bincount(days, minlength=len(by_day))
     return np.cumsum(below)[np.searchsorted(ascending, bounds)], by_day
+
+
+def slots_of_rows(slot_of_row: np.ndarray, inputs: InputRows, part: slice) -> np.ndarray:
+    """Slots (len(part), C) int32 of some inputs, whose rows are numbered table after table."""
+    rows = inputs.slots_of(part).numpy()
+    slots = slot_of_row[rows]
+    if inputs.has_absent:
+        slots[rows < 0] = -1
+    return slots
 
 
 def budgets_of(ranking: Ranking) -> list[int]:

@@ -80,23 +80,30 @@ def drop_report(log: Log, records: list[dict[str, Any]]) -> Callable[[dict[str, 
 
     def report(record: dict[str, Any]) -> None:
         records.append(record)
-        log.write("drop", **record)
-        if "reason" in record:
-            tqdm.write(f"epoch {record['epoch'] + 1}: nothing dropped; {record['reason']}")
-            return
-        short = ""
-        if record["target_share"] and math.inf in np.atleast_1d(record["threshold"]):
-            short = (
-                f"; only {record['stale_share']:.1%} could be shown stale, target "
-                f"{record['target_share']:.1%}: a longer --snapshot-window touches more rows"
-            )
-        pool = {"uniform": "inputs", "cold": "cold inputs"}.get(record["policy"], "hot inputs")
-        before = record["dropped_before"]
-        tqdm.write(
-            f"epoch {record['epoch'] + 1}: dropped {record['dropped']:,} {pool}; "
-            f"{record['hot_remaining']:,} hot ones were left"
-            + (f" or dropped before ({before:,})" if before else "")
-            + f" ({record['policy']}, alpha {record['alpha']:g}, T {record['threshold']}){short}"
-        )
+        log_drop(log, record)
 
     return report
+
+
+def log_drop(log: Log, record: dict[str, Any]) -> None:
+    """Log a choice of inputs, or that there was none, and say it in one line."""
+    log.write("drop", **record)
+    epoch = f"epoch {record['epoch'] + 1}"
+    if "reason" in record:
+        tqdm.write(f"{epoch}: nothing dropped; {record['reason']}")
+        return
+    how = record["policy"]
+    if record["alpha"] is not None:
+        bounds = ", ".join(f"{value:.3g}" for value in np.atleast_1d(record["threshold"]))
+        how += f", alpha {record['alpha']:g}, T {bounds}"
+    short, target = "", record["target"]
+    if target is not None and record["chosen"] < target:
+        short = f"; only {record['chosen']:,} could be chosen, target {target:,}"
+        if record["alpha"] is not None:
+            short += ": a longer --snapshot-window touches more rows"
+    pool = {"all": "inputs", "cold": "cold inputs"}.get(record["pool"], "hot inputs")
+    before = record["dropped_before"]
+    tqdm.write(
+        f"{epoch}: dropped {record['dropped']:,} {pool}; {record['hot_remaining']:,} hot ones were "
+        "left" + (f" or dropped before ({before:,})" if before else "") + f" ({how}){short}"
+    )

@@ -10,9 +10,10 @@ from typing import Any
 
 from slipstream.tools.runlog import RunLog
 from slipstream.training.checkpoint import Saved, differences, find_checkpoint
+from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
+from slipstream.training.policies import Policy
 from slipstream.training.sets import PreparedData
-from slipstream.training.staleness import DropSettings
 from slipstream.training.trainer import Trainer
 
 MODEL = ("arch_sparse_feature_size", "arch_mlp_bot", "arch_mlp_top", "arch_interaction_op")
@@ -25,6 +26,7 @@ def identity_of(
     prepared: PreparedData,
     schedule: str,
     drop_settings: DropSettings | None,
+    policy: Policy | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What a checkpoint of this run belongs to.
 
@@ -36,15 +38,22 @@ def identity_of(
         return {f"--{name.replace('_', '-')}": getattr(values, name) for name in names}
 
     training = settings.training
+    data: dict[str, Any] = {"table sizes": prepared.table_sizes.tolist()}
+    data["the log"] = prepared.log_identity
+    if not prepared.layout.is_plain:
+        data["features"] = prepared.layout.describe()
+    rule = drop_settings and dataclasses.asdict(drop_settings)
+    if rule and policy is not None and policy.plugin.text is not None:
+        rule |= {"policy": policy.name, "policy's file": policy.plugin.sha256}
     return {
         "model": flags(settings.model, *MODEL, "arch_interaction_itself"),
-        "data": {"table sizes": prepared.table_sizes.tolist(), "the log": prepared.log_identity},
+        "data": data,
         "run": {
             "the method": method,
             **flags(training, "seed", "mini_batch_size", "optimizer", "data_randomize"),
             "--schedule": schedule,
             "the sets": prepared.sets_identity,
-            "the drop rule": drop_settings and dataclasses.asdict(drop_settings),
+            "the drop rule": rule,
         },
         "rate": flags(training, *RATE, "lr_decay_share", "nepochs", "num_batches"),
     }

@@ -20,12 +20,13 @@ from slipstream.tools.runtime import (
 )
 from slipstream.training.build import build_model, build_trainer, network_of
 from slipstream.training.checkpoint import Checkpoints, Every, Saved, checkpoint_folder
+from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.flags import RunSettings, Settings
+from slipstream.training.policies import find_policy
 from slipstream.training.progress import Progress, drop_report
 from slipstream.training.resume import find_saved, go_on, identity_of, is_same_folder, stop_program
 from slipstream.training.sets import PreparedData
-from slipstream.training.staleness import DropRule, DropSettings
 from slipstream.training.trainer import Trainer
 
 BUSY_SWITCHES, BUSY_S = 300, 5.0  # a second, over more seconds: other work on the same cores
@@ -45,13 +46,16 @@ def run_training(
     machine, run = settings.machine, settings.run
     device = choose_device(machine.device)
     tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
-    identity = identity_of(settings, method, prepared, schedule, drop_settings)
+    spec, policy = network_of(settings.model), None
+    if drop_settings is not None:
+        policy = find_policy(drop_settings.policy, drop_settings.alpha)
+    identity = identity_of(settings, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
         if run.save_model:
             folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
         saved, resumes = find_saved(run, identity)
-        model, table = build_model(settings, network_of(settings.model), prepared, device, saved)
+        model, table = build_model(settings, spec, prepared, device, saved)
         # The same command begins and goes on, so its name may be taken.
         log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
@@ -61,7 +65,8 @@ def run_training(
         rule = None
         if drop_settings is not None:
             report = drop_report(log, progress.drops)
-            rule = DropRule(drop_settings, prepared.num_hot, settings.training.seed, report)
+            seed = settings.training.seed
+            rule = DropRule(drop_settings, prepared.num_hot, seed, report, policy)
         checkpoints = None
         if folder is not None:
             checkpoints = _checkpoints(run, folder, identity, table, prepared, saved)

@@ -53,6 +53,7 @@ from slipstream.training.popularity import (
     count_hot_inputs,
     rank_rows,
     rows_above,
+    slots_of_rows,
 )
 from slipstream.training.sets import ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
 
@@ -135,6 +136,10 @@ def segregate(
         "seed": seed if ip_sampling_rate < 100 else None,
     }
     identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
+    # A fingerprint leaves out the manifest.
+    described = unpack_manifest(open_npz(processed_file, others=False))
+    if "features" in described:
+        identity["features"] = described["features"]
     for suffix in ("", ".partial", ".old"):
         check_replaceable(folder.with_name(folder.name + suffix), OWN_FILES)
     current = _current_manifest(folder, identity)
@@ -181,9 +186,9 @@ def _begin(folder: Path, identity: dict[str, Any]) -> Path:
 
 
 def _disk_bytes(log: ClickLog) -> int:
-    num_features = log.inputs.dense.shape[1] + log.inputs.categories.shape[1]
+    num_columns = log.inputs.dense.shape[1] + log.inputs.categories.shape[1]
     # Rows: slots and access counts, for a while in two files.
-    return len(log.inputs) * (4 * num_features + 1) + 2 * 12 * int(log.table_sizes.sum())
+    return len(log.inputs) * (4 * num_columns + 1) + 2 * 12 * int(log.table_sizes.sum())
 
 
 def _write_ranking(
@@ -214,6 +219,7 @@ def _write_ranking(
         ],
     }
     manifest = {**identity, "figures": figures, "source_notes": log.manifest.get("source_notes")}
+    manifest.setdefault("features", log.layout.describe())
     write_npz(
         path,
         {
@@ -258,13 +264,13 @@ def _write_split(
 
     `days` names the sets and gives their day offsets, the last one their number of inputs.
     """
-    dense, num_features = inputs.dense, inputs.categories.shape[1]
+    dense, num_columns = inputs.dense, inputs.categories.shape[1]
     writers = []
     for name, offsets in days.items():
         num_inputs = int(offsets[-1])
         specs = {
             "X_int": Spec((num_inputs, dense.shape[1]), dense.dtype),
-            "slots": Spec((num_inputs, num_features), np.dtype(np.int32)),
+            "slots": Spec((num_inputs, num_columns), np.dtype(np.int32)),
             "y": Spec((num_inputs,), np.dtype(np.int8)),
             "days": Spec(offsets.shape, np.dtype(np.int64)),
         }
@@ -272,7 +278,7 @@ def _write_split(
 
     def cut(part: slice) -> tuple[slice, list[dict[str, np.ndarray]]]:
         """The arrays of a chunk's inputs for each set."""
-        slots = slot_of_row[inputs.slots_of(part).numpy()]
+        slots = slots_of_rows(slot_of_row, inputs, part)
         arrays = {"X_int": dense[part], "slots": slots, "y": inputs.labels[part]}
         if len(writers) == 1:
             return part, [arrays]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.logs.features import FeatureLayout, plain_layout
+from slipstream.logs.features import FeatureLayout, layout_of, num_columns_of
 from slipstream.logs.inputs import (
     CHECK_ROWS,
     ClickInputs,
@@ -54,10 +54,10 @@ class Inputs(Protocol):
         """Inputs to shuffle among each other where they are streamed; 0: they are in memory."""
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
-        """Slots (B, F) int64 of the given inputs."""
+        """Slots (B, C) int64 of the given inputs."""
 
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Dense (B, num_dense) float32, slots (B, F) int64 and labels (B,) float32."""
+        """Dense (B, num_dense) float32, slots (B, C) int64 and labels (B,) float32."""
 
     def will_need(self, inputs: np.ndarray) -> None:
         """These inputs will be asked for soon: have them read from disk, without waiting."""
@@ -65,12 +65,16 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The four sets of a run. Baseline: every training input is in `cold`."""
+    """The four sets of a run. Baseline: every training input is in `cold`.
+
+    `access_counts` (num_rows,) int64 by slot, over the training inputs; None: not counted.
+    """
 
     hot: Inputs
     cold: Inputs
     test: Inputs
     val: Inputs
+    access_counts: np.ndarray | None = None
 
     @property
     def num_train(self) -> int:
@@ -136,6 +140,13 @@ def load_segregated(
         raise ValueError(
             f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
         )
+    if processed_file is not None:
+        features = unpack_manifest(open_npz(processed_file, others=False)).get("features")
+        if features is not None and features != manifest.get("features"):
+            raise ValueError(
+                f"{folder} was made when {processed_file} had other features; run "
+                "input_segregation.py again"
+            )
     slot_of_row, num_hot = rows["slot_of_row"], int(rows["num_hot"])
     if max_memory is None:
         max_memory = available_memory_bytes() // 2
@@ -147,16 +158,19 @@ def load_segregated(
     is_whole = int(rows["counts"].sum()) == num_rows and is_slot.all()
     if not is_whole or not 0 <= num_hot <= num_rows:
         raise ValueError(f"{folder / ROWS_FILE} is inconsistent; run input_segregation.py again")
-    layout = plain_layout(num_tables)
+    described = manifest.get("features")
+    num_columns = num_tables if described is None else num_columns_of(described)
+    layout = layout_of(manifest, num_columns, num_tables, str(folder / ROWS_FILE))
     sets = []
     for name in SEGREGATED_SETS:
-        path = folder / f"{name}.npz"
-        limits = np.full(num_tables, num_hot if name == "train_hot" else num_rows)
-        sets.append(_open_set(path, manifest.get("files", {}).get(name), limits, max_memory // 2))
+        path, limit = folder / f"{name}.npz", num_hot if name == "train_hot" else num_rows
+        identity = manifest.get("files", {}).get(name)
+        sets.append(_open_set(path, identity, layout, limit, max_memory // 2))
+    hot, cold, test, val = sets
     with contextlib.suppress(OSError, ValueError):
         manifest |= read_json(folder / TIMES_FILE)
     return PreparedData(
-        TrainingData(*sets),
+        TrainingData(hot, cold, test, val, rows["access_counts"]),
         rows["counts"],
         layout,
         slot_of_row,
@@ -179,8 +193,10 @@ def _check_budget(
         )
 
 
-def _open_set(path: Path, identity: Any, limits: np.ndarray, max_memory: int) -> ClickInputs:
-    """One of a segregated folder's sets; its slots are below `limits`."""
+def _open_set(
+    path: Path, identity: Any, layout: FeatureLayout, limit: int, max_memory: int
+) -> ClickInputs:
+    """One of a segregated folder's sets; its slots are below `limit`."""
     arrays = open_npz(path, ("X_int", "slots", "y", "days"))
     if identity != fingerprint(path):
         raise ValueError(f"{path} does not belong to {path.parent / ROWS_FILE}; segregate again")
@@ -188,13 +204,14 @@ def _open_set(path: Path, identity: Any, limits: np.ndarray, max_memory: int) ->
     check_kinds(arrays, str(path))
     check_days(str(path), arrays["days"], len(labels))
     check_lengths(str(path), dense=dense, slots=slots, labels=labels)
-    if slots.shape[1] != len(limits):
-        raise ValueError(f"{path}: {slots.shape[1]} slots an input; expected {len(limits)}")
-    stream = stream_of(str(path), (dense, slots, labels), limits, max_memory)
+    if slots.shape[1] != layout.num_columns:
+        raise ValueError(f"{path}: {slots.shape[1]} slots an input; expected {layout.num_columns}")
+    limits, least = np.full(layout.num_columns, limit), layout.least_ids
+    stream = stream_of(str(path), (dense, slots, labels), limits, least, max_memory)
     if stream is None:
         check_sums(path)
-        check_arrays(str(path), dense, slots, labels, limits)
-    return ClickInputs(dense, slots, labels, arrays["days"], None, stream)
+        check_arrays(str(path), dense, slots, labels, limits, least)
+    return ClickInputs(dense, slots, labels, arrays["days"], None, stream, layout.has_absent)
 
 
 class DeviceInputs:
@@ -238,7 +255,7 @@ class DeviceInputs:
         return [array.index_select(0, chosen) for array in arrays]
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
-        """Slots (B, F) int64 of the given inputs, on the device."""
+        """Slots (B, C) int64 of the given inputs, on the device."""
         return self._select(inputs, self._slots)[0].long()
 
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -255,7 +272,7 @@ def move_resident_inputs(
     Those are the hot inputs, and all of them where every row is resident. Unless `always`, a set
     that takes more than half of the device's free memory stays where it is.
     """
-    moved = {}
+    moved: dict[str, Any] = {}
     resident = {
         "hot": table.num_resident >= prepared.num_hot,
         "cold": table.num_resident == table.num_rows,

@@ -17,25 +17,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.batching import EpochPlan, epoch_order
 from slipstream.training.checkpoint import Checkpoints, Parts, Saved
-from slipstream.training.evaluation import Interrupted, Judge
+from slipstream.training.dropping import DropRule, Reach
+from slipstream.training.evaluation import Interrupted, Judge, logits_of
+from slipstream.training.keeping import Keeper
 from slipstream.training.loader import Batch, Loader
-from slipstream.training.progress import Progress, check_progress, due, is_of, shown
+from slipstream.training.progress import (
+    Progress,
+    check_progress,
+    due,
+    is_of,
+    log_drop,
+    shown,
+)
 from slipstream.training.schedule import LearningRate
-from slipstream.training.sets import TrainingData
-from slipstream.training.staleness import DropRule, Reach
+from slipstream.training.sets import Inputs, TrainingData
 from slipstream.training.step import TrainStep
 
 MAX_UNCHECKED = 1000  # steps after which the loss is looked at, whatever is printed
@@ -93,21 +102,34 @@ class Trainer:
         self.loader = Loader(data.hot, data.cold, step.table, overlap, hot_rows_resident, window)
         self.learning_rate, self.data, self.drop_rule = learning_rate, data, drop_rule
         self.log, self.clocks = log, clocks
-        self.num_epochs, self.schedule, self.randomize, self.seed = (
-            num_epochs,
-            schedule,
-            randomize,
-            seed,
-        )
+        self.num_epochs, self.seed = num_epochs, seed
+        self.schedule, self.randomize = schedule, randomize
         self.test_freq, self.val_freq, self.print_freq = test_freq, val_freq, print_freq
         self.max_steps = max_steps
         self.checkpoints, self._stop = checkpoints, stop or StopRequest()
         self._on_report = on_report
-        thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
-        self.judge = self._make_judge(test_batch_size, thresholds)
-        self._reach = Reach(data.hot, data.cold, self._leading_rows, clocks.count)
         self.progress = Progress()
         self._rate = learning_rate.base  # of the last step
+        self.keeper = Keeper(
+            checkpoints=checkpoints,
+            step=step,
+            log=log,
+            clocks=clocks,
+            settle=self.loader.settle,
+            progress=lambda: self.progress,
+            rate=lambda: self._rate,
+            parts=self._parts,
+        )
+        thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
+        self.judge = self._make_judge(test_batch_size, thresholds)
+        self._reach = Reach(
+            data.hot,
+            data.cold,
+            self._leading_rows,
+            self._losses,
+            clocks.count,
+            data.access_counts,
+        )
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
         self.save_failure: OSError | None = None
@@ -126,8 +148,8 @@ class Trainer:
             clocks=self.clocks,
             stop=self._stop,
             settle=self.loader.settle,
-            explain=self._not_finite,
-            keep_best=self._save_best if self.checkpoints is not None else None,
+            explain=self.keeper.explain,
+            keep_best=self.keeper.save_best if self.checkpoints is not None else None,
             rate=lambda: self._rate,
         )
 
@@ -177,10 +199,11 @@ class Trainer:
                 self.loader.close()
             if not self._stop.signal:
                 self._finish()
+                self._say_if_undecided()
         except Interrupted:
             pass
         if self._stop.signal:
-            self._save(is_last=True)
+            self.keeper.save(is_last=True)
         return self.progress
 
     def evaluate_only(self) -> Progress:
@@ -199,12 +222,22 @@ class Trainer:
         self._take_loss()
         # Before the evaluations, which may take long: they can be repeated.
         try:
-            self._save(is_last=True)
+            self.keeper.save(is_last=True)
         except OSError as error:
             self.save_failure = error
             tqdm.write(f"step {self.progress.step}: the model is not saved: {error}")
         self.judge.validate(self.progress)
         self.judge.test(self.progress, final=True)
+
+    def _say_if_undecided(self) -> None:
+        """Say so where the run ends inside an epoch, before the drop rule's choice.
+
+        Not a part of the progress: a run that goes on comes to it.
+        """
+        if self.drop_rule is not None and self._plan is not None:
+            record = self.drop_rule.without_choice(self._plan, is_whole=False)
+            if record is not None:
+                log_drop(self.log, record)
 
     def _run_epoch(self) -> None:
         """Train one epoch, from where it stands to its end or the run's."""
@@ -290,6 +323,18 @@ class Trainer:
         self.loader.settle()
         return self.table.leading_rows(num_rows)
 
+    def _losses(self, inputs: Inputs, chosen: np.ndarray) -> Tensor:
+        """The model's loss (n,) on each of some training inputs now."""
+        self.loader.settle()
+        model, size, found = self.step.model, self.judge.batch_size, []
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            logits, labels = logits_of(model, self.table, inputs, part)
+            found.append(
+                binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+            )
+        return torch.cat(found)
+
     def _share_left(self, batch: Batch) -> float:
         """Inputs still to train, those of `batch` too, over the inputs of a run that drops none."""
         assert self._plan is not None
@@ -329,9 +374,9 @@ class Trainer:
                 self._on_report(self.progress)
             self._settled_step = step
             return
-        self._check_loss(self.step.peek_loss_sum())
+        self.keeper.check_loss(self.step.peek_loss_sum())
         if self.checkpoints is not None and self.checkpoints.is_due(step):
-            self._save()
+            self.keeper.save()
         if self._stop.signal:
             return
         is_tested = due(step, self.test_freq) and not is_of(self.progress.evaluations, step)
@@ -374,31 +419,9 @@ class Trainer:
         if self._loss_weight == 0:
             return
         loss_sum = self.step.take_loss_sum()
-        self._check_loss(loss_sum)
+        self.keeper.check_loss(loss_sum)
         self.progress.loss = loss_sum / self._loss_weight
         self._loss_weight = 0.0
-
-    def _check_loss(self, loss_sum: float) -> None:
-        if not math.isfinite(loss_sum):
-            raise ValueError(self._not_finite(f"the training loss is {loss_sum}"))
-
-    def _not_finite(self, what: str) -> str:
-        """The error line for `what`, with all that helps to find out why."""
-        progress = self.progress
-        known = [f"loss {progress.loss:.4f}"] if math.isfinite(progress.loss) else []
-        for name, records in (
-            ("validation", progress.validations),
-            ("test", progress.evaluations),
-        ):
-            if records:
-                known.append(f"{name} AUC {records[-1]['auc']:.4f} at step {records[-1]['step']}")
-        before = f"; before: {', '.join(known)}" if known else ""
-        path = self.checkpoints.last_path if self.checkpoints is not None else None
-        return (
-            f"{what} at step {progress.step}, learning rate {self._rate:g}{before}; "
-            + (f"the last checkpoint is {path}; " if path else "")
-            + "lower --learning-rate, or check the data for values out of range"
-        )
 
     def _parts(self) -> Parts:
         """All that `restore` needs."""
@@ -426,34 +449,3 @@ class Trainer:
             values["order_check"] = self._saved.values["trainer"]["order_check"]
             parts |= {name: self._saved.part(name) for name in ("plan", "rule")}
         return parts
-
-    def _save(self, is_last: bool = False) -> None:
-        """Write a checkpoint; unless it is the last, a full disk does not end the run."""
-        checkpoints, step = self.checkpoints, self.progress.step
-        if checkpoints is None or step == checkpoints.last_step:
-            return
-        self._check_loss(self.step.peek_loss_sum())
-        with self.clocks.count("paused"):
-            self.loader.settle()
-            start = time.perf_counter()
-            try:
-                path = checkpoints.save(step, self._parts())
-            except ValueError as error:
-                raise ValueError(self._not_finite(str(error))) from error
-            except OSError as error:
-                if is_last:
-                    raise
-                tqdm.write(
-                    f"step {step}: no checkpoint: {error}; training goes on, the last one is"
-                    f" {checkpoints.last_path}"
-                )
-                self.log.write("checkpoint", step=step, error=str(error))
-                return
-        seconds = time.perf_counter() - start
-        num_bytes = sum(file.stat().st_size for file in path.iterdir())
-        self.log.write("checkpoint", step=step, path=path, bytes=num_bytes, seconds=seconds)
-        tqdm.write(f"step {step}: wrote {path} ({num_bytes / 1e6:,.1f} MB, {seconds:.2f} s)")
-
-    def _save_best(self) -> None:
-        assert self.checkpoints is not None
-        self.checkpoints.save_best(self.progress.step, self._parts())

@@ -1,0 +1,398 @@
+"""Dropping inputs while an epoch runs: when, how many, and in whose place (Slipstream, arXiv
+2404.04270).
+
+After a share of the epoch's hot inputs the hot rows are copied (*snapshot*); a *window* later a
+policy (`slipstream.training.policies`) scores the inputs left, those with the lowest scores are
+dropped from the rest of the epoch, and it goes on. The original's choice, and the default, is by
+staleness (`slipstream.training.staleness`).
+
+Price: one copy of the hot rows while the window is open and a second at its end, the policy's
+scores (for `stale` a gather of C values per remaining hot input), and at the choice `CHOICE_BYTES`
+of memory for each input that it is among.
+
+Difference from the original: the choice can be repeated within an epoch, and is in every epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream.training.batching import KIND_NAMES, EpochPlan
+from slipstream.training.policies import CHUNK, Chunk, Policy, WindowRows, find_policy
+from slipstream.training.sets import Inputs
+from slipstream.training.staleness import Threshold, row_change, stale_mask, threshold_for_drop
+
+CHOICE_BYTES = 53  # measured: candidates, groups, critical thresholds, random orders, weights
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a drop rule may ask of the training it follows.
+
+    Attributes:
+        hot, cold: the training inputs.
+        leading_rows: n -> a copy of the weights of slots [0, n), on the device.
+        losses: training inputs -> the model's loss (n,) on each of the given ones.
+        count: a clock's name -> the context that counts time there.
+        access_counts: (num_rows,) int64 by slot; None: not counted.
+    """
+
+    hot: Inputs
+    cold: Inputs
+    leading_rows: Callable[[int], Tensor]
+    losses: Callable[[Inputs, np.ndarray], Tensor]
+    count: Callable[[str], AbstractContextManager[None]]
+    access_counts: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class DropSettings:
+    """What to drop and when; shares are fractions from 0 to 1.
+
+    Attributes:
+        policy: the name of what scores inputs, see `slipstream.training.policies`.
+        drop_fraction: D, of the hot inputs that remain when the choice is made; that many go, of
+            whichever pool.
+        alpha: of `stale`: share of an input's rows that must be stale.
+        threshold: of `stale`: T by hand; None finds it from D.
+        sample_rate: of `stale`: share of the remaining hot inputs from which T is estimated.
+        start, window: where the first snapshot is taken and how much later it is compared, in
+            shares of the epoch's hot inputs trained.
+        recalibrate_every: shares of the hot inputs from a choice to the next snapshot; 0: one
+            choice an epoch. Each later choice drops as many inputs as the first, of those then left
+            and those dropped before. Not with `keep_rate`: inputs trained with weight 1 / keep_rate
+            already stand for dropped ones, which must not come back.
+        keep_rate: share of the stale inputs trained all the same, with loss weight 1 / keep_rate.
+        stratify: take the quantile per label, so that the share of positives does not shift.
+        negatives_only: choose among inputs without a click; D stays a share of all.
+        count_untouched_as_stale: the original's reading of a row no batch touched.
+    """
+
+    policy: str = "stale"
+    drop_fraction: float = 0.3
+    alpha: float = 1.0
+    threshold: float | None = None
+    sample_rate: float = 1.0
+    start: float = 0.25
+    window: float = 0.05
+    recalibrate_every: float = 0.0
+    keep_rate: float = 0.0
+    stratify: bool = False
+    negatives_only: bool = False
+    count_untouched_as_stale: bool = False
+
+
+class DropRule:
+    """Follows the hot stream of each epoch: snapshot, compare, drop; again where recalibrating.
+
+    Args:
+        settings: see `DropSettings`.
+        num_hot: hot rows; slots below it are hot.
+        seed: of samples, ties and kept inputs.
+        report: called with a dict of figures at each choice.
+        policy: what scores inputs; None: as `settings` name it.
+    """
+
+    def __init__(
+        self,
+        settings: DropSettings,
+        num_hot: int,
+        seed: int,
+        report: Callable[[dict[str, Any]], None],
+        policy: Policy | None = None,
+    ) -> None:
+        if settings.keep_rate and settings.recalibrate_every:
+            raise ValueError("got a keep rate and recalibration; expected one of them")
+        self.settings, self.num_hot, self.seed, self._report = settings, num_hot, seed, report
+        self.policy = policy or find_policy(settings.policy, settings.alpha)
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Forget the last epoch's choice: every input has its chance again."""
+        self._epoch, self._choices = epoch, 0
+        self._pool = np.empty(0, np.int64)  # dropped so far in this epoch
+        self._targets: list[int] = []  # inputs to drop, by group, from the first choice on
+        self._before: Tensor | None = None
+        self._touched: Tensor | None = None
+        self._active = self.policy.score is not None and self.num_hot > 0
+        self._next_start = self.settings.start if self._active else math.inf
+
+    def end_epoch(self, plan: EpochPlan) -> None:
+        """Report an epoch without a choice."""
+        if (record := self.without_choice(plan, is_whole=True)) is not None:
+            self._report(record)
+
+    def without_choice(self, plan: EpochPlan, is_whole: bool) -> dict[str, Any] | None:
+        """The record of an epoch, or of the part that the run ends in, where nothing was chosen."""
+        if not (self._active and self._choices == 0 and plan.num_hot_inputs):
+            return None
+        reason = (
+            "the hot inputs ended before the window did: take a smaller --mini-batch-size, "
+            "--snapshot-start or --snapshot-window"
+        )
+        if not is_whole:
+            reason = (
+                "the run ended before the choice: --snapshot-start and --snapshot-window say when"
+            )
+        policy = self.policy.name
+        return {"epoch": self._epoch, "policy": policy, "dropped": 0, "reason": reason}
+
+    @property
+    def num_dropped(self) -> int:
+        """Inputs dropped so far in this epoch, less those that came back."""
+        return len(self._pool)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Where the epoch's choices stand, for `restore`: plain JSON, and arrays."""
+        values = {
+            "choices": self._choices,
+            "targets": self._targets,
+            "next_start": self._next_start if math.isfinite(self._next_start) else None,
+        }
+        arrays = {"pool": self._pool}
+        if self._before is not None and self._touched is not None:
+            values["snapshot_at"] = self._snapshot_at
+            arrays["before"] = self._before.cpu().numpy()
+            arrays["touched"] = self._touched.cpu().numpy()
+        return values, arrays
+
+    def restore(
+        self,
+        epoch: int,
+        values: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        dim: int,
+        device: torch.device,
+    ) -> None:
+        """Go on where `state` was taken. `ValueError`: arrays of other shapes."""
+        self.begin_epoch(epoch)
+        self._choices, self._targets = int(values["choices"]), [int(n) for n in values["targets"]]
+        next_start = values["next_start"]
+        self._next_start = math.inf if next_start is None else float(next_start)
+        self._pool = np.array(arrays["pool"])
+        if self._pool.ndim != 1 or self._pool.dtype.kind != "i":
+            raise ValueError("its dropped inputs are not numbers of inputs")
+        if "before" not in arrays:
+            return
+        before, touched = arrays["before"], arrays["touched"]
+        if before.shape != (self.num_hot, dim) or touched.shape != (self.num_hot + 1,):
+            raise ValueError(f"its snapshot has shape {before.shape}; {self.num_hot} rows are hot")
+        self._snapshot_at = int(values["snapshot_at"])
+        self._before = torch.from_numpy(before.astype(np.float32)).to(device)
+        self._touched = torch.from_numpy(touched.astype(bool)).to(device)
+
+    def touch(self, slots: Tensor) -> None:
+        """Note the rows (B, C) that a batch updated, while a window is open.
+
+        Places in the device array serve as slots as well, where all hot rows are resident.
+        """
+        if self._touched is None:
+            return
+        rows = slots.flatten().clamp(max=self.num_hot).to(self._touched.device)
+        rows = rows.where(rows >= 0, self.num_hot)  # absent
+        self._touched.index_fill_(0, rows, True)
+
+    def before_batch(self, plan: EpochPlan, reach: Reach) -> None:
+        """Take the snapshot or make the choice if the hot stream has come that far."""
+        trained = plan.num_trained[True]
+        if self._before is None:
+            if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:
+                with reach.count("snapshot"):
+                    self._snapshot_at = trained
+                    self._before = before = reach.leading_rows(self.num_hot)
+                    self._touched = torch.zeros(
+                        self.num_hot + 1, dtype=torch.bool, device=before.device
+                    )
+        elif trained - self._snapshot_at >= max(self.settings.window * plan.num_hot_inputs, 1) and (
+            len(plan.remaining(True))
+        ):
+            with reach.count("snapshot"):
+                rows = self._window_rows(reach)
+            self._choose(plan, reach, rows)
+            every = self.settings.recalibrate_every
+            self._next_start = trained / plan.num_hot_inputs + every if every else math.inf
+
+    def _window_rows(self, reach: Reach) -> WindowRows:
+        """What the window, which closes, showed of the hot rows."""
+        assert self._before is not None and self._touched is not None
+        touched, self._touched = self._touched, None
+        change = torch.full((self.num_hot + 1,), math.inf, device=touched.device)
+        change[:-1] = row_change(self._before, reach.leading_rows(self.num_hot))
+        self._before = None
+        if not bool(torch.isfinite(change[:-1]).all()):
+            raise ValueError("the hot rows are not finite; lower --learning-rate")
+        touched[-1] = False  # of any other row
+        self._share_touched = float(touched[:-1].float().mean())
+        if not self.settings.count_untouched_as_stale:
+            change[~touched] = math.inf
+        return WindowRows(change, touched, reach.access_counts)
+
+    def _choose(self, plan: EpochPlan, reach: Reach, rows: WindowRows) -> None:
+        settings, count, pool = self.settings, reach.count, self.policy.pool
+        place = [self.seed, self._epoch, self._choices]
+        rng, for_policy = np.random.default_rng(place), np.random.default_rng([*place, 1])
+        hot = self._candidates(plan, True)
+        kinds = {"hot": (True,), "cold": (False,), "all": (True, False)}[pool]
+        candidates = np.concatenate([self._candidates(plan, kind) for kind in kinds])
+        groups = self._groups(self._labels(plan, reach, candidates))
+        if not self._targets:
+            of = [hot] if settings.negatives_only else self._groups(reach.hot.labels[hot])
+            self._targets = [round(settings.drop_fraction * len(group)) for group in of]
+
+        def scores_of(inputs: np.ndarray) -> np.ndarray:
+            return self._scores(plan, reach, rows, inputs, for_policy)
+
+        chosen = np.zeros(len(candidates), bool)
+        thresholds = []
+        for group, target in zip(groups, self._targets, strict=True):
+            inputs, fraction = candidates[group], min(target / max(len(group), 1), 1.0)
+            with count("threshold"):
+                threshold, known = self._find_threshold(scores_of, inputs, fraction, rng)
+            with count("classification"):
+                known = scores_of(inputs) if known is None and len(inputs) else known
+                if known is not None:
+                    chosen[group] = stale_mask(known, threshold, rng)
+            thresholds.append(threshold.value)
+        num_dropped_before = len(self._pool)
+        with count("classification"):
+            dropped, weights = self._keep_some(chosen, groups, rng)
+            self._replace(plan, candidates, dropped, weights, rng)
+        self._choices += 1
+        is_stale = self.policy.name == "stale"
+        targets = self._targets if settings.threshold is None else None
+        self._report(
+            {
+                "epoch": self._epoch,
+                "policy": self.policy.name,
+                "pool": pool,
+                "alpha": settings.alpha if is_stale else None,
+                "threshold": (thresholds if len(thresholds) > 1 else thresholds[0])
+                if is_stale
+                else None,
+                "target": sum(targets) if targets else None,
+                "chosen": int(chosen.sum()),
+                "candidates": len(candidates),
+                "hot_remaining": len(hot),
+                "hot_inputs": plan.num_hot_inputs,
+                "dropped": int(dropped.sum()),
+                "dropped_before": num_dropped_before,
+                "kept_reweighted": int(chosen.sum() - dropped.sum()),
+                "rows_touched_share": self._share_touched,
+            }
+        )
+
+    def _candidates(self, plan: EpochPlan, hot: bool) -> np.ndarray:
+        """Inputs of a kind that are left or were dropped before.
+
+        A cold input's number is its own plus that of the hot inputs.
+        """
+        num_hot = plan.num_hot_inputs
+        of_kind = (self._pool < num_hot) == hot
+        left = plan.remaining(hot)
+        return np.concatenate([left if hot else left + np.int64(num_hot), self._pool[of_kind]])
+
+    def _labels(self, plan: EpochPlan, reach: Reach, candidates: np.ndarray) -> np.ndarray:
+        num_hot = plan.num_hot_inputs
+        is_hot = candidates < num_hot
+        hot = reach.hot.labels[candidates[is_hot]]
+        return np.concatenate([hot, reach.cold.labels[candidates[~is_hot] - num_hot]])
+
+    def _scores(
+        self,
+        plan: EpochPlan,
+        reach: Reach,
+        rows: WindowRows,
+        candidates: np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """The policy's scores of candidates, hot ones first, chunk by chunk."""
+        num_hot, found = plan.num_hot_inputs, []
+        device = rows.change.device
+        for hot in KIND_NAMES:
+            inputs = reach.hot if hot else reach.cold
+            chosen = candidates[(candidates < num_hot) == hot] - (0 if hot else num_hot)
+            for start in range(0, len(chosen), CHUNK):
+                part = chosen[start : start + CHUNK]
+                slots = inputs.slots_of(part).to(device)
+                labels = torch.from_numpy(np.array(inputs.labels[part])).to(device)
+                losses = partial(reach.losses, inputs, part)
+                chunk = Chunk(slots, labels, hot, rng, rows, losses)
+                found.append(self.policy.scores(chunk))
+        return np.concatenate(found) if found else np.empty(0, np.float32)
+
+    def _groups(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Places of the inputs to choose among, by the groups whose shares are kept."""
+        if self.settings.negatives_only:
+            return [np.flatnonzero(labels <= 0)]
+        if not self.settings.stratify:
+            return [np.arange(len(labels))]
+        return [np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)]
+
+    def _find_threshold(
+        self,
+        scores_of: Callable[[np.ndarray], np.ndarray],
+        inputs: np.ndarray,
+        drop_fraction: float,
+        rng: np.random.Generator,
+    ) -> tuple[Threshold, np.ndarray | None]:
+        """T, and the scores of all `inputs` where finding it took them all."""
+        settings = self.settings
+        is_stale = self.policy.name == "stale"
+        if is_stale and settings.threshold is not None:
+            return Threshold(settings.threshold), None
+        if settings.sample_rate >= 1 or not is_stale:
+            scores = scores_of(inputs)
+            return threshold_for_drop(scores, drop_fraction), scores
+        size = min(len(inputs), max(1, round(settings.sample_rate * len(inputs))))
+        sample = rng.choice(inputs, size, replace=False)
+        return threshold_for_drop(scores_of(sample), drop_fraction), None
+
+    def _keep_some(
+        self, chosen: np.ndarray, groups: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Which of the chosen go all the same, and the loss weights of all."""
+        if not self.settings.keep_rate:
+            return chosen, None
+        dropped = chosen.copy()
+        weights = np.ones(len(chosen), np.float32)
+        for group in groups:
+            places = rng.permutation(group[chosen[group]])
+            kept = places[: max(1, round(self.settings.keep_rate * len(places)))]
+            dropped[kept] = False
+            # The achieved rate, not the asked one: the weights of a group add up to its inputs.
+            weights[kept] = len(places) / max(len(kept), 1)
+        return dropped, weights
+
+    def _replace(
+        self,
+        plan: EpochPlan,
+        candidates: np.ndarray,
+        dropped: np.ndarray,
+        weights: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> None:
+        was_dropped = np.zeros(len(candidates), bool)
+        if len(self._pool):
+            was_dropped = np.isin(candidates, self._pool)
+        self._pool = candidates[dropped]
+        is_hot = candidates < plan.num_hot_inputs
+        for hot in (True, False):
+            places = np.flatnonzero(is_hot == hot)
+            none_returns = dropped[places[was_dropped[places]]].all()
+            none_goes = weights is None and none_returns and not dropped[places].any()
+            if not len(places) or none_goes:
+                continue  # nothing changes, not even the order: exactly FAE
+            kept = places[~dropped[places]]
+            if not none_returns:
+                kept = rng.permutation(kept)  # inputs that come back are mixed in, not last
+            inputs = candidates[kept] - (0 if hot else plan.num_hot_inputs)
+            plan.replace(hot, inputs, None if weights is None else weights[kept])
