@@ -33,7 +33,7 @@ from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.device import choose_device  # noqa: E402
 from slipstream.tools.npz import open_npz  # noqa: E402
 from slipstream.tools.runtime import describe_machine, git_commit  # noqa: E402
-from slipstream.training.checkpoint import find_checkpoint  # noqa: E402
+from slipstream.training.saved import find_checkpoint  # noqa: E402
 
 COPY_BYTES = 1 << 28
 MIN_ROWS = 6000

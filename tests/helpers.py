@@ -85,7 +85,7 @@ def run_script(script, *flags, **environment):
 
 def saved_rows(folder):
     """All weights of a saved model by name, rows in (table, id) order."""
-    from slipstream.training.checkpoint import find_checkpoint
+    from slipstream.training.saved import find_checkpoint
 
     arrays = find_checkpoint(folder).arrays
     kept = ("rows", "row_sums", "step.")

@@ -20,7 +20,7 @@ from slipstream.tools import cli
 from slipstream.tools.npz import fingerprint, open_npz
 from slipstream.training import build, checkpoint
 from slipstream.training import flags as flags_module
-from slipstream.training.checkpoint import (
+from slipstream.training.saved import (
     checkpoints_in,
     differences,
     find_checkpoint,

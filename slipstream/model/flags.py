@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 from slipstream.tools import cli
 
@@ -20,6 +21,21 @@ DIM = cli.Flag(
     "--arch-sparse-feature-size", cli.positive_int, 16, "dim: values of an embedding row"
 )
 FLAGS = (
+    cli.Flag(
+        "--model",
+        str,
+        "dlrm",
+        "the network: dlrm, shaped by the --arch flags, or one of your own, path/to/file.py:Class",
+        "dlrm|FILE:CLASS",
+    ),
+    cli.Flag(
+        "--model-args",
+        cli.option,
+        [],
+        "options of your own network's constructor, as width=64 dropout=0.1",
+        "NAME=VALUE",
+        "+",
+    ),
     DIM,
     cli.Flag(
         "--arch-mlp-bot",
@@ -53,6 +69,8 @@ FLAGS = (
 class ModelSettings:
     """The values of `FLAGS`."""
 
+    model: str
+    model_args: list[tuple[str, Any]]
     arch_sparse_feature_size: int
     arch_mlp_bot: list[int] | None
     arch_mlp_top: list[int]
@@ -61,7 +79,12 @@ class ModelSettings:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse layer sizes that do not fit together, by `parser.error`."""
+    """Refuse layer sizes and options that do not fit together, by `parser.error`."""
+    names = [name for name, _ in args.model_args]
+    if len(set(names)) < len(names):
+        parser.error("--model-args names an option twice")
+    if names and args.model == "dlrm":
+        parser.error("--model-args goes with a --model of your own; the --arch flags shape dlrm")
     bottom, dim = args.arch_mlp_bot, args.arch_sparse_feature_size
     if bottom is not None and bottom[-1] != dim:
         parser.error(

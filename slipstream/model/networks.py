@@ -65,7 +65,58 @@ def build_network(spec: NetworkSpec, features: Features, seed: int) -> nn.Module
     """
     with torch.random.fork_rng(devices=[]), spec.plugin.running():
         torch.manual_seed(seed)
-        return spec.plugin.found(features, **spec.options)
+        network = spec.plugin.found(features, **spec.options)
+        check_state(network)
+        return network.train()
+
+
+def values_kept(model: ClickModel, features: Features, spec: NetworkSpec) -> int:
+    """fp32 values an input that a training step keeps for the backward pass.
+
+    Runs the network on the CPU on a few inputs, before anything large is allocated, and so finds
+    one that cannot be used: raises `ValueError` with what is wrong with it, or its output.
+    """
+    network, kept = model.network, []
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    for num in PROBE_INPUTS:
+        dense = torch.zeros(num, features.num_dense)
+        shape = (num, model.layout.num_columns)
+        rows = torch.zeros(*shape, features.dim, requires_grad=True)
+        present = torch.ones(shape, dtype=torch.bool) if model.layout.has_absent else None
+        saved: dict[int, int] = {}
+
+        def note(value: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            storage = value.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        with torch.random.fork_rng(devices=[]), spec.plugin.running():
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+                logits = model(dense, rows, present)
+            _check_logits(logits, num)
+            logits.sum().backward()
+        kept.append(sum(saved.values()))
+    network.zero_grad(set_to_none=True)
+    for buffer, before in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    return (kept[1] - kept[0]) // (PROBE_INPUTS[1] - PROBE_INPUTS[0]) // 4
+
+
+def _check_logits(logits: Any, num_inputs: int) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise ValueError(f"forward returned {type(logits).__name__}; expected logits, a tensor")
+    if tuple(logits.shape) != (num_inputs,):
+        raise ValueError(
+            f"forward returned shape {tuple(logits.shape)} for {num_inputs} inputs; expected "
+            f"({num_inputs},)"
+        )
+
+
+def check_state(network: nn.Module) -> None:
+    """Raise `ValueError` for a network with a state that cannot be saved: not all tensors."""
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is no tensor; its extra state cannot be saved")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -120,7 +171,7 @@ class ClickModel:
         arguments = (dense, vectors, sequences) if self._takes_sequences else (dense, vectors)
         with autocast(rows.device, self.precision), self._one_input(len(dense)):
             logits = self._call(*arguments)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     @contextmanager
     def _one_input(self, num_inputs: int) -> Iterator[None]:

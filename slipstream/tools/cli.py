@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import sys
@@ -139,6 +140,17 @@ def every(text: str) -> tuple[int, float]:
     return (0, value * seconds[unit]) if unit else (int(value), 0.0)
 
 
+def option(text: str) -> tuple[str, Any]:
+    """Parse `name=value`: a JSON value (8, 0.5, true, [64, 32]), or else a text."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected name=value, as width=64")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def layer_sizes(text: str) -> list[int]:
     """Parse layer or table sizes in DLRM's spelling, `13-512-256-64-16`."""
     try:
@@ -160,6 +172,7 @@ class Flag(NamedTuple):
         default: the value where it is not given.
         help: what it does, with its unit and what is "off".
         metavar: how the value is shown; not given: by its type or name.
+        nargs: how many values, as argparse's.
     """
 
     name: str
@@ -167,6 +180,7 @@ class Flag(NamedTuple):
     default: Any
     help: str
     metavar: str | None = None
+    nargs: str | None = None
 
 
 def add_flag(container: argparse._ActionsContainer, flag: Flag) -> None:
@@ -180,6 +194,8 @@ def add_flag(container: argparse._ActionsContainer, flag: Flag) -> None:
     default, metavar = flag.default, flag.metavar
     if flag.type is boolean:
         default, metavar = str(default).lower(), "true|false"
+    if flag.nargs is not None:
+        options["nargs"] = flag.nargs
     if default is REQUIRED:
         options["required"] = True
     container.add_argument(*names, default=default, help=flag.help, metavar=metavar, **options)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from slipstream.tools.cpu import tune_cpu
@@ -49,6 +51,22 @@ def tune_process(
     torch.use_deterministic_algorithms(deterministic and device.type == "cuda")
     chosen = {"precision": precision, "deterministic": deterministic}
     return chosen | tune_cpu(num_threads, products=device.type == "cpu")
+
+
+def random_state(device: torch.device) -> dict[str, np.ndarray]:
+    """PyTorch's generators, on the CPU and on a CUDA device, for `restore_random`."""
+    state = {"cpu": torch.get_rng_state().numpy()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device).numpy()
+    return state
+
+
+def restore_random(state: Mapping[str, np.ndarray], device: torch.device) -> None:
+    """Go on with the random numbers where `random_state` was taken; what is not there stays."""
+    if "cpu" in state:
+        torch.set_rng_state(torch.from_numpy(np.array(state["cpu"])))
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(torch.from_numpy(np.array(state["cuda"])), device)
 
 
 def free_device_bytes(device: torch.device) -> int:

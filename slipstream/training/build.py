@@ -9,18 +9,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from slipstream.model.dlrm import HIDDEN_BOT, TOP
 from slipstream.model.features import Features, features_of
 from slipstream.model.flags import ModelSettings
-from slipstream.model.networks import ClickModel, NetworkSpec, build_network, find_network
+from slipstream.model.networks import (
+    ClickModel,
+    NetworkSpec,
+    build_network,
+    find_network,
+    values_kept,
+)
 from slipstream.tools.device import free_device_bytes
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest, available_memory_bytes
-from slipstream.training.checkpoint import Checkpoints, Saved
+from slipstream.training.checkpoint import Checkpoints
 from slipstream.training.dropping import DropRule
 from slipstream.training.embedding import EmbeddingTable, initial_rows
 from slipstream.training.flags import Settings
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.progress import Progress
+from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import PreparedData, move_resident_inputs
 from slipstream.training.step import TrainStep
@@ -29,13 +37,25 @@ from slipstream.training.trainer import Trainer
 
 def network_of(settings: ModelSettings) -> NetworkSpec:
     """The network that the flags name, with its options."""
-    options: dict[str, Any] = {
+    shape = {
         "arch_mlp_bot": settings.arch_mlp_bot,
         "arch_mlp_top": settings.arch_mlp_top,
         "arch_interaction_op": settings.arch_interaction_op,
         "arch_interaction_itself": settings.arch_interaction_itself,
     }
-    return find_network("dlrm", options)
+    if settings.model == "dlrm":
+        return find_network("dlrm", shape)
+    usual = {
+        "arch_mlp_bot": [0, *HIDDEN_BOT, settings.arch_sparse_feature_size],
+        "arch_mlp_top": list(TOP),
+        "arch_interaction_op": "dot",
+        "arch_interaction_itself": False,
+    }
+    unread = [name for name, value in shape.items() if value not in (None, usual[name])]
+    if unread:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        print(f"note: {flags} shape dlrm alone; --model {settings.model} takes --model-args")
+    return find_network(settings.model, dict(settings.model_args))
 
 
 def features_seen(prepared: PreparedData, dim: int) -> Features:
@@ -43,12 +63,23 @@ def features_seen(prepared: PreparedData, dim: int) -> Features:
     return features_of(prepared.layout, prepared.data.test.num_dense, dim)
 
 
+def describe_features(prepared: PreparedData, settings: ModelSettings) -> dict[str, Any]:
+    """What a saved model must be given: plain JSON."""
+    return {
+        "num_dense": prepared.data.test.num_dense,
+        "dim": settings.arch_sparse_feature_size,
+        "sparse": prepared.layout.describe(),
+    }
+
+
 def make_optimizer(network: nn.Module, name: str) -> torch.optim.Optimizer:
     """The network's optimizer: SGD, or Adagrad beside row-wise Adagrad, at the trainer's rate."""
+    # PyTorch refuses an optimizer of nothing, but a network may be all rows.
+    parameters = list(network.parameters()) or [nn.Parameter(torch.zeros(()))]
     if name != "sgd":
-        return torch.optim.Adagrad(network.parameters(), lr=0.0)
-    fused = next(network.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.SGD(network.parameters(), lr=0.0, fused=fused)
+        return torch.optim.Adagrad(parameters, lr=0.0)
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.SGD(parameters, lr=0.0, fused=fused)
 
 
 def build_model(
@@ -60,7 +91,8 @@ def build_model(
 ) -> tuple[ClickModel, EmbeddingTable]:
     """The model on its device and the table, with new weights or those of a checkpoint.
 
-    Raises `MemoryError`, before the rows are allocated, where the run will not fit into memory.
+    Seeds PyTorch, for what the network draws from here on. Raises `MemoryError`, before the rows
+    are allocated, where the run will not fit into memory.
     """
     dim, sizes, layout = (
         settings.model.arch_sparse_feature_size,
@@ -68,16 +100,18 @@ def build_model(
         prepared.layout,
     )
     training, machine = settings.training, settings.machine
-    network = build_network(spec, features_seen(prepared, dim), training.seed)
+    features = features_seen(prepared, dim)
+    network = build_network(spec, features, training.seed)
+    kept = values_kept(ClickModel(network, layout), features, spec)
     num_rows, num_resident = int(sizes.sum()), machine.num_resident
     if num_resident == -1:
         num_resident = num_rows if device.type == "cpu" else prepared.num_hot
-    _check_memory(settings, prepared, device, network, num_resident)
+    _check_memory(settings, prepared, device, network, kept, num_resident)
     slots, sums = prepared.slot_of_row, None
     if saved is not None:
-        saved.load_model(network)
-        kept = saved.identity["run"].get("--optimizer")
-        with_sums = training.optimizer == kept == "rwsadagrad"
+        saved.load_network(network)
+        optimizer = saved.identity["run"].get("--optimizer")
+        with_sums = training.optimizer == optimizer == "rwsadagrad"
         rows, sums = saved.load_rows(num_rows, dim, slots, with_sums, layout.has_absent)
     else:
         by_row = None if slots is None else torch.from_numpy(np.array(slots))
@@ -92,6 +126,7 @@ def build_model(
         sums,
         layout.has_absent,
     )
+    torch.manual_seed(training.seed)
     model = ClickModel(network.to(device), layout, machine.precision, machine.compile)
     return model, table
 
@@ -101,11 +136,11 @@ def _check_memory(
     prepared: PreparedData,
     device: torch.device,
     network: nn.Module,
+    num_kept: int,
     num_resident: int,
 ) -> None:
     """Print what the run will take; `MemoryError` where it is not free."""
     model, on_device = settings.model, device.type == "cuda"
-    vectors = (prepared.layout.num_columns + 1) * model.arch_sparse_feature_size
     drops = settings.flags.get("drop_policy", "none") != "none"
     needs = training_needs(
         num_rows=int(prepared.table_sizes.sum()),
@@ -116,9 +151,9 @@ def _check_memory(
         batch_size=min(settings.training.mini_batch_size, prepared.data.num_train),
         test_batch_size=min(settings.evaluation.test_mini_batch_size, len(prepared.data.test)),
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        # The dense vector and the rows, as they are and side by side, and each layer's output
-        # before and after its ReLU.
-        num_activations=2 * (vectors + sum(model.arch_mlp_bot or []) + sum(model.arch_mlp_top)),
+        num_buffers=sum(buffer.numel() for buffer in network.buffers()),
+        # And the rows as they are looked up, and their gradient.
+        num_activations=num_kept + 2 * prepared.layout.num_columns * model.arch_sparse_feature_size,
         num_snapshot_rows=prepared.num_hot if drops else 0,
         num_choice_inputs=len(prepared.data.hot) if drops else 0,
         num_train=prepared.data.num_train,

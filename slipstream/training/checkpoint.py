@@ -1,7 +1,9 @@
 """Checkpoints of a training run: each a folder that is whole or absent. No pickle.
 
-    <folder>/step-0000001200/checkpoint.json   what it belongs to, where the run stands, checksums
-                             state.npz         rows, MLPs, optimizer; in mid-epoch the order so far
+    <folder>/step-0000001200/checkpoint.json   what it belongs to, where the run stands, the network
+                                               with its options, text and features, checksums
+                             state.npz         rows, weights, buffers, optimizer, random state; in
+                                               mid-epoch the order so far
     <folder>/best/                             the same, at the best AUC on the validation set
 
 A checkpoint is written under another name, synced and renamed. Rows are stored by table and id, not
@@ -13,40 +15,42 @@ checksum, which is compared before anything is made of it.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import mmap
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from slipstream.tools.mapped import advise
-from slipstream.tools.npz import NpzWriter, Spec, check_sums, fingerprint, open_npz
+from slipstream.tools.npz import NpzWriter, Spec, fingerprint
 from slipstream.tools.runtime import (
     check_free_disk,
     check_replaceable,
-    read_json,
     replace_folder,
     sync_folder,
     write_json,
 )
 from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.saved import (
+    BEST,
+    DESCRIPTION,
+    FLOAT,
+    STATE,
+    VERSION,
+    Saved,
+    checkpoints_in,
+    checksum_of,
+    open_checkpoint,
+    row_chunks,
+)
 
-VERSION = 1
-CHUNK_BYTES = 1 << 23  # of rows in memory at once
-DESCRIPTION, STATE, BEST = "checkpoint.json", "state.npz", "best"
 OWN_FILES = (DESCRIPTION, STATE)
-FLOAT = np.dtype(np.float32)
-DAMAGED = "is damaged or of another version"
+FINITE = ("step.network.", "step.optimizer.")
 
 Parts = Mapping[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]
 
@@ -56,156 +60,6 @@ class Every(NamedTuple):
 
     steps: int = 0
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint that was opened and found whole.
-
-    Attributes:
-        folder: where it lies.
-        identity: of the run that wrote it: `model`, `data` and `run`, see `differences`.
-        values: where the run stood, by part.
-        arrays: mapped, by `<part>.<name>`; `rows` and `row_sums` by table and id.
-    """
-
-    folder: Path
-    identity: dict[str, dict[str, Any]]
-    values: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-    @property
-    def step(self) -> int:
-        """Mini-batches that were trained."""
-        return int(self.values["trainer"]["progress"]["step"])
-
-    def part(self, name: str) -> tuple[Any, dict[str, np.ndarray]]:
-        """One part's values (None where it has none) and arrays."""
-        start = name + "."
-        arrays = {key[len(start) :]: a for key, a in self.arrays.items() if key.startswith(start)}
-        return self.values.get(name), arrays
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Contents that do not fit together raise a `ValueError` that names the checkpoint."""
-        try:
-            yield
-        except (
-            KeyError,
-            TypeError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-            RuntimeError,  # PyTorch, for a number beyond fp32
-        ) as error:
-            raise ValueError(f"{self.folder} {DAMAGED}: {error!r}") from error
-        except ValueError as error:
-            raise ValueError(f"{self.folder} does not fit: {error}") from error
-
-    def load_model(self, model: nn.Module) -> None:
-        """Copy the MLPs' weights into `model`."""
-        _, arrays = self.part("step")
-        with self.reading(), torch.no_grad():
-            for name, value in model.state_dict().items():
-                stored = arrays[f"mlp.{name}"]
-                if stored.shape != tuple(value.shape):
-                    raise ValueError(f"{name} has shape {stored.shape}; {tuple(value.shape)} here")
-                value.copy_(torch.from_numpy(np.array(stored)))
-
-    def load_rows(
-        self,
-        num_rows: int,
-        dim: int,
-        slot_of_row: np.ndarray | None,
-        with_sums: bool,
-        null_row: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Rows (num_rows, dim) in slot order and, where asked for, Adagrad's sums (num_rows,).
-
-        With `null_row` zeros follow, see `EmbeddingTable`.
-        """
-        with self.reading():
-            loaded = [self._by_slot("rows", (num_rows, dim), slot_of_row, null_row)]
-            if with_sums:
-                loaded.append(self._by_slot("row_sums", (num_rows,), slot_of_row, null_row))
-        return loaded[0], loaded[1] if with_sums else None
-
-    def _by_slot(
-        self, name: str, shape: tuple[int, ...], slot_of_row: np.ndarray | None, null_row: bool
-    ) -> Tensor:
-        stored = self.arrays[name]
-        if stored.shape != shape or stored.dtype != FLOAT:
-            raise ValueError(f"{name} has shape {stored.shape} of {stored.dtype}; {shape} here")
-        by_slot = np.empty((shape[0] + null_row, *shape[1:]), np.float32)
-        by_slot[shape[0] :] = 0
-        for part in _chunks(shape):
-            by_slot[part if slot_of_row is None else slot_of_row[part]] = stored[part]
-            advise(stored[part], mmap.MADV_DONTNEED)
-        return torch.from_numpy(by_slot)
-
-
-def _chunks(shape: Sequence[int]) -> Iterator[slice]:
-    step = max(1, CHUNK_BYTES // (4 * int(np.prod(shape[1:]))))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
-
-
-def open_checkpoint(folder: str | Path) -> Saved:
-    """Open one checkpoint and compare its checksums.
-
-    Raises `ValueError` where a byte is not what was written, or it is of another version.
-    """
-    folder = Path(folder)
-    try:
-        described = read_json(folder / DESCRIPTION)
-        checksum = described.pop("checksum")
-        if described["version"] != VERSION or _checksum(described) != checksum:
-            raise ValueError("its checksum differs")
-        identity, values = described["identity"], described["values"]
-        state = described["state"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{folder / DESCRIPTION} {DAMAGED} ({error})") from error
-    path = folder / STATE
-    arrays = open_npz(path, ("rows",))
-    if fingerprint(path) != state:
-        raise ValueError(f"{path} does not belong to {folder / DESCRIPTION}")
-    check_sums(path)
-    return Saved(folder, identity, values, arrays)
-
-
-def _checksum(described: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def find_checkpoint(folder: str | Path) -> Saved | None:
-    """`folder` itself if it is a checkpoint, else the newest whole one in it; None: it has none.
-
-    One that is damaged is named, and the one before it taken, last `best`. Raises `ValueError` when
-    none is whole.
-    """
-    folder = Path(folder)
-    if (folder / DESCRIPTION).exists():
-        return open_checkpoint(folder)
-    found = checkpoints_in(folder)
-    if (folder / BEST / DESCRIPTION).exists():
-        found.insert(0, folder / BEST)
-    for path in reversed(found):
-        try:
-            return open_checkpoint(path)
-        except (ValueError, OSError) as error:
-            print(f"{error}; it is left out", flush=True)
-    if found:
-        raise ValueError(f"{folder} has no checkpoint that is whole; delete it to start anew")
-    return None
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The folders of checkpoints below `folder`, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{DESCRIPTION}") if _is_own(path))
-
-
-def _is_own(path: Path) -> bool:
-    return path.parent.name.removeprefix("step-").isdecimal()
 
 
 def _step_of(path: Path) -> int:
@@ -280,6 +134,7 @@ class Checkpoints:
     Args:
         folder: from `checkpoint_folder`.
         identity: of the run, see `differences`.
+        network: what it is, see `Saved`.
         table: the rows; they must be at home when `save` is called.
         slot_of_row: (num_rows,) as the table is numbered; None: in order of table and id.
         every: when one is due.
@@ -294,13 +149,15 @@ class Checkpoints:
         self,
         folder: Path,
         identity: dict[str, dict[str, Any]],
+        network: dict[str, Any],
         table: EmbeddingTable,
         slot_of_row: np.ndarray | None,
         every: Every,
         keep: int,
         start: Saved | None = None,
     ) -> None:
-        self.folder, self.identity, self.table, self._slots = folder, identity, table, slot_of_row
+        self.folder, self.identity, self.network = folder, identity, network
+        self.table, self._slots = table, slot_of_row
         self.every, self.keep = every, keep
         self.last_step = -1 if start is None else start.step
         self.last_path = None if start is None else start.folder
@@ -348,12 +205,14 @@ class Checkpoints:
             described = {
                 "version": VERSION,
                 "identity": self.identity,
+                "network": self.network,
+                "vocabulary": None,
                 "values": {name: values for name, (values, _) in parts.items()},
                 "state": fingerprint(partial / STATE),
             }
             # As it will be read: lists for tuples, and texts for keys.
             described = json.loads(json.dumps(described))
-            described["checksum"] = _checksum(described)
+            described["checksum"] = checksum_of(described)
             write_json(partial / DESCRIPTION, described)
             sync_folder(partial)
             replace_folder(partial, target)
@@ -372,7 +231,8 @@ class Checkpoints:
             for name, array in named.items()
         }
         for name, array in arrays.items():
-            if name.startswith("step.") and not np.isfinite(array).all():
+            # A buffer may be infinite: that of a mask is.
+            if name.startswith(FINITE) and not np.isfinite(array).all():
                 raise ValueError(f"{name.removeprefix('step.')} is not finite")
         specs = {name: Spec(array.shape, array.dtype) for name, array in arrays.items()}
         shape = (self.table.num_rows, self.table.dim)
@@ -384,7 +244,7 @@ class Checkpoints:
         try:
             for name, array in arrays.items():
                 writer.append(name, array)
-            for part in _chunks(shape):
+            for part in row_chunks(shape):
                 slots = part if self._slots is None else self._slots[part]
                 for name, values in self.table.read(slots).items():
                     if not bool(torch.isfinite(values).all()):
@@ -402,26 +262,3 @@ def _link(source: Path, target: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def differences(here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """What two descriptions of a model, of data or of a run differ in, in words."""
-    found = []
-    for key in dict.fromkeys([*here, *saved]):
-        mine, other = json.loads(json.dumps(here.get(key))), saved.get(key)
-        if mine == other:
-            continue
-        if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
-            place = next(
-                i for i, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]
-            )
-            found.append(f"{key}[{place}] is {other[place]} there, {mine[place]} here")
-        elif isinstance(mine, dict) and isinstance(other, dict):
-            found += [f"{key}: {text}" for text in differences(mine, other)]
-        else:
-            short = [
-                text if len(text := str(value)) < 40 else text[:37] + "..."
-                for value in (other, mine)
-            ]
-            found.append(f"{key} is {short[0]} there, {short[1]} here")
-    return found

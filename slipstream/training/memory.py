@@ -30,6 +30,7 @@ def training_needs(
     batch_size: int,
     test_batch_size: int,
     num_parameters: int,
+    num_buffers: int,
     num_activations: int,
     num_snapshot_rows: int,
     num_choice_inputs: int,
@@ -38,7 +39,7 @@ def training_needs(
 ) -> list[Need]:
     """The needs of a run beside the interpreter and its libraries; inputs are mapped, not counted.
 
-    `num_activations` are the values an input has in the model; `num_snapshot_rows` the hot rows
+    `num_activations` are the values an input has in the network; `num_snapshot_rows` the hot rows
     where a drop rule copies them, twice; `num_choice_inputs` the hot inputs it chooses among.
     Formulas: `embedding`, `step`, `staleness` beside this module. On a CPU, `on_device` false, the
     host holds both parts.
@@ -53,6 +54,7 @@ def training_needs(
     # Evaluation keeps no gradients, and only two layers at once.
     per_input = max(per_input, 2 * test_batch_size * num_activations)
     optimizer_bytes = 12 if optimizer == "rwsadagrad" else 8
+    network = optimizer_bytes * num_parameters + 4 * num_buffers
     return [
         Need(
             "embedding rows", "--max-ind-range or --arch-sparse-feature-size", num_rows * row_bytes
@@ -66,7 +68,7 @@ def training_needs(
             host=(areas + area) * row_bytes if on_device else 0,
             device=areas * row_bytes,
         ),
-        Need("MLPs", "--arch-mlp-bot and --arch-mlp-top", device=optimizer_bytes * num_parameters),
+        Need("the network", "--model or --arch-mlp-bot and --arch-mlp-top", device=network),
         Need("activations", "--mini-batch-size and --test-mini-batch-size", device=per_input),
         Need("snapshots", "--hot-emb-gpu-mem", device=8 * num_snapshot_rows * dim),
         Need("choice of inputs", "--drop-policy", host=CHOICE_BYTES * num_choice_inputs),

@@ -8,20 +8,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from slipstream.model.dlrm import bottom_sizes
+from slipstream.model.features import features_of
+from slipstream.model.networks import NetworkSpec
 from slipstream.tools.runlog import RunLog
-from slipstream.training.checkpoint import Saved, differences, find_checkpoint
 from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
 from slipstream.training.policies import Policy
+from slipstream.training.saved import NETWORK_OPTIMIZER, Saved, differences, find_checkpoint
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
-MODEL = ("arch_sparse_feature_size", "arch_mlp_bot", "arch_mlp_top", "arch_interaction_op")
+BOTTOM = "--arch-mlp-bot"
 RATE = ("learning_rate", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps")
 
 
 def identity_of(
     settings: Settings,
+    spec: NetworkSpec,
     method: str,
     prepared: PreparedData,
     schedule: str,
@@ -46,17 +50,30 @@ def identity_of(
     if rule and policy is not None and policy.plugin.text is not None:
         rule |= {"policy": policy.name, "policy's file": policy.plugin.sha256}
     return {
-        "model": flags(settings.model, *MODEL, "arch_interaction_itself"),
+        "model": _model_identity(settings, spec, prepared),
         "data": data,
         "run": {
             "the method": method,
             **flags(training, "seed", "mini_batch_size", "optimizer", "data_randomize"),
+            NETWORK_OPTIMIZER: "SGD" if training.optimizer == "sgd" else "Adagrad",
             "--schedule": schedule,
             "the sets": prepared.sets_identity,
             "the drop rule": rule,
         },
         "rate": flags(training, *RATE, "lr_decay_share", "nepochs", "num_batches"),
     }
+
+
+def _model_identity(
+    settings: Settings, spec: NetworkSpec, prepared: PreparedData
+) -> dict[str, Any]:
+    dim = settings.model.arch_sparse_feature_size
+    found = {"--model": spec.plugin.name, "--arch-sparse-feature-size": dim}
+    if spec.plugin.text is not None:
+        return {**found, "the text of its file": spec.plugin.sha256, "--model-args": spec.options}
+    options = {f"--{name.replace('_', '-')}": value for name, value in spec.options.items()}
+    features = features_of(prepared.layout, prepared.data.test.num_dense, dim)
+    return {**found, **options, BOTTOM: bottom_sizes(spec.options["arch_mlp_bot"], features)}
 
 
 def is_same_folder(run: RunSettings) -> bool:
@@ -86,6 +103,7 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
             return None, False
         raise FileNotFoundError(f"--load-model: no checkpoint in {folder}")
     with saved.reading():
+        _check_network(saved, identity["model"]["--model"])
         for kind in ("model", "data"):
             if found := differences(identity[kind], saved.identity[kind]):
                 raise ValueError(f"made for other {kind}: {found[0]}")
@@ -103,13 +121,24 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
     return saved, not found and not run.inference_only
 
 
+def _check_network(saved: Saved, asked: str) -> None:
+    """Raise `ValueError` where a network of a file is needed, and another is asked for."""
+    kept = saved.network["name"]
+    if kept != asked and saved.network["text"] is not None:
+        raise ValueError(
+            f"trained with --model {kept}: give that file again (its text is kept in "
+            f"{saved.folder}, and never run)"
+        )
+
+
 def go_on(trainer: Trainer, saved: Saved, resumes: bool, log: RunLog) -> None:
     """Take up a checkpoint's place, or of the rest only the state of the same optimizer."""
     if not resumes:
-        step, kept = trainer.step, saved.identity["run"].get("--optimizer")
-        if step.table.optimizer == kept:
+        step, kept = trainer.step, saved.identity["run"]
+        name = type(step.optimizer).__name__
+        if (step.table.optimizer, name) == (kept["--optimizer"], kept[NETWORK_OPTIMIZER]):
             with saved.reading():
-                step.restore_optimizer(saved.part("step")[1])
+                step.restore_optimizer(*saved.part("step"))
         return
     trainer.restore(saved)
     progress = trainer.progress

@@ -18,14 +18,15 @@ from slipstream.tools.runtime import (
     git_commit,
     peak_rss_bytes,
 )
-from slipstream.training.build import build_model, build_trainer, network_of
-from slipstream.training.checkpoint import Checkpoints, Every, Saved, checkpoint_folder
+from slipstream.training.build import build_model, build_trainer, describe_features, network_of
+from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.flags import RunSettings, Settings
 from slipstream.training.policies import find_policy
 from slipstream.training.progress import Progress, drop_report
 from slipstream.training.resume import find_saved, go_on, identity_of, is_same_folder, stop_program
+from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
@@ -49,7 +50,7 @@ def run_training(
     spec, policy = network_of(settings.model), None
     if drop_settings is not None:
         policy = find_policy(drop_settings.policy, drop_settings.alpha)
-    identity = identity_of(settings, method, prepared, schedule, drop_settings, policy)
+    identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
         if run.save_model:
@@ -69,7 +70,8 @@ def run_training(
             rule = DropRule(drop_settings, prepared.num_hot, seed, report, policy)
         checkpoints = None
         if folder is not None:
-            checkpoints = _checkpoints(run, folder, identity, table, prepared, saved)
+            network = spec.describe() | {"features": describe_features(prepared, settings.model)}
+            checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
         stop = stack.enter_context(StopRequest())
         trainer = build_trainer(
             settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
@@ -88,14 +90,15 @@ def _checkpoints(
     run: RunSettings,
     folder: Path,
     identity: dict[str, dict[str, Any]],
+    network: dict[str, Any],
     table: EmbeddingTable,
     prepared: PreparedData,
     saved: Saved | None,
 ) -> Checkpoints:
     """What writes the run's checkpoints, those that it goes on from being there."""
     start = saved if is_same_folder(run) else None
-    every = Every(*run.checkpoint_every)
-    return Checkpoints(folder, identity, table, prepared.slot_of_row, every, run.keep, start)
+    every, slots = Every(*run.checkpoint_every), prepared.slot_of_row
+    return Checkpoints(folder, identity, network, table, slots, every, run.keep, start)
 
 
 def _log_start(

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from slipstream.model.networks import ClickModel
 from slipstream.training.embedding import EmbeddingTable, StagedBatch
+from slipstream.training.saved import state_arrays
 
 NUM_WARMUP_STEPS = 3  # before a capture, as PyTorch's documentation asks
 
@@ -83,34 +84,51 @@ class TrainStep:
         return self._graph is not None
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Model, optimizer and loss for `restore`: plain JSON, and arrays by name."""
+        """Network, optimizer and loss for `restore`: plain JSON, and arrays by name."""
         arrays = {
-            f"mlp.{name}": value.detach().cpu().numpy()
-            for name, value in self._parameters().items()
+            name: value.detach().cpu().numpy()
+            for name, value in state_arrays(self.model.network).items()
         }
-        for name, parameter in self._parameters().items():
+        for name, parameter in self.model.network.named_parameters():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     arrays[f"optimizer.{kind}.{name}"] = value.detach().cpu().numpy()
-        return {"loss_sum": self.peek_loss_sum()}, arrays
+                elif value is not None:
+                    raise ValueError(f"the optimizer keeps {kind} of {name}, which is no tensor")
+        kept = sorted(name for name in arrays if name.startswith("optimizer."))
+        return {"loss_sum": self.peek_loss_sum(), "optimizer": kept}, arrays
 
     def restore(self, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on where `state` was taken; the model's weights were loaded with `load_model`."""
+        """Go on where `state` was taken; weights and buffers were loaded with `load_network`."""
         self._loss_sum.fill_(float(values["loss_sum"]))
-        self.restore_optimizer(arrays)
+        self.restore_optimizer(values, arrays)
 
-    def restore_optimizer(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The optimizer's part of `state`. `KeyError`, `ValueError`: missing, of another shape."""
-        for name, parameter in self._parameters().items():
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    stored = arrays[f"optimizer.{kind}.{name}"]
-                    if stored.shape != tuple(value.shape):
-                        raise ValueError(f"its {kind} of {name} has shape {stored.shape}")
-                    value.copy_(torch.from_numpy(np.array(stored)))
+    def restore_optimizer(
+        self, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """The optimizer's part of `state`, also where this one has none before its first step.
 
-    def _parameters(self) -> dict[str, Tensor]:
-        return dict(self.model.network.named_parameters())
+        Raises `ValueError` where an array is missing or left over, or of another shape.
+        """
+        stored = {name for name in arrays if name.startswith("optimizer.")}
+        # Version 1 did not list them, and knew optimizers alone that have their state at once.
+        expected = set(values.get("optimizer", self.state()[0]["optimizer"]))
+        parameters = dict(self.model.network.named_parameters())
+        if stored != expected:
+            name = min(stored ^ expected)
+            raise ValueError(f"{name} is {'left over' if name in stored else 'missing'}")
+        state: dict[int, dict[str, Tensor]] = {}
+        numbers = {name: number for number, name in enumerate(parameters)}
+        for key in sorted(stored):
+            _, kind, name = key.split(".", 2)
+            if name not in parameters:
+                raise ValueError(f"{key} is of no parameter here")
+            value = torch.from_numpy(np.array(arrays[key]))
+            if tuple(value.shape) not in ((), tuple(parameters[name].shape)):
+                raise ValueError(f"{key} has shape {tuple(value.shape)}")
+            state.setdefault(numbers[name], {})[kind] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def peek_loss_sum(self) -> float:
         """The sum of all inputs' losses since `take_loss_sum`; waits for the device."""
@@ -147,17 +165,26 @@ class TrainStep:
         self._loss_sum += loss_sum.detach()
 
     def _capture(self, dense: Tensor, staged: StagedBatch, labels: Tensor) -> _StepGraph | None:
-        stream, loss_sum = torch.cuda.current_stream(), self._loss_sum.clone()
+        stream = torch.cuda.current_stream()
+        # Warming up and capturing must leave nothing behind: running statistics, random numbers.
+        moved = [self._loss_sum, *self.model.network.buffers()]
+        before = [value.clone() for value in moved]
+        on_cuda = self.table.device.type == "cuda"
+        random = torch.cuda.get_rng_state(self.table.device) if on_cuda else None
         try:
             return _StepGraph(self, dense, staged.index, labels)
         except RuntimeError as error:
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own one current
             torch.cuda.synchronize()
-            self._loss_sum.copy_(loss_sum)
             # Another kind of optimizer step or a driver that cannot: slower, not wrong.
             warnings.warn(f"no CUDA graph, steps run one kernel at a time: {error}", stacklevel=2)
             self._use_graph = False
             return None
+        finally:
+            for value, old in zip(moved, before, strict=True):
+                value.copy_(old)
+            if random is not None:
+                torch.cuda.set_rng_state(random, self.table.device)
 
 
 class _StepGraph:
@@ -171,7 +198,6 @@ class _StepGraph:
         self.learning_rate = torch.zeros((), device=dense.device)
         staged = StagedBatch(self.index)
         arguments = (self.dense, staged, self.labels, self.weights, self.learning_rate)
-        loss_sum = step._loss_sum.clone()
         side = torch.cuda.Stream(dense.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -185,7 +211,6 @@ class _StepGraph:
         # The loader's thread goes on copying meanwhile: only this thread's calls are captured.
         with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             step._run(*arguments)
-        step._loss_sum.copy_(loss_sum)
 
     def replay(
         self,

@@ -27,10 +27,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
+from slipstream.tools.device import random_state, restore_random
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.batching import EpochPlan, epoch_order
-from slipstream.training.checkpoint import Checkpoints, Parts, Saved
+from slipstream.training.checkpoint import Checkpoints, Parts
 from slipstream.training.dropping import DropRule, Reach
 from slipstream.training.evaluation import Interrupted, Judge, logits_of
 from slipstream.training.keeping import Keeper
@@ -43,6 +44,7 @@ from slipstream.training.progress import (
     log_drop,
     shown,
 )
+from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import Inputs, TrainingData
 from slipstream.training.step import TrainStep
@@ -122,14 +124,8 @@ class Trainer:
         )
         thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
         self.judge = self._make_judge(test_batch_size, thresholds)
-        self._reach = Reach(
-            data.hot,
-            data.cold,
-            self._leading_rows,
-            self._losses,
-            clocks.count,
-            data.access_counts,
-        )
+        asked = (self._leading_rows, self._losses, clocks.count, data.access_counts)
+        self._reach = Reach(data.hot, data.cold, *asked)
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
         self.save_failure: OSError | None = None
@@ -176,6 +172,7 @@ class Trainer:
             self.window = self.loader.window = int(values["window"])
             self.clocks.add(values["clocks"])
             self.step.restore(*saved.part("step"))
+            restore_random(saved.part("random")[1], self.table.device)
             check_progress(self.progress)
             # The thresholds may be others now.
             last = self.progress.validations[-1] if self.progress.reached else {}
@@ -438,6 +435,7 @@ class Trainer:
         parts: dict[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]] = {
             "trainer": (values, {}),
             "step": self.step.state(),
+            "random": ({}, random_state(self.table.device)),
         }
         if self._plan is not None:
             values["order_check"] = self._order_check

@@ -1,0 +1,244 @@
+"""Checkpoints as they are read: opened, compared with their checksums, and told apart.
+
+`slipstream.training.checkpoint` writes them, and says what they hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slipstream.tools.mapped import advise
+from slipstream.tools.npz import check_sums, fingerprint, open_npz
+from slipstream.tools.runtime import read_json
+
+VERSION = 2  # 1, of DLRM alone, without random state, still loads
+CHUNK_BYTES = 1 << 23  # of rows in memory at once
+DESCRIPTION, STATE, BEST = "checkpoint.json", "state.npz", "best"
+FLOAT = np.dtype(np.float32)
+DAMAGED = "is damaged or of another version"
+NETWORK_OPTIMIZER = "the network's optimizer"  # in `identity["run"]`
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was opened and found whole.
+
+    Attributes:
+        folder: where it lies.
+        identity: of the run that wrote it: `model`, `data` and `run`, see `differences`.
+        values: where the run stood, by part.
+        arrays: mapped, by `<part>.<name>`; `rows` and `row_sums` by table and id.
+        network: its name, options, text of its file (which is never run), and the features.
+        vocabulary: what the ids are of, by checksum; None: not kept.
+    """
+
+    folder: Path
+    identity: dict[str, dict[str, Any]]
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    network: dict[str, Any]
+    vocabulary: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        """Mini-batches that were trained."""
+        return int(self.values["trainer"]["progress"]["step"])
+
+    def part(self, name: str) -> tuple[Any, dict[str, np.ndarray]]:
+        """One part's values (None where it has none) and arrays."""
+        start = name + "."
+        arrays = {key[len(start) :]: a for key, a in self.arrays.items() if key.startswith(start)}
+        return self.values.get(name), arrays
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Contents that do not fit together raise a `ValueError` that names the checkpoint."""
+        try:
+            yield
+        except (
+            KeyError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            RuntimeError,  # PyTorch, for a number beyond fp32
+        ) as error:
+            raise ValueError(f"{self.folder} {DAMAGED}: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.folder} does not fit: {error}") from error
+
+    def load_network(self, network: nn.Module) -> None:
+        """Copy weights and buffers into `network`; every one here and there must be the other's."""
+        _, arrays = self.part("step")
+        with self.reading(), torch.no_grad():
+            mine = state_arrays(network)
+            stored = {name for name in arrays if name.startswith(("network.", "buffer."))}
+            if stored != mine.keys():
+                name = min(stored ^ mine.keys())
+                raise ValueError(f"{name} is {'there' if name in stored else 'here'} alone")
+            for name, value in mine.items():
+                array = arrays[name]
+                if array.shape != tuple(value.shape):
+                    raise ValueError(
+                        f"{name} has shape {array.shape} there, {tuple(value.shape)} here"
+                    )
+                value.copy_(torch.from_numpy(np.array(array)))
+
+    def load_rows(
+        self,
+        num_rows: int,
+        dim: int,
+        slot_of_row: np.ndarray | None,
+        with_sums: bool,
+        null_row: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows (num_rows, dim) in slot order and, where asked for, Adagrad's sums (num_rows,).
+
+        With `null_row` zeros follow, see `EmbeddingTable`.
+        """
+        with self.reading():
+            loaded = [self._by_slot("rows", (num_rows, dim), slot_of_row, null_row)]
+            if with_sums:
+                loaded.append(self._by_slot("row_sums", (num_rows,), slot_of_row, null_row))
+        return loaded[0], loaded[1] if with_sums else None
+
+    def _by_slot(
+        self, name: str, shape: tuple[int, ...], slot_of_row: np.ndarray | None, null_row: bool
+    ) -> Tensor:
+        stored = self.arrays[name]
+        if stored.shape != shape or stored.dtype != FLOAT:
+            raise ValueError(f"{name} has shape {stored.shape} of {stored.dtype}; {shape} here")
+        by_slot = np.empty((shape[0] + null_row, *shape[1:]), np.float32)
+        by_slot[shape[0] :] = 0
+        for part in row_chunks(shape):
+            by_slot[part if slot_of_row is None else slot_of_row[part]] = stored[part]
+            advise(stored[part], mmap.MADV_DONTNEED)
+        return torch.from_numpy(by_slot)
+
+
+def state_arrays(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters (`network.<name>`) and buffers (`buffer.<name>`) that are kept."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    return {
+        f"{'network' if name in parameters else 'buffer'}.{name}": value
+        for name, value in network.state_dict().items()
+    }
+
+
+def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
+    """Slices of rows that take at most `CHUNK_BYTES`."""
+    step = max(1, CHUNK_BYTES // (4 * int(np.prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def open_checkpoint(folder: str | Path) -> Saved:
+    """Open one checkpoint and compare its checksums.
+
+    Raises `ValueError` where a byte is not what was written, or it is of another version.
+    """
+    folder = Path(folder)
+    try:
+        described = read_json(folder / DESCRIPTION)
+        checksum = described.pop("checksum")
+        if described["version"] not in (1, VERSION) or checksum_of(described) != checksum:
+            raise ValueError("its checksum differs")
+        identity, values = described["identity"], described["values"]
+        if described["version"] == 1:
+            described |= _upgraded(identity)
+        network, vocabulary = described["network"], described["vocabulary"]
+        state = described["state"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{folder / DESCRIPTION} {DAMAGED} ({error})") from error
+    path = folder / STATE
+    arrays = open_npz(path, ("rows",))
+    if fingerprint(path) != state:
+        raise ValueError(f"{path} does not belong to {folder / DESCRIPTION}")
+    check_sums(path)
+    if described["version"] == 1:
+        arrays = {name.replace("step.mlp.", "step.network.", 1): a for name, a in arrays.items()}
+    return Saved(folder, identity, values, arrays, network, vocabulary)
+
+
+def _upgraded(identity: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What version 1 did not say: it knew one network, and one optimizer of it for each of rows."""
+    model, run = identity["model"], identity["run"]
+    model["--model"] = "dlrm"
+    run[NETWORK_OPTIMIZER] = {"sgd": "SGD", "rwsadagrad": "Adagrad"}[run["--optimizer"]]
+    options = {
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in model.items()
+        if name.startswith("--arch-") and name != "--arch-sparse-feature-size"
+    }
+    network = {"name": "dlrm", "sha256": None, "text": None, "options": options, "features": None}
+    return {"network": network, "vocabulary": None}
+
+
+def checksum_of(described: dict[str, Any]) -> str:
+    """Of a description without its checksum."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def find_checkpoint(folder: str | Path) -> Saved | None:
+    """`folder` itself if it is a checkpoint, else the newest whole one in it; None: it has none.
+
+    One that is damaged is named, and the one before it taken, last `best`. Raises `ValueError` when
+    none is whole.
+    """
+    folder = Path(folder)
+    if (folder / DESCRIPTION).exists():
+        return open_checkpoint(folder)
+    found = checkpoints_in(folder)
+    if (folder / BEST / DESCRIPTION).exists():
+        found.insert(0, folder / BEST)
+    for path in reversed(found):
+        try:
+            return open_checkpoint(path)
+        except (ValueError, OSError) as error:
+            print(f"{error}; it is left out", flush=True)
+    if found:
+        raise ValueError(f"{folder} has no checkpoint that is whole; delete it to start anew")
+    return None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders of checkpoints below `folder`, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{DESCRIPTION}") if _is_own(path))
+
+
+def _is_own(path: Path) -> bool:
+    return path.parent.name.removeprefix("step-").isdecimal()
+
+
+def differences(here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """What two descriptions of a model, of data or of a run differ in, in words."""
+    found = []
+    for key in dict.fromkeys([*here, *saved]):
+        mine, other = json.loads(json.dumps(here.get(key))), saved.get(key)
+        if mine == other:
+            continue
+        if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
+            place = next(
+                i for i, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]
+            )
+            found.append(f"{key}[{place}] is {other[place]} there, {mine[place]} here")
+        elif isinstance(mine, dict) and isinstance(other, dict):
+            found += [f"{key}: {text}" for text in differences(mine, other)]
+        else:
+            short = [
+                text if len(text := str(value)) < 40 else text[:37] + "..."
+                for value in (other, mine)
+            ]
+            found.append(f"{key} is {short[0]} there, {short[1]} here")
+    return found
