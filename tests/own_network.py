@@ -1,0 +1,86 @@
+"""Networks of a reader's own, as the tests give them to --model."""
+
+import torch
+from torch import nn
+
+
+class Norms(nn.Module):
+    """All that has a state, or draws: dropout, batch and layer norms, a buffer, a mask of -inf."""
+
+    def __init__(self, features, width=12, dropout=0.3):
+        super().__init__()
+        inputs = features.num_dense + len(features.names) * features.dim
+        self.body = nn.Sequential(
+            nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, dense, vectors):
+        if self.training:
+            self.steps += 1
+        hidden = self.body(torch.cat([dense, vectors.flatten(1)], dim=1))
+        return self.head(self.norm(hidden)).squeeze(1)
+
+
+class Doubles(nn.Module):
+    """In float64 throughout."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.head = nn.Linear(features.num_dense + features.dim, 1).double()
+
+    def forward(self, dense, vectors):
+        assert dense.dtype == vectors.dtype == torch.float64
+        return self.head(torch.cat([dense, vectors.sum(1)], dim=1)).squeeze(1)
+
+
+class RowsAlone(nn.Module):
+    """No parameter: a factorisation machine of rows."""
+
+    def __init__(self, features):
+        super().__init__()
+
+    def forward(self, dense, vectors):
+        return (vectors.sum(1).square() - vectors.square().sum(1)).sum(1) / 2
+
+
+class Attends(nn.Module):
+    """Reads sequences, and lets absent elements in on purpose."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.names = list(features.sequences)
+        size = features.num_dense + (len(features.names) + len(self.names)) * features.dim
+        self.head = nn.Linear(size, 1)
+
+    def forward(self, dense, vectors, sequences):
+        pooled = [sequences[name][0].mean(1) for name in self.names]
+        return self.head(torch.cat([dense, vectors.flatten(1), *pooled], dim=1)).squeeze(1)
+
+
+class Wide(nn.Module):
+    """One value too many an input."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.head = nn.Linear(features.num_dense, 1)
+
+    def forward(self, dense, vectors):
+        return self.head(dense)
+
+
+class Broken(nn.Module):
+    """Fails when it is called."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.head = nn.Linear(features.num_dense + 1, 1)
+
+    def forward(self, dense, vectors):
+        return self.head(dense).squeeze(1)
+
+
+def no_network():
+    """Not a class."""

@@ -1,0 +1,179 @@
+"""A network of one's own: seeded, switched, saved with all it has, and refused in one line."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPOSITORY, assert_same_weights, saved_rows
+
+import dlrm_s_pytorch
+import slipstream_train
+from slipstream.tools import cli
+from slipstream.training import step as step_module
+from slipstream.training.saved import find_checkpoint
+
+OWN = REPOSITORY / "tests/own_network.py"
+# Without the flags that shape DLRM; the last batch of the 3,429 inputs is one input alone.
+FLAGS = "--arch-sparse-feature-size 8 --mini-batch-size 4 --test-mini-batch-size 200 ".split()
+FLAGS = [*FLAGS, *"--learning-rate 0.05 --device cpu --print-freq 0".split()]
+
+
+def train(processed, *flags, model=f"{OWN}:Norms", batch=28):
+    data = ["--processed-data-file", str(processed), "--runs-dir", str(processed.parent / "runs")]
+    words = [*data, *FLAGS, "--mini-batch-size", batch, "--model", model, *flags]
+    return dlrm_s_pytorch.main([str(word) for word in words])
+
+
+def test_a_network_of_ones_own_is_exact(processed, tmp_path):
+    """Seeded, evaluated without dropout, saved whole, gone on with bit for bit."""
+    a, b, c, parts = (tmp_path / name for name in "abcd")
+    whole = train(processed, "--save-model", a)  # 3,429 inputs: 122 batches of 28, one of 13
+    train(processed, "--save-model", b)
+    assert_same_weights(a, b)
+    train(processed, "--save-model", c, "--seed", "5")
+    assert not np.array_equal(saved_rows(a)["rows"], saved_rows(c)["rows"])
+    # The same AUC each time, that of training's end.
+    aucs = [
+        train(processed, "--load-model", a, "--inference-only", "true")["auc"] for _ in range(3)
+    ]
+    assert aucs == [whole["auc"]] * 3 and whole["auc"] > 0.6
+    for steps in (31, 77, 0):
+        going_on = ["--save-model", parts, "--load-model", "auto", "--num-batches", steps]
+        train(processed, *going_on)
+    assert_same_weights(a, parts)
+    saved = find_checkpoint(parts)
+    assert saved.arrays["step.buffer.steps"] == 123
+    assert saved.arrays["step.buffer.body.1.num_batches_tracked"] == 123
+    assert saved.network["text"] == OWN.read_text() and saved.network["name"] == OWN.name + ":Norms"
+    assert saved.network["features"]["num_dense"] == 3 and saved.vocabulary is None
+
+
+def test_a_last_batch_of_one_input(processed, tmp_path):
+    """Batch normalisation has no variance there; the running statistics serve."""
+    assert 3429 % 4 == 1
+    train(processed, "--save-model", tmp_path / "m", batch=4)
+    saved = saved_rows(tmp_path / "m")
+    assert saved["buffer.steps"] == 858 and saved["buffer.body.1.num_batches_tracked"] == 857
+
+
+def test_resume_in_the_middle_of_slipstream(segregated, tmp_path):
+    """Dropout, a drop rule, and the optimizer's state, through a checkpoint in the window."""
+    flags = ["--segregated-data-dir", segregated, "--runs-dir", tmp_path, *FLAGS]
+    flags += ["--mini-batch-size", 32, "--model", f"{OWN}:Norms", "--model-args", "width=9"]
+    flags += ["--stale-keep-rate", 0.5]
+
+    def run(*more):
+        slipstream_train.main([str(word) for word in (*flags, *more)])
+
+    run("--save-model", tmp_path / "a")
+    for steps in (30, 60, 0):
+        auto = ["--save-model", tmp_path / "b", "--load-model", "auto"]
+        run(*auto, "--num-batches", steps)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match="--model-args"):
+        run("--load-model", tmp_path / "a", "--model-args", "width=10")
+
+
+@pytest.mark.parametrize("name", ["Doubles", "RowsAlone"])
+def test_other_kinds_of_networks(processed, tmp_path, name):
+    first = train(processed, "--save-model", tmp_path / "m", model=f"{OWN}:{name}")
+    saved = saved_rows(tmp_path / "m")
+    kinds = {saved[key].dtype for key in saved if key.startswith("network.")}
+    assert kinds == ({np.dtype(np.float64)} if name == "Doubles" else set())
+    again = train(
+        *(processed, "--load-model", tmp_path / "m", "--inference-only", "true"),
+        model=f"{OWN}:{name}",
+    )
+    assert again["auc"] == first["auc"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "said"),
+    [
+        ("OWN:Wide", [], "returned shape (2, 1) for 2 inputs; expected (2,)"),
+        ("OWN:Broken", [], "own_network.py, line "),
+        ("OWN:Norms", ["--model-args", "wide=3"], "unexpected keyword argument 'wide'"),
+        ("OWN:no_network", [], "is no class of torch.nn.Module"),
+        ("OWN:Nothing", [], "has no Nothing"),
+        ("OWN:Attends", ["--model-args", "width=3", "width=4"], "names an option twice"),
+        ("nowhere.py:Net", [], "nowhere.py does not exist"),
+        ("dcn", [], "expected dlrm, or path/to/file.py:Name"),
+        ("dlrm", ["--model-args", "width=3"], "the --arch flags shape dlrm"),
+        ("TEXT:Net", [], "line 2: SyntaxError"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(processed, tmp_path, capsys, model, flags, said):
+    (tmp_path / "text.py").write_text("import torch\nclass Net(:\n")
+    model = model.replace("OWN", str(OWN)).replace("TEXT", str(tmp_path / "text.py"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(lambda: train(processed, *flags, model=model))
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and len(errors) == 1 and said in errors[0], errors
+
+
+def test_a_saved_file_is_compared_and_never_run(processed, tmp_path):
+    own = tmp_path / "net.py"
+    shutil.copy(OWN, own)
+    run = ["--num-batches", 3]
+    train(processed, *run, "--save-model", tmp_path / "m", model=f"{own}:Norms")
+    load = ["--load-model", tmp_path / "m", "--inference-only", "true"]
+    with pytest.raises(ValueError, match="trained with --model net.py:Norms: give that file again"):
+        train(processed, *load, model="dlrm")
+    with own.open("a") as file:
+        file.write("\n# another text\n")
+    with pytest.raises(ValueError, match="other model: the text of its file is"):
+        train(processed, *load, model=f"{own}:Norms")
+
+
+def test_flags_that_a_network_does_not_read_are_said(processed, capsys):
+    flags = ["--num-batches", "1", "--arch-mlp-top", "7-1", "--arch-mlp-bot", "auto-512-256-64-8"]
+    train(processed, *flags)
+    assert "note: --arch-mlp-top shape dlrm alone" in capsys.readouterr().out
+
+
+def test_optimizer_arrays_are_all_consumed(processed, tmp_path, monkeypatch):
+    """Adam has no state before its first step: today's is restored, and what is missing is said."""
+    monkeypatch.setattr(
+        "slipstream.training.build.make_optimizer",
+        lambda network, name: torch.optim.Adam(network.parameters(), lr=0.0),
+    )
+    train(processed, "--save-model", tmp_path / "a", "--num-batches", 60)
+    train(processed, "--save-model", tmp_path / "b", "--num-batches", 25)
+    train(processed, "--save-model", tmp_path / "b", "--load-model", "auto", "--num-batches", 60)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    saved = find_checkpoint(tmp_path / "a")
+    values, arrays = saved.part("step")
+    [step] = _steps(processed, monkeypatch)
+    step.restore_optimizer(values, arrays)
+    some = next(name for name in arrays if name.startswith("optimizer.exp_avg."))
+    fewer = {name: array for name, array in arrays.items() if name != some}
+    with pytest.raises(ValueError, match="exp_avg.* is missing"):
+        step.restore_optimizer(values, fewer)
+    with pytest.raises(ValueError, match="optimizer.sum.x is left over"):
+        step.restore_optimizer(values, {**arrays, "optimizer.sum.x": np.zeros(3)})
+
+
+def _steps(processed, monkeypatch):
+    """The `TrainStep` of a short run."""
+    found, plain = [], step_module.TrainStep.__init__
+
+    def noted(step, *values):
+        found.append(step)
+        plain(step, *values)
+
+    monkeypatch.setattr(step_module.TrainStep, "__init__", noted)
+    train(processed, "--num-batches", 1)
+    return found
+
+
+def test_the_memory_estimate_counts_the_network(processed, capsys):
+    def needed(width):
+        flags = ["--num-batches", "1", "--model-args", f"width={width}"]
+        train(processed, *flags, batch=2)
+        line = capsys.readouterr().out.splitlines()[0]
+        return int(re.match(r"memory: about ([\d,]+) MB", line)[1].replace(",", ""))
+
+    # 51 parameters a unit of the width, their gradients, and activations.
+    assert needed(200_000) - needed(8) > 8 * 51 * 200_000 / 1e6
