@@ -140,9 +140,7 @@ class DropRule:
             "--snapshot-start or --snapshot-window"
         )
         if not is_whole:
-            reason = (
-                "the run ended before the choice: --snapshot-start and --snapshot-window say when"
-            )
+            reason = "the run ended before --snapshot-start and --snapshot-window were through"
         policy = self.policy.name
         return {"epoch": self._epoch, "policy": policy, "dropped": 0, "reason": reason}
 

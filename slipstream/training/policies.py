@@ -161,7 +161,8 @@ class Policy:
             scores = self.score(chunk)
         if isinstance(scores, Tensor):
             scores = scores.detach().cpu()
-            scores = (scores if scores.dtype == torch.float64 else scores.float()).numpy()
+            is_half = scores.dtype in (torch.bfloat16, torch.float16)
+            scores = (scores.float() if is_half else scores).numpy()
         scores = np.asarray(scores)
         flag = f"{self.plugin.flag} {self.plugin.path or self.name}"
         if scores.shape != (len(chunk),) or scores.dtype.kind != "f":
