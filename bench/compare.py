@@ -35,22 +35,22 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/compare.py`
 
 import slipstream_train  # noqa: E402
+from bench.methods import (  # noqa: E402
+    DEFAULT_METHODS,
+    METHODS,
+    OWN_POLICY,
+    check_flags,
+    command_of,
+    kinds_of,
+    method_of,
+    script_of,
+    texts_of,
+)
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
 from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
-from slipstream.training.policies import BUILT_IN  # noqa: E402
 
-METHODS = {
-    "baseline": ("dlrm_s_pytorch.py", ()),
-    "baseline-bf16": ("dlrm_s_pytorch.py", ("--precision", "bf16")),
-    "fae": ("fae_train.py", ()),
-    **{
-        f"slipstream-{policy}": ("slipstream_train.py", ("--drop-policy", policy))
-        for policy in BUILT_IN
-    },
-}
-DEFAULT_METHODS = [name for name in METHODS if name != "baseline-bf16"]
 MARGIN = 0.0005  # of AUC: a run is there when it comes so near the first method's final one
 OVERHEAD = ("snapshot_s", "threshold_s", "classification_s")
 METRICS = {
@@ -84,6 +84,8 @@ def finished_records(folder: Path) -> Records | None:
 def run_name(run: Run) -> str:
     """The folder of a run."""
     method, setting, seed = run
+    if method not in METHODS:  # a path
+        method = "slipstream-" + Path(method).name.replace(".py:", ".")
     return f"{method}-{setting}-seed{seed}" if setting else f"{method}-seed{seed}"
 
 
@@ -94,13 +96,8 @@ def train(run: Run, args: argparse.Namespace, flags: list[str]) -> Records:
     if (records := finished_records(folder)) is not None:
         return records
     shutil.rmtree(folder, ignore_errors=True)
-    script, own_flags = METHODS[method]
-    # What the comparison decides comes last: it wins over the user's flags.
-    command = [sys.executable, str(REPOSITORY / script), *flags]
-    command += shlex.split(args.settings.get(setting, ""))
-    command += [*own_flags, "--processed-data-file", args.processed_data_file]
-    if script != "dlrm_s_pytorch.py":
-        command += ["--segregated-data-dir", args.segregated_data_dir]
+    script, words = command_of((method, setting), args, flags)
+    command = [sys.executable, str(REPOSITORY / f"{script}.py"), *words]
     command += ["--runs-dir", args.runs_dir, "--run-name", folder.name, "--seed", str(seed)]
     command += ["--print-freq", "0", "--test-freq", str(args.test_freq)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -121,6 +118,10 @@ def claim(args: argparse.Namespace, flags: list[str]) -> None:
         "test_freq": args.test_freq,
         "commit": git_commit(),
         "settings": args.settings,
+        "own files": texts_of(
+            [*flags, *(word for m in args.methods for word in script_of(m)[1])]
+            + [word for text in args.settings.values() for word in shlex.split(text)]
+        ),
     }
     if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
         before = read_json(path) if path.exists() else {}
@@ -260,9 +261,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=METHODS,
+        type=method_of,
         default=DEFAULT_METHODS,
-        help="methods to compare; differences are to the first",
+        metavar="METHOD",
+        help=f"methods to compare, of {', '.join(METHODS)}, or {OWN_POLICY}; differences are to the"
+        " first",
     )
     parser.add_argument(
         "--settings",
@@ -270,8 +273,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         type=setting,
         default=[],
         metavar="NAME=FLAGS",
-        help="flags of slipstream_train.py alone, in one word each: each of its methods is run with"
-        " each of them; not given: with its defaults",
+        help="flags, in one word each: each method is run with each of them, or with those of its"
+        " flags that its script has; what is left out is said. Not given: with the defaults",
     )
     parser.add_argument("--num-seeds", type=cli.positive_int, default=3, help="seeds a method")
     parser.add_argument(
@@ -318,13 +321,10 @@ def main(argv: list[str] | None = None) -> Records:
             paths = make_small_log(folder, SMOKE_ROWS, SMOKE_BUDGET)
             args.processed_data_file, args.segregated_data_dir = map(str, paths)
             args.runs_dir, flags = str(folder / "runs"), [*MODEL_FLAGS, *flags]
+        kinds, left_out = kinds_of(args)
+        check_flags(kinds, args, flags)
         args.test_freq = test_freq(args.processed_data_file, flags, args.points)
         claim(args, flags)
-        kinds = [
-            (method, name)
-            for method in args.methods
-            for name in (args.settings or [""] if method.startswith("slipstream") else [""])
-        ]
         runs = [(*kind, seed) for seed in range(1, args.num_seeds + 1) for kind in kinds]
         records = {run: train(run, args, flags) for run in tqdm(runs, desc="runs", disable=None)}
     results: dict[tuple[str, str], list[dict[str, float]]] = {kind: [] for kind in kinds}
@@ -332,8 +332,9 @@ def main(argv: list[str] | None = None) -> Records:
         results[method, name].append(metrics_of(log, records[(*kinds[0], seed)]))
     rows = tabulate(results)
     print_table(rows, next(iter(records.values()))[-1].get("planted_auc"))
+    print("".join(f"{line}\n" for line in left_out), end="")
     if args.markdown:
-        print(markdown(rows))
+        print(markdown(rows) + "".join(f"\n\n{line}" for line in left_out))
     if args.csv:
         import pandas
 

@@ -23,17 +23,22 @@ About 12 minutes for the four sizes on 2 cores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+# How long OpenMP's threads spin; `slipstream` sets it when imported, unless it is set.
+WAIT, USUAL_WAIT = "GOMP_SPINCOUNT", "300000"
+OUR_WAIT = None if WAIT in os.environ else "1000"
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/throughput.py`
 
@@ -45,8 +50,8 @@ from bench.turns import (  # noqa: E402
     percentiles,
     work,
 )
-from dlrm_data_pytorch import load_processed  # noqa: E402
 from slipstream.logs.formats import equal_days  # noqa: E402
+from slipstream.logs.processed import ClickLog, load_processed  # noqa: E402
 from slipstream.logs.synthetic import KAGGLE_TABLE_SIZES, planted_clicks  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.device import choose_device  # noqa: E402
@@ -127,7 +132,8 @@ def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
     for method in methods:
         connections[method], theirs = context.Pipe()
         processes.append(context.Process(target=work, args=(theirs, method, job)))
-        processes[-1].start()
+        with usual_thread_wait(method):
+            processes[-1].start()
         theirs.close()
 
     def each(get: Callable[[Connection, str], Any], among: list[str]) -> dict[str, Any]:
@@ -157,6 +163,23 @@ def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
         for process in processes:
             process.kill() if sys.exc_info()[0] else process.join()
     return results
+
+
+@contextlib.contextmanager
+def usual_thread_wait(method: str) -> Iterator[None]:
+    """Start the body's process with libgomp's own wait of threads, where it is plain PyTorch's.
+
+    One that the user chose stays.
+    """
+    name, options, _ = parse_method(method)
+    before = os.environ.get(WAIT)
+    if name == "plain" and "tuned" not in options and before == OUR_WAIT:
+        os.environ[WAIT] = USUAL_WAIT
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[WAIT] = before
 
 
 def _totals(blocks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -213,75 +236,58 @@ def hardware_name(machine: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
 
 
+FLAGS = (
+    cli.Flag("--model", tuple(MODELS), "kaggle", "dimensions and MLPs"),
+    cli.Flag(
+        "--mini-batch-size",
+        cli.positive_int,
+        [128, 512, 2048, 16384],
+        "inputs a mini-batch",
+        nargs="+",
+    ),
+    cli.Flag("--methods", str, DEFAULT_METHODS, "see above; ratios are to the first", nargs="+"),
+    cli.Flag(
+        "--processed-data-file",
+        str,
+        None,
+        "a processed .npz; not given: a synthetic log of --rows",
+    ),
+    cli.Flag("--rows", cli.positive_int, 1_000_000, "rows of the synthetic log"),
+    cli.Flag(
+        "--published-sizes",
+        cli.boolean,
+        False,
+        "synthetic log with tables of Kaggle's size, 34 M rows; false: the values that occur",
+    ),
+    cli.Flag(
+        "--hot-emb-gpu-mem",
+        cli.byte_size,
+        4194304,
+        "memory for hot rows, in bytes or as 4M, where a method names no budget",
+    ),
+    cli.Flag("--drop-percentage", cli.percent, 30, "D of slipstream, in percent"),
+    cli.Flag("--block-samples", cli.positive_int, 65536, "inputs a block, about"),
+    cli.Flag("--device", ("auto", "cpu", "cuda"), "auto", "of our trainers"),
+    cli.Flag("--epochs", cli.positive_int, 1, "how often the log is consumed"),
+    cli.Flag("--num-threads", cli.nonnegative_int, 0, "CPU threads; 0: PyTorch's"),
+    cli.Flag("--num-workers", cli.nonnegative_int, 0, "of plain's DataLoader"),
+    cli.Flag("--learning-rate", cli.positive_float, 0.1, "of every method"),
+    cli.Flag(
+        "--seconds-alone",
+        cli.positive_float,
+        1.0,
+        "seconds for which a loader and a step are measured alone",
+    ),
+    cli.Flag("--work-dir", str, "input/bench", "where the synthetic log and its folders are made"),
+    cli.Flag("--output-dir", str, "bench/results", "folder of the JSON file; '': print only"),
+    cli.SEED,
+)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--model", choices=MODELS, default="kaggle", help="dimensions and MLPs")
-    parser.add_argument(
-        "--mini-batch-size",
-        type=cli.positive_int,
-        nargs="+",
-        default=[128, 512, 2048, 16384],
-        help="inputs a mini-batch",
-    )
-    parser.add_argument(
-        "--methods", nargs="+", default=DEFAULT_METHODS, help="see above; ratios are to the first"
-    )
-    parser.add_argument(
-        "--processed-data-file",
-        default=None,
-        help="a processed .npz; not given: a synthetic log of --rows",
-    )
-    parser.add_argument(
-        "--rows", type=cli.positive_int, default=1_000_000, help="rows of the synthetic log"
-    )
-    parser.add_argument(
-        "--published-sizes",
-        type=cli.boolean,
-        default="false",
-        metavar="true|false",
-        help="synthetic log with tables of Kaggle's size, 34 M rows; false: the values that occur",
-    )
-    parser.add_argument(
-        "--hot-emb-gpu-mem",
-        type=cli.byte_size,
-        default=4194304,
-        help="memory for hot rows, in bytes or as 4M, where a method names no budget",
-    )
-    parser.add_argument(
-        "--drop-percentage", type=cli.percent, default=30, help="D of slipstream, in percent"
-    )
-    parser.add_argument(
-        "--block-samples", type=cli.positive_int, default=65536, help="inputs a block, about"
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of our trainers"
-    )
-    parser.add_argument(
-        "--epochs", type=cli.positive_int, default=1, help="how often the log is consumed"
-    )
-    parser.add_argument(
-        "--num-threads", type=cli.nonnegative_int, default=0, help="CPU threads; 0: PyTorch's"
-    )
-    parser.add_argument(
-        "--num-workers", type=cli.nonnegative_int, default=0, help="of plain's DataLoader"
-    )
-    parser.add_argument(
-        "--learning-rate", type=cli.positive_float, default=0.1, help="of every method"
-    )
-    parser.add_argument(
-        "--seconds-alone",
-        type=cli.positive_float,
-        default=1.0,
-        help="seconds for which a loader and a step are measured alone",
-    )
-    parser.add_argument(
-        "--work-dir", default="input/bench", help="where the synthetic log and its folders are made"
-    )
-    parser.add_argument(
-        "--output-dir", default="bench/results", help="folder of the JSON file; '': print only"
-    )
-    cli.add_flag(parser, cli.SEED)
+    cli.add_flags(parser, "measurement", FLAGS)
     args = parser.parse_args(argv)
     for method in args.methods:
         try:
@@ -290,6 +296,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(str(error))
     args.methods = list(dict.fromkeys(args.methods))
     return args
+
+
+def job_of(
+    args: argparse.Namespace,
+    batch_size: int,
+    log: ClickLog,
+    num_train: int,
+    folders: dict[str, str],
+) -> dict[str, Any]:
+    """What the processes of a mini-batch size are told, but for the model and where it runs."""
+    return {
+        "folders": folders,
+        "budget": args.hot_emb_gpu_mem,
+        "batch_size": batch_size,
+        "num_features": len(log.table_sizes),
+        "block_steps": max(min(args.block_samples, num_train // NUM_BLOCKS) // batch_size, 1),
+        "num_epochs": args.epochs,
+        "num_threads": args.num_threads,
+        "num_workers": args.num_workers,
+        "learning_rate": args.learning_rate,
+        "drop_percentage": args.drop_percentage,
+        "seconds_alone": args.seconds_alone,
+        "seed": args.seed,
+    }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -322,23 +352,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "sizes": {},
     }
     for batch_size in args.mini_batch_size:
-        job = {
-            **shape,
-            "processed": str(processed),
-            "folders": folders,
-            "budget": args.hot_emb_gpu_mem,
-            "batch_size": batch_size,
-            "num_features": len(log.table_sizes),
-            "block_steps": max(min(args.block_samples, num_train // NUM_BLOCKS) // batch_size, 1),
-            "num_epochs": args.epochs,
-            "device": device.type,
-            "num_threads": args.num_threads,
-            "num_workers": args.num_workers,
-            "learning_rate": args.learning_rate,
-            "drop_percentage": args.drop_percentage,
-            "seconds_alone": args.seconds_alone,
-            "seed": args.seed,
-        }
+        job = job_of(args, batch_size, log, num_train, folders)
+        job |= {**shape, "processed": str(processed), "device": device.type}
         results = compare(args.methods, job)
         report["sizes"][str(batch_size)] = results
         print_table(batch_size, results, args.methods)

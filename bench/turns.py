@@ -37,7 +37,7 @@ from slipstream.training.build import build_model, build_trainer, network_of  # 
 from slipstream.training.dropping import DropRule, DropSettings  # noqa: E402
 from slipstream.training.embedding import bytes_per_row  # noqa: E402
 from slipstream.training.progress import Progress  # noqa: E402
-from slipstream.training.sets import PreparedData, baseline_data, load_segregated  # noqa: E402
+from slipstream.training.sets import baseline_data, load_segregated  # noqa: E402
 from slipstream.training.trainer import Trainer  # noqa: E402
 
 ENGINE_OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "budget"}
@@ -106,7 +106,7 @@ class Pace:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a CUDA device; a CPU has nothing outstanding."""
+    """Wait for a CUDA device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -266,7 +266,6 @@ def _build_engine(
         f"--drop-percentage {job['drop_percentage']}"
     )
     args = slipstream_train.parse_args(flags.split())
-    prepared: PreparedData
     if name == "baseline":
         prepared = baseline_data(load_processed(job["processed"]))
     else:

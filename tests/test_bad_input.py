@@ -139,7 +139,7 @@ def test_segregated_folders(refuse, tmp_path, processed, script):
         (slipstream_train, "--alpha 1.5", "more than 0 and at most 1"),
         (slipstream_train, "--sample-rate 0", "more than 0"),
         (slipstream_train, "--threshold -1", "at least 0"),
-        (slipstream_train, "--drop-policy best", "invalid choice"),
+        (slipstream_train, "--drop-policy best", "got 'best'; expected stale, random,"),
         (slipstream_train, "--stratify-drop maybe", "expected true or false"),
         (slipstream_train, "--snapshot-start 0.9 --snapshot-window 0.2", "must be below 1"),
         (slipstream_train, "--segregated", "unrecognized arguments"),

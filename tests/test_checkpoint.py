@@ -18,10 +18,11 @@ import fae_train
 import slipstream_train
 from slipstream.tools import cli
 from slipstream.tools.npz import fingerprint, open_npz
-from slipstream.training import build, checkpoint
+from slipstream.training import build
 from slipstream.training import flags as flags_module
 from slipstream.training.saved import (
     checkpoints_in,
+    checksum_of,
     differences,
     find_checkpoint,
     open_checkpoint,
@@ -714,7 +715,8 @@ def test_a_full_disk_and_a_read_only_one(folder, capsys):
             for path in (folder / "runs").glob("*/log.jsonl")
             if "make room" in path.read_text()
         ]
-        assert json.loads(log.read_text().splitlines()[-1])["kind"] == "summary", "results are kept"
+        last = json.loads(log.read_text().splitlines()[-1])
+        assert last["kind"] == "summary" and "make room" in last["save_failure"], "they are kept"
         said = capsys.readouterr().out
         assert "no checkpoint: a checkpoint needs about" in said and "training goes on" in said
         assert [path.name for path in (small / "m").iterdir()] == [kept.name]
@@ -786,13 +788,13 @@ def test_a_forged_checkpoint_is_refused(folder, place, value):
     for key in place[:-1]:
         inside = inside[key]
     inside[place[-1]] = value
-    described["checksum"] = checkpoint._checksum(described)
+    described["checksum"] = checksum_of(described)
     path.write_text(json.dumps(described))
     flags[-1] = "60"
     refused(str(path.parent), slipstream_train, folder, *flags, "--load-model", "auto")
 
 
-@pytest.mark.parametrize("name", ["rows", "step.mlp.top_l.0.bias", "rule.before", "trap"])
+@pytest.mark.parametrize("name", ["rows", "step.network.top_l.0.bias", "rule.before", "trap"])
 def test_forged_arrays_are_refused(folder, name):
     """Of other shapes, or pickled."""
     flags = ["--alpha", "0.5", *WINDOW, "--save-model", folder / "m", "--num-batches", "35"]
@@ -805,7 +807,7 @@ def test_forged_arrays_are_refused(folder, name):
     described = json.loads((path / "checkpoint.json").read_text())
     described.pop("checksum")
     described["state"] = fingerprint(path / "state.npz")
-    described["checksum"] = checkpoint._checksum(described)
+    described["checksum"] = checksum_of(described)
     (path / "checkpoint.json").write_text(json.dumps(described))
     message = "no checkpoint that is whole" if name == "trap" else str(path)
     flags[-1] = "60"

@@ -94,12 +94,59 @@ def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, monkeypatch)
         run(write_processed(tmp_path / "b/p.npz", 700, seed=1))
     with pytest.raises(ValueError, match="choose another --runs-dir"):
         run(first, "--learning-rate", "0.01")
-    run(first, "--settings", "d50=--drop-percentage 50")
-    with pytest.raises(ValueError, match=r"\(setting d50 differ\)"):
-        run(first, "--settings", "d50=--drop-percentage 60")
+    run(first, "--settings", "fast=--learning-rate 0.5 --alpha 0.5")
+    with pytest.raises(ValueError, match=r"\(setting fast differ\)"):
+        run(first, "--settings", "fast=--learning-rate 0.6")
     monkeypatch.setattr(compare, "git_commit", lambda: "another")
     with pytest.raises(ValueError, match=r"\(commit differ\)"):
         run(first)
     # Nothing is held by a comparison that did not come to a result.
-    (tmp_path / "runs/baseline-seed1/log.jsonl").write_text("{}\n")
+    for log in (tmp_path / "runs").glob("*/log.jsonl"):
+        log.write_text("{}\n")
     run(write_processed(tmp_path / "b/p.npz", 700, seed=1))
+
+
+def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch, capsys):
+    """What a method has no flag for is left out, and said; bad flags are refused before anything
+    runs.
+    """
+    commands = {}
+
+    def train(run, args, flags):
+        commands[run[:2]] = compare.command_of(run[:2], args, flags)[1]
+        return [{"kind": "start"}, *records(0.6, 0.7)]
+
+    monkeypatch.setattr(compare, "train", train)
+    processed = write_processed(tmp_path / "p.npz", 700)
+    data = ["--processed-data-file", str(processed)]
+    data += ["--segregated-data-dir", str(segregate_small(processed))]
+    data += ["--runs-dir", str(tmp_path / "runs"), "--num-seeds", "1", *MODEL_FLAGS]
+    (tmp_path / "mine.py").write_text("def score(chunk):\n    return chunk.losses()\n")
+    own = f"slipstream-{tmp_path}/mine.py:score"
+    methods = ["--methods", "baseline", "fae", "slipstream-stale", own]
+    settings = ["--settings", "a=--drop_percentage=60 --alpha 0.5", "b=--seed 3 --alpha 0.7"]
+    compare.main([*data, *methods, *settings])
+    assert list(commands) == [
+        *(("baseline", ""), ("baseline", "b"), ("fae", ""), ("fae", "b")),
+        *(("slipstream-stale", "a"), ("slipstream-stale", "b"), (own, "a"), (own, "b")),
+    ]
+    assert "--alpha" not in commands["fae", "b"] and "--seed" in commands["fae", "b"]
+    assert "--alpha" in commands[own, "b"]
+    assert commands[own, "a"][-5] == f"{tmp_path}/mine.py:score"
+    assert compare.run_name((own, "a", 1)) == "slipstream-mine.score-a-seed1"
+    said = capsys.readouterr().out
+    assert "fae has no --drop-percentage, --alpha of setting a\n" in said
+    assert "baseline has no --alpha of setting b\n" in said and "slipstream-stale has" not in said
+    monkeypatch.setattr(compare, "train", pytest.fail)
+    with pytest.raises(ValueError, match="none of the methods has a flag of it"):
+        compare.main([*data, "--methods", "fae", "--settings", "a=--alpha 0.5"])
+    for bad in ("a=--alpha 2", "a=--alfa 0.5"):
+        with pytest.raises(SystemExit):
+            compare.main([*data, "--methods", "slipstream-stale", "--settings", bad])
+    # Another text of the file is another comparison.
+    run = tmp_path / "runs/slipstream-mine.score-seed1"
+    run.mkdir()
+    (run / "log.jsonl").write_text('{"kind": "summary"}\n')
+    (tmp_path / "mine.py").write_text("def score(chunk):\n    return -chunk.losses()\n")
+    with pytest.raises(ValueError, match="own files differ"):
+        compare.main([*data, *methods, *settings])

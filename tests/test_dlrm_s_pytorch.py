@@ -68,9 +68,9 @@ def test_training_equals_plain_pytorch(processed, tmp_path):
     model = dlrm([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
     model.load_state_dict(
         {
-            name[4:]: torch.from_numpy(value)
+            name[8:]: torch.from_numpy(value)
             for name, value in start.items()
-            if name.startswith("mlp.")
+            if name.startswith("network.")
         }
     )
     rows = torch.from_numpy(start["rows"]).split(TABLE_SIZES.tolist())
@@ -96,7 +96,7 @@ def test_training_equals_plain_pytorch(processed, tmp_path):
     assert abs(plain - start["rows"]).max() > 0.01  # it did move
     np.testing.assert_allclose(ours["rows"], plain, rtol=1e-3, atol=2e-5)
     for name, value in model.state_dict().items():
-        np.testing.assert_allclose(ours[f"mlp.{name}"], value.numpy(), rtol=1e-3, atol=2e-5)
+        np.testing.assert_allclose(ours[f"network.{name}"], value.numpy(), rtol=1e-3, atol=2e-5)
 
 
 def test_training_learns_and_logs(processed, tmp_path):
@@ -194,7 +194,7 @@ def test_the_reported_auc_is_that_of_the_test_split(processed, tmp_path):
     summary = train(processed, tmp_path, "a")
     saved, log = saved_rows(tmp_path / "a"), load_processed(processed)
     model = dlrm([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES))
-    mlps = {name[4:]: value for name, value in saved.items() if name.startswith("mlp.")}
+    mlps = {name[8:]: value for name, value in saved.items() if name.startswith("network.")}
     model.load_state_dict({name: torch.from_numpy(value) for name, value in mlps.items()})
     _, test, val = log.splits()
     for inputs, reported in ((test, summary["auc"]), (val, summary["val"]["auc"])):

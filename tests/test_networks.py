@@ -99,7 +99,7 @@ def test_other_kinds_of_networks(processed, tmp_path, name):
         ("OWN:Nothing", [], "has no Nothing"),
         ("OWN:Attends", ["--model-args", "width=3", "width=4"], "names an option twice"),
         ("nowhere.py:Net", [], "nowhere.py does not exist"),
-        ("dcn", [], "expected dlrm, or path/to/file.py:Name"),
+        ("dcn", [], "expected dlrm, or path/to/file.py:Class"),
         ("dlrm", ["--model-args", "width=3"], "the --arch flags shape dlrm"),
         ("TEXT:Net", [], "line 2: SyntaxError"),
     ],

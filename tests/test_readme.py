@@ -33,6 +33,11 @@ def test_commands_run(checkout, by_wrappers):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIPSTREAM_")}
     environment |= {"PYTHON": sys.executable, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     environment |= {"SYNTHETIC_ROWS": "6000", "HOT_EMB_GPU_MEM": "200000", "OMP_NUM_THREADS": "1"}
+    for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        assert block.count("\n") <= 30
+        path = checkout / block.partition("\n")[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block)
     ran = [line for line in commands("bash") if ("./run_" in line) == by_wrappers]
     assert len(ran) >= 7
     for command in ran:

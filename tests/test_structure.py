@@ -88,6 +88,21 @@ def test_a_planted_back_arrow_is_found(place, line, tmp_path):
     assert back_arrows(tmp_path) == []
 
 
+def test_files_and_functions_stay_short():
+    """CONVENTIONS: a module of 450 lines at most, a function of 60."""
+    paths = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("bench/*.py")]
+    paths += (REPOSITORY / "slipstream").rglob("*.py")
+    too_long = []
+    for path in paths:
+        text = path.read_text()
+        if text.count("\n") > 450:
+            too_long.append(path.name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
+                too_long.append(f"{path.name}: {node.name}")
+    assert too_long == []
+
+
 def test_no_pickle():
     for path in [
         *REPOSITORY.glob("*.py"),

@@ -1,6 +1,7 @@
 import argparse
 import importlib
 import json
+import os
 from contextlib import nullcontext
 
 import numpy as np
@@ -69,6 +70,23 @@ def test_methods_are_read():
     for method in [*wrong, "fae+bf16+tf32", "plain+hybrid+gpu", "fae+budget=0"]:
         with pytest.raises((ValueError, argparse.ArgumentTypeError)):
             parse_method(method)
+
+
+@pytest.mark.parametrize(
+    ("method", "set_by_user", "expected"),
+    [
+        ("plain+bf16", None, "300000"),
+        ("plain+tuned", None, "1000"),
+        ("fae", None, "1000"),
+        ("plain", "7", "7"),
+    ],
+)
+def test_plain_pytorch_waits_as_libgomp_does(monkeypatch, method, set_by_user, expected):
+    monkeypatch.setenv(throughput.WAIT, set_by_user or "1000")
+    monkeypatch.setattr(throughput, "OUR_WAIT", None if set_by_user else "1000")
+    with throughput.usual_thread_wait(method):
+        assert os.environ[throughput.WAIT] == expected
+    assert os.environ[throughput.WAIT] == (set_by_user or "1000")
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ class ModelSettings:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse layer sizes and options that do not fit together, by `parser.error`."""
+    if args.model != "dlrm" and ".py:" not in args.model:
+        parser.error(f"--model: got {args.model!r}; expected dlrm, or path/to/file.py:Class")
     names = [name for name, _ in args.model_args]
     if len(set(names)) < len(names):
         parser.error("--model-args names an option twice")

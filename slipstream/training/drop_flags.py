@@ -102,6 +102,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             "--stale-keep-rate and --recalibrate-every exclude each other: reweighted inputs stand "
             "for dropped ones, which would come back"
         )
+    policy = args.drop_policy
+    if policy not in BUILT_IN and ".py:" not in policy:
+        known = ", ".join(BUILT_IN)
+        parser.error(f"--drop-policy: got {policy!r}; expected {known}, or path/to/file.py:name")
     if args.threshold is not None and args.drop_policy != "stale":
         parser.error(f"--threshold is stale's; {args.drop_policy} takes --drop-percentage")
     if args.stratify_drop and args.drop_negatives_only:

@@ -83,7 +83,12 @@ def run_training(
         trainer.evaluate_only() if run.inference_only else trainer.run()
         if stop.signal:
             stop_program(stop.signal, trainer, log)
-        return _end(method, trainer, prepared, log)
+        summary = _end(method, trainer, prepared, log)
+    if trainer.save_failure is not None:  # after the results, which stand
+        raise trainer.save_failure
+    if checkpoints is not None:
+        print(f"model: {checkpoints.last_path}")
+    return summary
 
 
 def _checkpoints(
@@ -133,15 +138,11 @@ def _log_start(
 
 
 def _end(method: str, trainer: Trainer, prepared: PreparedData, log: RunLog) -> dict[str, Any]:
-    """Log and print the summary. Raises the `OSError` for which the trained model is not saved."""
+    """Log and print the summary."""
     summary = _summary(method, trainer, prepared)
     log.write("summary", **summary)
     _print_summary(summary)
     print(f"log: {log.path}")
-    if trainer.save_failure is not None:
-        raise trainer.save_failure
-    if trainer.checkpoints is not None:
-        print(f"model: {trainer.checkpoints.last_path}")
     return {**summary, "log": str(log.path)}
 
 

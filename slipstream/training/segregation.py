@@ -135,11 +135,7 @@ def segregate(
         "optimizer": optimizer,
         "seed": seed if ip_sampling_rate < 100 else None,
     }
-    identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
-    # A fingerprint leaves out the manifest.
-    described = unpack_manifest(open_npz(processed_file, others=False))
-    if "features" in described:
-        identity["features"] = described["features"]
+    identity = _identity(processed_file, options)
     for suffix in ("", ".partial", ".old"):
         check_replaceable(folder.with_name(folder.name + suffix), OWN_FILES)
     current = _current_manifest(folder, identity)
@@ -170,6 +166,16 @@ def segregate(
     _print_figures(figures)
     print(f"segregated into {folder}: {seconds:.2f} s, {len(log.inputs) / seconds:,.0f} rows/s")
     return True
+
+
+def _identity(processed_file: str | Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What a folder is of."""
+    identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
+    # A fingerprint leaves out the manifest.
+    described = unpack_manifest(open_npz(processed_file, others=False))
+    if "features" in described:
+        identity["features"] = described["features"]
+    return identity
 
 
 def _begin(folder: Path, identity: dict[str, Any]) -> Path:

@@ -136,17 +136,8 @@ def load_segregated(
     check_sums(folder / ROWS_FILE)
     check_kinds(rows, str(folder / ROWS_FILE))
     manifest = unpack_manifest(rows)
-    if processed_file is not None and manifest.get("source") != fingerprint(processed_file):
-        raise ValueError(
-            f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
-        )
     if processed_file is not None:
-        features = unpack_manifest(open_npz(processed_file, others=False)).get("features")
-        if features is not None and features != manifest.get("features"):
-            raise ValueError(
-                f"{folder} was made when {processed_file} had other features; run "
-                "input_segregation.py again"
-            )
+        _check_source(folder, manifest, processed_file)
     slot_of_row, num_hot = rows["slot_of_row"], int(rows["num_hot"])
     if max_memory is None:
         max_memory = available_memory_bytes() // 2
@@ -179,6 +170,19 @@ def load_segregated(
         str(manifest.get("source")),
         manifest["files"],
     )
+
+
+def _check_source(folder: Path, manifest: dict[str, Any], processed_file: str | Path) -> None:
+    if manifest.get("source") != fingerprint(processed_file):
+        raise ValueError(
+            f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
+        )
+    features = unpack_manifest(open_npz(processed_file, others=False)).get("features")
+    if features is not None and features != manifest.get("features"):
+        raise ValueError(
+            f"{folder} was made when {processed_file} had other features; run input_segregation.py "
+            "again"
+        )
 
 
 def _check_budget(
