@@ -41,6 +41,8 @@ from bench.methods import (  # noqa: E402
     OWN_POLICY,
     check_flags,
     command_of,
+    flags_in,
+    folder_of,
     kinds_of,
     method_of,
     script_of,
@@ -84,9 +86,8 @@ def finished_records(folder: Path) -> Records | None:
 def run_name(run: Run) -> str:
     """The folder of a run."""
     method, setting, seed = run
-    if method not in METHODS:  # a path
-        method = "slipstream-" + Path(method).name.replace(".py:", ".")
-    return f"{method}-{setting}-seed{seed}" if setting else f"{method}-seed{seed}"
+    words = [folder_of(method), setting, f"seed{seed}"]
+    return "-".join(word for word in words if word)
 
 
 def train(run: Run, args: argparse.Namespace, flags: list[str]) -> Records:
@@ -119,24 +120,29 @@ def claim(args: argparse.Namespace, flags: list[str]) -> None:
         "commit": git_commit(),
         "settings": args.settings,
         "own files": texts_of(
-            [*flags, *(word for m in args.methods for word in script_of(m)[1])]
-            + [word for text in args.settings.values() for word in shlex.split(text)]
+            [*flags, *(word for text in args.settings.values() for word in shlex.split(text))]
         ),
     }
+    for method in args.methods:  # by folder: another file's runs would lie in the same one
+        for text in texts_of(script_of(method)[1]).values():
+            compared["own files"][folder_of(method)] = text
     if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
         before = read_json(path) if path.exists() else {}
-        settings = before.pop("settings", {})
+        named = ("settings", "own files")  # a later call may bring more
         differing = [
-            key for key in compared if key != "settings" and compared[key] != before.get(key)
+            key for key in compared if key not in named and compared[key] != before.get(key)
         ]
-        known = settings.keys() & args.settings.keys()
-        differing += [f"setting {name}" for name in known if settings[name] != args.settings[name]]
+        for key in named:
+            known, now = before.get(key, {}), compared[key]
+            differing += [
+                f"{key[:-1]} {name}" for name in known.keys() & now if known[name] != now[name]
+            ]
+            compared[key] = {**known, **now}
         if differing:
             raise ValueError(
                 f"{folder} holds runs of another comparison ({', '.join(differing)} differ);"
                 " choose another --runs-dir, or delete it"
             )
-        compared["settings"] = {**settings, **args.settings}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, compared)
 
@@ -212,8 +218,9 @@ def by_run(rows: Records) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
 
 def print_table(rows: Records, limit: float | None) -> None:
     """For people: a line a method and setting."""
+    width = max(20, *(len(row["method"]) + 1 for row in rows))
     print(
-        "method              setting   n   AUC     sd      difference        NE      first stopped"
+        f"{'method':<{width}}setting   n   AUC     sd      difference        NE      first stopped"
         "    samples  training s  s to target"
     )
     for (method, setting), metrics in by_run(rows).items():
@@ -221,7 +228,7 @@ def print_table(rows: Records, limit: float | None) -> None:
         verdict = " (tie)" if auc["tie"] and method != rows[0]["method"] else ""
         mean = {name: row["mean"] for name, row in metrics.items()}
         print(
-            f"{method:<20}{setting:<8}{auc['n']:>3}  {auc['mean']:.4f}  {auc['sd']:.4f}  "
+            f"{method:<{width}}{setting:<8}{auc['n']:>3}  {auc['mean']:.4f}  {auc['sd']:.4f}  "
             f"{auc['difference']:+.4f}{verdict:<6}  {mean['normalized_entropy']:.4f}  "
             f"{mean['auc_first_at_samples']:>13.4f}  {mean['samples']:>10,.0f}  "
             f"{mean['training_s']:>10.1f}  {mean['training_s_to_target']:>11.1f}"
@@ -274,7 +281,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         default=[],
         metavar="NAME=FLAGS",
         help="flags, in one word each: each method is run with each of them, or with those of its"
-        " flags that its script has; what is left out is said. Not given: with the defaults",
+        " flags that it has; what is left out is said. Not given: with the defaults",
     )
     parser.add_argument("--num-seeds", type=cli.positive_int, default=3, help="seeds a method")
     parser.add_argument(
@@ -290,6 +297,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     args.methods = list(dict.fromkeys(args.methods))
     args.settings = dict(args.settings)
     has_data = args.processed_data_file is not None and args.segregated_data_dir is not None
+    if len({folder_of(method) for method in args.methods}) < len(args.methods):
+        parser.error("--methods: two policies of one's own have the same name; rename a file")
     if args.smoke == has_data:
         parser.error("give --processed-data-file and --segregated-data-dir, or --smoke")
     return args, flags
@@ -300,8 +309,9 @@ def setting(text: str) -> tuple[str, str]:
     name, equals, flags = text.partition("=")
     if not (name.isidentifier() and equals):
         raise argparse.ArgumentTypeError(
-            f"got {text!r}; expected a name and flags, as 'd60=-- ...'"
+            f"got {text!r}; expected a name and flags, as 'd60=--drop-percentage 60'"
         )
+    flags_in(flags)
     return name, flags
 
 

@@ -49,6 +49,7 @@ from slipstream.tools.npz import open_npz  # noqa: E402
 NUM_POINTS = 60
 NUM_TABLES = 6
 QUICK_ROWS, QUICK_BUDGET = 20_000, 200_000
+LONG_LABEL = 44  # characters: three beside each other are wider than the figure
 
 
 def skew(args: argparse.Namespace, axes: Any) -> Rows:
@@ -181,7 +182,11 @@ def main(argv: list[str] | None = None) -> Path:
         figure, axes = pyplot.subplots(figsize=(7.5, 5.2), layout="constrained")
         rows = FIGURES[args.name](args, axes)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    labels = axes.get_legend_handles_labels()[1]
+    is_long = max(map(len, labels), default=0) > LONG_LABEL
+    if is_long:
+        figure.set_figheight(5.2 + 0.17 * len(labels))
+    figure.legend(loc="outside lower center", ncols=1 if is_long else 3, fontsize=8)
     path = Path(args.output_dir) / f"{args.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})

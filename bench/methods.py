@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shlex
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import dlrm_s_pytorch
 import fae_train
 import slipstream_train
-from slipstream.model import flags as model_flags
-from slipstream.training import drop_flags
-from slipstream.training import flags as flag_tables
-from slipstream.training.policies import BUILT_IN
+from slipstream.model.networks import find_network
+from slipstream.tools import cli
+from slipstream.training.policies import BUILT_IN, find_policy
 
 Kind = tuple[str, str]  # method, setting
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -34,6 +35,11 @@ SCRIPTS: dict[str, Any] = {
     "fae_train": fae_train,
     "slipstream_train": slipstream_train,
 }
+# What a comparison gives every run itself.
+DECIDED = {
+    *("--processed-data-file", "--segregated-data-dir", "--runs-dir", "--run-name"),
+    *("--print-freq", "--test-freq", *cli.SEED.name.split()),
+}
 
 
 def method_of(text: str) -> str:
@@ -46,6 +52,13 @@ def method_of(text: str) -> str:
     return text
 
 
+def folder_of(method: str) -> str:
+    """A method's name as a part of a folder's."""
+    if method in METHODS:
+        return method
+    return "slipstream-" + re.sub(r"[^\w.-]", "_", Path(method).name.replace(".py:", "."))
+
+
 def script_of(method: str) -> tuple[str, tuple[str, ...]]:
     """The script of a method, and the flags that make it."""
     if method in METHODS:
@@ -53,11 +66,22 @@ def script_of(method: str) -> tuple[str, tuple[str, ...]]:
     return "slipstream_train", ("--drop-policy", method.removeprefix("slipstream-"))
 
 
+@cache
+def flags_of(script: str) -> frozenset[str]:
+    """The flags that a script's parser has."""
+    data = ["--processed-data-file", "-"]
+    if script != "dlrm_s_pytorch":
+        data += ["--segregated-data-dir", "-"]
+    return frozenset(
+        f"--{name.replace('_', '-')}" for name in vars(SCRIPTS[script].parse_args(data))
+    )
+
+
 def command_of(kind: Kind, args: argparse.Namespace, flags: list[str]) -> tuple[str, list[str]]:
     """A kind's script and its flags, but for those of each run."""
     method, name = kind
     script, own_flags = script_of(method)
-    words = [*flags, *split_setting(args.settings.get(name, ""), script)[0]]
+    words = [*flags, *split_setting(args.settings.get(name, ""), method)[0]]
     # What the comparison decides comes last: it wins over the user's flags.
     words += [*own_flags, "--processed-data-file", args.processed_data_file]
     if script != "dlrm_s_pytorch":
@@ -65,58 +89,72 @@ def command_of(kind: Kind, args: argparse.Namespace, flags: list[str]) -> tuple[
     return script, words
 
 
-def split_setting(text: str, script: str) -> tuple[list[str], list[str]]:
-    """Of a setting's flags, the words of those that a script has, and those that it has not."""
-    groups: list[list[str]] = []
+def flags_in(text: str) -> list[tuple[str, list[str]]]:
+    """A setting's flags, each by its name with hyphens and as its words.
+
+    Raises `ArgumentTypeError` for one that no trainer has, or that the comparison decides.
+    """
+    found: list[tuple[str, list[str]]] = []
     for word in shlex.split(text):
-        if word.startswith("--") or not groups:
-            groups.append([])
-        groups[-1].append(word)
-    tables = [model_flags.FLAGS, flag_tables.TRAINING, flag_tables.MACHINE]
-    tables += [flag_tables.EVALUATION, flag_tables.RUN]
-    tables.append(flag_tables.GENERATED if script == "dlrm_s_pytorch" else flag_tables.SEGREGATED)
-    if script == "slipstream_train":
-        tables.append(drop_flags.FLAGS)
-    known = {name for table in tables for flag in table for name in flag.name.split()}
-    # One that no script knows is each script's to refuse.
-    others = {name for flag in drop_flags.FLAGS for name in flag.name.split()}
-    others |= {name for flag in flag_tables.SEGREGATED for name in flag.name.split()}
+        if word.startswith("--") or not found:
+            found.append((word.partition("=")[0].replace("_", "-"), []))
+        found[-1][1].append(word)
+    for name, _ in found:
+        if name in DECIDED:
+            raise argparse.ArgumentTypeError(f"{name} is the comparison's own")
+        if not any(name in flags_of(script) for script in SCRIPTS):
+            raise argparse.ArgumentTypeError(f"{name} is no flag of a trainer")
+    return found
+
+
+def split_setting(text: str, method: str) -> tuple[list[str], list[str]]:
+    """Of a setting's flags, the words of those that a method takes, and the others' names.
+
+    It takes those that its script has and that do not make it another method.
+    """
+    script, own_flags = script_of(method)
     kept: list[str] = []
     left_out: list[str] = []
-    for group in groups:
-        name = group[0].partition("=")[0].replace("_", "-")
-        if name in known or name not in others:
-            kept += group
+    for name, words in flags_in(text):
+        if name in flags_of(script) and name not in own_flags:
+            kept += words
         else:
             left_out.append(name)
     return kept, left_out
 
 
 def kinds_of(args: argparse.Namespace) -> tuple[list[Kind], list[str]]:
-    """The kinds of runs, and a line for each part of a setting that a method has no flag for.
+    """The kinds of runs, and a line for each part of a setting that a method does not take.
 
-    A method that has none of a setting's flags is run without it, once.
+    A method that takes none of a setting's flags is run without it, once.
     """
     kinds: list[Kind] = []
     said = []
     for method in args.methods:
-        script, _ = script_of(method)
         for name, text in args.settings.items() or [("", "")]:
-            kept, left_out = split_setting(text, script)
+            kept, left_out = split_setting(text, method)
             if left_out:
-                said.append(f"{method} has no {', '.join(left_out)} of setting {name}")
-            kinds.append((method, name if kept else ""))
+                said.append(f"{method} takes no {', '.join(left_out)} of setting {name}")
+            kinds.append((method, "" if left_out and not kept else name))
     return list(dict.fromkeys(kinds)), list(dict.fromkeys(said))
 
 
 def check_flags(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -> None:
-    """Have each script refuse bad flags now, before anything is trained, by `parser.error`."""
+    """Have bad flags refused now, before anything is trained.
+
+    By the scripts' own `parser.error`, or as a `ValueError` or `OSError`: a network or policy that
+    there is not, or a setting that no method takes.
+    """
     for kind in kinds:
         script, words = command_of(kind, args, flags)
-        SCRIPTS[script].parse_args(words)
-    for name, text in args.settings.items():
-        if shlex.split(text) and name not in {setting for _, setting in kinds}:
-            raise ValueError(f"setting {name}: none of the methods has a flag of it")
+        parsed = SCRIPTS[script].parse_args(words)
+        if parsed.model != "dlrm":
+            find_network(parsed.model, dict(parsed.model_args))
+        if script == "slipstream_train":
+            find_policy(parsed.drop_policy, parsed.alpha)
+    for name in args.settings:
+        if name not in {setting for _, setting in kinds}:
+            raise ValueError(f"setting {name}: none of the methods takes a flag of it")
 
 
 def texts_of(words: Iterable[str]) -> dict[str, str]:

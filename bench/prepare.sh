@@ -57,9 +57,22 @@ find_python() { # modules
   PYTHON=.venv/bin/python
 }
 
+# Before minutes of installation: what the scripts would refuse after it.
+check_path() { # name of a variable
+  if [ -e "${!1}" ] || { [ "$1$DATA_SET" = RAW_DATAterabyte ] && compgen -G "${!1}*" >/dev/null; }; then
+    return
+  fi
+  echo "$0: error: $1=${!1} does not exist; check the path" >&2
+  exit 2
+}
+
 prepare() {
-  local modules=(torch numpy sklearn tqdm) synthetic="" options=()
+  local modules=(torch numpy sklearn tqdm) synthetic="" options=() name
+  for name in RAW_DATA COLUMNS_FILE; do
+    if [ -n "${!name:-}" ]; then check_path "$name"; fi
+  done
   if [ -z "${RAW_DATA:-}" ] && [ -n "${PROCESSED_DATA:-}" ]; then
+    check_path PROCESSED_DATA
     HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/hot_cold}"
     find_python "${modules[@]}"
     echo "No RAW_DATA given: using $PROCESSED_DATA as it is"
@@ -79,7 +92,7 @@ prepare() {
     fi
   fi
   if [ -z "${PROCESSED_DATA:-}" ]; then
-    local folder name
+    local folder
     folder="$(basename "$(dirname "$RAW_DATA")")"
     name="$(basename "$RAW_DATA" .gz)"
     PROCESSED_DATA="input/$folder/${name%.*}_processed.npz"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,28 @@ import numpy as np
 from bench import compare
 
 Rows = list[dict[str, Any]]
+Named = list[tuple[str, compare.Records]]  # runs, by their folders
+LEGEND_WIDTH, TICK_WIDTH = 110, 44  # characters
 # Okabe and Ito's, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Flags that say where things are, what is printed and what is kept. Data are told apart by size.
+# Flags that say where things are, what is printed and what is kept; data are told by contents.
+GENERATED = ("data_generation", "data_size", "arch_embedding_size")
 UNTOLD = {
+    *GENERATED,
     *("seed", "run_name", "runs_dir", "processed_data_file", "segregated_data_dir"),
     *("save_model", "load_model", "checkpoint_every", "keep", "print_freq", "test_freq"),
-    *("val_freq", "data_generation", "data_size", "arch_embedding_size"),
+    *("val_freq", "drop_policy"),  # which the method's name says
 }
+# How far the ends of averaged runs may lie apart: how many inputs go can depend on the seed.
+ENDS_APART = 0.02
 
 
 def runs_by_kind(folder: Path) -> dict[str, list[compare.Records]]:
     """The finished runs below a folder, by a label that tells their kinds apart.
 
-    A comparison's are named by its methods and settings. Raises `ValueError` where there are none.
+    A comparison's are named by its methods and settings. Runs of one kind are in one list where
+    they differ in their seed alone and were evaluated at the same steps; others get a number. Which
+    runs are meant is printed. Raises `ValueError` where there are none.
     """
     finished, num_left_out = [], 0
     for log in sorted(folder.glob("*/log.jsonl")):
@@ -41,78 +50,127 @@ def runs_by_kind(folder: Path) -> dict[str, list[compare.Records]]:
         else:
             finished.append((log.parent.name, records))
     if num_left_out:
-        print(f"left out: {num_left_out} runs that did not finish", file=sys.stderr)
+        plural = "s" * (num_left_out > 1)
+        print(f"left out: {num_left_out} run{plural} that did not finish", file=sys.stderr)
     if not finished:
         raise ValueError(f"{folder} holds no finished runs; run bench.compare or a trainer first")
-    kinds: dict[str, list[compare.Records]] = {}
-    if (folder / "comparison.json").exists():
-        for name, records in finished:
-            kinds.setdefault(name.rpartition("-seed")[0] or name, []).append(records)
-        return kinds
-    by_kind: dict[str, list[compare.Records]] = {}
-    for _, records in finished:
-        by_kind.setdefault(json.dumps(_kind_of(records[0]), sort_keys=True), []).append(records)
-    found = [(json.loads(text), records) for text, records in by_kind.items()]
-    for kind, label in zip(found, _labels([kind for kind, _ in found]), strict=True):
-        for number, alike in enumerate(_averaged(kind[1])):
-            kinds[label + (f" #{number + 1}" if number else "")] = alike
-    return kinds
+    by_kind: dict[str, Named] = {}
+    is_comparison = (folder / "comparison.json").exists()
+    for name, records in finished:
+        kind = name.rpartition("-seed")[0] if is_comparison else ""
+        kind = kind or json.dumps(_kind_of(records[0]), sort_keys=True)
+        by_kind.setdefault(kind, []).append((name, records))
+    told = [json.loads(kind) for kind in by_kind if kind.startswith("{")]
+    labels = iter(_labels(told))
+    found: dict[str, list[compare.Records]] = {}
+    for kind, named in by_kind.items():
+        label = next(labels) if kind.startswith("{") else kind
+        for alike in _averaged(named):
+            number = 1
+            while (unique := label + (f" #{number}" if number > 1 else "")) in found:
+                number += 1
+            found[unique] = [records for _, records in alike]
+            print(f"{unique}: {', '.join(name for name, _ in alike)}")
+    return found
 
 
-def _kind_of(start: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a run is, by its log's first line: the method, and what may differ within one."""
+def _kind_of(start: dict[str, Any]) -> dict[str, Any]:
+    """What a run is, by its log's first line: the method, the data, and what else is told."""
     flags, machine = start.get("flags", {}), start.get("machine", {})
-    method = start["method"]
-    if method == "slipstream":
-        method += f"-{flags.get('drop_policy')}"
-    told = {name: value for name, value in flags.items() if name not in UNTOLD | {"drop_policy"}}
+    manifest, method = start.get("data") or {}, start["method"]
+    told = {f"--{name.replace('_', '-')}": flags[name] for name in flags.keys() - UNTOLD}
+    told["commit"] = start.get("commit")
+    told["on"] = machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('cpu_cores')} cores"
+    if start.get("loaded") and not start.get("resumed"):
+        told["begun from"] = start["loaded"]
     sizes = start.get("table_sizes", [])
-    data = f"{start.get('num_train'):,} inputs, {len(sizes)} tables of {sum(sizes):,} rows"
-    where = {"cpu": machine.get("gpu") or machine.get("cpu"), "commit": start.get("commit")}
-    return {"method": {"": method}, "data": {"": data}, "flags": told, "where": where}
+    size = f"{start.get('num_train'):,} inputs, {len(sizes)} tables of {sum(sizes):,} rows"
+    source = flags.get("processed_data_file") or flags.get("segregated_data_dir")
+    contents = {"manifest of the log": manifest}
+    if method != "baseline":
+        told["hot rows"] = start.get("num_hot")
+        contents = {"log": manifest.get("source"), "sets": manifest.get("files")}
+    policy = flags.get("drop_policy")
+    if method == "slipstream":
+        method += f"-{Path(str(policy)).name}"
+    data = {"size": size, "table sizes": sizes, **contents}
+    if flags.get("data_generation", "dataset") != "dataset":
+        # The seed decides on them, too: of another one they are other data.
+        source = f"{flags['data_generation']} data of seed {start.get('seed')}"
+        data["generated"] = [source, *(flags[name] for name in GENERATED)]
+    return {"method": method, "policy": policy, "data": data, "source": source, "told": told}
 
 
-def _labels(kinds: list[dict[str, dict[str, Any]]]) -> list[str]:
-    """A label each: the method, and of the rest what the kinds of the same method differ in."""
+def _labels(kinds: list[dict[str, Any]]) -> list[str]:
+    """A label each: the method, and what else the kinds differ in that have it."""
+
+    def differ(part: str, name: str) -> bool:
+        values = [kind[part][name] for kind in kinds if name in kind[part]]
+        return any(value != values[0] for value in values)
+
     labels = []
     for kind in kinds:
-        method = kind["method"][""]
-        words = [method]
-        if len({other["data"][""] for other in kinds}) > 1:
-            words.append(kind["data"][""])
-        peers = [other for other in kinds if other["method"] == kind["method"]]
-        for part, prefix in (("flags", "--"), ("where", "")):
-            for name, value in kind[part].items():
-                values = {json.dumps(peer[part].get(name)) for peer in peers}
-                if len(values) > 1:
-                    text = str(value)[:12] if name == "commit" else str(value)
-                    words.append(f"{prefix}{name.replace('_', '-')} {text}")
+        words = [kind["method"]]
+        if differ("data", "size"):
+            words.append(kind["data"]["size"])
+        elif any(differ("data", name) for name in kind["data"] if name != "sets"):
+            words.append("/".join(Path(str(kind["source"])).parts[-2:]))
+        for name, value in kind["told"].items():
+            if differ("told", name):
+                words.append(f"{name} {_shown(name, value)}")
         labels.append(", ".join(words))
     return labels
 
 
-def _averaged(alike: list[compare.Records]) -> list[list[compare.Records]]:
-    """Runs of one kind as lines: a line has each seed once, evaluated after the same inputs."""
-    lines: list[tuple[set[int], list[int], list[compare.Records]]] = []
-    for records in alike:
-        seed, points = records[0]["seed"], [r["samples"] for r in compare.curve_of(records)]
-        for seeds, samples, line in lines:
-            if seed not in seeds and _is_near(samples, points):
-                seeds.add(seed)
-                line.append(records)
+def _shown(name: str, value: Any) -> str:
+    if name == "commit":
+        commit, plus, _ = str(value).partition("+")
+        return commit[:8] + plus
+    if isinstance(value, list):
+        if all(isinstance(item, int) for item in value):
+            return "-".join(map(str, value))
+        return " ".join("=".join(map(str, item)) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _averaged(named: Named) -> list[Named]:
+    """Runs of one kind as lines: a line has each seed once, evaluated at the same steps."""
+    lines: list[Named] = []
+    for name, records in named:
+        for line in lines:
+            seeds = [other[0].get("seed") for _, other in line]
+            if records[0].get("seed") not in seeds and _is_aligned(line[0][1], records):
+                line.append((name, records))
                 break
         else:
-            lines.append(({seed}, points, [records]))
-    return [line for _, _, line in lines]
+            lines.append([(name, records)])
+    return lines
 
 
-def _is_near(first: list[int], second: list[int]) -> bool:
-    """Whether two runs were evaluated at the same places, but for how many were dropped."""
-    return len(first) == len(second) and bool(np.allclose(first, second, rtol=0.02))
+def _is_aligned(first: compare.Records, second: compare.Records) -> bool:
+    """Whether two runs were evaluated at the same steps, up to where one of them ended."""
+    steps = [[r["step"] for r in compare.curve_of(records)] for records in (first, second)]
+    if not all(steps):
+        return not any(steps)
+    ends = [own[-1] for own in steps]
+    first_way, second_way = ([step for step in own[:-1] if step < min(ends)] for own in steps)
+    return first_way == second_way and max(ends) - min(ends) <= ENDS_APART * max(ends)
 
 
-def _seeds(logs: list[Any]) -> str:
-    return f"{len(logs)} seed{'s' * (len(logs) != 1)}"
+def _points(logs: list[compare.Records]) -> list[tuple[dict[str, Any], ...]]:
+    """Evaluations of aligned runs, side by side: on the way, and last where each ended."""
+    found = [compare.curve_of(records) for records in logs]
+    on_way = min(map(len, found)) - 1
+    if on_way < 0:
+        return []
+    return list(zip(*([*curve[:on_way], curve[-1]] for curve in found), strict=True))
+
+
+def _wrapped(name: str, num_seeds: int, width: int) -> str:
+    seeds = f"({num_seeds} seed{'s' * (num_seeds != 1)})"
+    return textwrap.fill(f"{name} {seeds}", width, break_on_hyphens=False)
 
 
 def curves(args: argparse.Namespace, axes: Any) -> Rows:
@@ -120,12 +178,11 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
     found: Rows = []
     against_time = args.name == "times"
     for number, (name, logs) in enumerate(runs_by_kind(Path(args.runs_dir)).items()):
-        points = [compare.curve_of(records) for records in logs]
-        for row in zip(*points, strict=False):
+        for row in _points(logs):
             aucs = [record["auc"] for record in row]
             seconds = [compare.all_training_s(record) for record in row]
             found.append(
-                {"run": name, "n": len(row), "samples": row[0]["samples"]}
+                {"run": name, "n": len(row), "samples": round(np.mean([r["samples"] for r in row]))}
                 | {"training_s": float(np.mean(seconds)), "auc": float(np.mean(aucs))}
                 | {"auc_sd": compare.standard_deviation(np.array(aucs))}
             )
@@ -135,7 +192,7 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
             [row["auc"] for row in mine],
             ("-", "--", ":")[number // len(COLOURS) % 3] + ("o" if len(mine) == 1 else ""),
             color=COLOURS[number % len(COLOURS)],
-            label=f"{name} ({_seeds(logs)})",
+            label=_wrapped(name, len(logs), LEGEND_WIDTH),
         )
     axes.set(
         xlabel="seconds of training, choosing included"
@@ -171,9 +228,12 @@ def speed(args: argparse.Namespace, axes: Any) -> Rows:
     axes.errorbar(whole, places, xerr=spread, fmt="none", ecolor="black", capsize=3)
     for place, end, right in zip(places, whole, whole + spread, strict=True):
         axes.annotate(f"  {whole.max() / end:.2f}x", (right, place), va="center", fontsize=8)
-    axes.set_yticks(places, [row["run"] for row in found])
+    names = [_wrapped(row["run"], row["n"], TICK_WIDTH) for row in found]
+    axes.set_yticks(places, names, fontsize=8)
+    num_lines = len(names) * max(name.count("\n") + 1 for name in names)
+    axes.figure.set_figheight(max(axes.figure.get_figheight(), 1.5 + 0.17 * num_lines))
     axes.set_xlim(0, 1.12 * (whole + spread).max())
-    axes.set(xlabel=f"seconds of training, mean of {_seeds(logs)}")
+    axes.set(xlabel="seconds of training, mean over seeds")
     return found
 
 

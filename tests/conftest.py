@@ -1,7 +1,11 @@
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +16,36 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("SLIPSTREAM_TRACEBACK", None)
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile(
+    "any time", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any time")
+
+
+def keep_files_in_memory():
+    """Let tests write to memory where it has room: deleting from a disk takes milliseconds a file.
+
+    TMPDIR or --basetemp names another place. Files stay there, these are deleted at the end, or by
+    the next run where this one is killed.
+    """
+    from slipstream.tools.runtime import available_memory_bytes
+
+    memory = Path("/dev/shm")
+    if "TMPDIR" in os.environ or not memory.is_dir():
+        return
+    if min(shutil.disk_usage(memory).free, available_memory_bytes()) < 8e9:
+        return
+    for old in memory.glob("slipstream-tests-*"):
+        if not Path("/proc", old.name.rpartition("-")[2]).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    folder = memory / f"slipstream-tests-{os.getpid()}"
+    folder.mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # also of xdist's workers
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+keep_files_in_memory()
 
 
 @pytest.fixture

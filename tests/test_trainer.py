@@ -1,6 +1,6 @@
 import json
 import math
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from dlrm_data_pytorch import load_processed
+from slipstream.tools import runlog
 from slipstream.tools.metrics import click_metrics
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.training.embedding import EmbeddingTable, initial_rows
@@ -68,18 +69,27 @@ def test_learning_rate_schedule():
     assert [falling.at(9, share) for share in shares] == pytest.approx([0.3, 0.3, 0.15, 0.03])
 
 
-def test_clocks_count_each_second_once():
+def test_clocks_count_each_second_once(monkeypatch):
+    """By a clock of our own: on a busy machine any sleep is longer."""
+    now = [5.0]
+    monkeypatch.setattr(runlog, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     clocks = Clocks()
+    now[0] += 1  # of no activity
     with clocks.count("training"):
-        time.sleep(0.05)
+        now[0] += 2
         with clocks.count("snapshot"):
-            time.sleep(0.1)
+            now[0] += 4
+        now[0] += 8
     with clocks.count("paused"):
-        time.sleep(0.02)
-    seconds = clocks.seconds()
-    assert 0.05 <= seconds["training_s"] < 0.1 <= seconds["snapshot_s"] < 0.2
-    counted = seconds["training_s"] + seconds["snapshot_s"] + seconds["paused_s"]
-    assert counted <= seconds["program_s"] + 1e-5
+        now[0] += 16
+    now[0] += 32
+    seconds = {"training_s": 10, "paused_s": 16, "snapshot_s": 4, "program_s": 63}
+    assert clocks.seconds() == seconds
+    # A run that goes on counts on; the program's clock is that of both.
+    going_on = Clocks()
+    now[0] += 64
+    going_on.add(seconds)
+    assert going_on.seconds() == {**seconds, "program_s": 63 + 64}
 
 
 def test_log_is_strict_json_and_never_shared(tmp_path):

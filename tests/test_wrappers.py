@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,11 @@ def recorded(checkout, tmp_path, script, *flags, cwd=None, **environment):
         fake.read_text().replace("/usr/bin/env " + sys.executable.split("/")[-1], sys.executable)
     )
     fake.chmod(0o755)
+    for name in ("RAW_DATA", "COLUMNS_FILE", "PROCESSED_DATA"):
+        if name in environment:  # it must be there, though nothing reads it
+            path = Path(cwd or checkout) / environment[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     python = os.path.relpath(fake, cwd or checkout)
     done = run(checkout, script, *flags, cwd=cwd, **{"PYTHON": python, **environment})
     assert done.returncode == 0, done.stderr
@@ -193,6 +199,12 @@ def test_a_missing_log_is_an_error_never_random_data(checkout):
     done = run(checkout, "run_slipstream.sh", RAW_DATA="input/none/train.txt")
     assert done.returncode == 2 and "SYNTHETIC" not in done.stdout
     assert "none/train.txt does not exist" in done.stderr
+    # Before an interpreter is looked for, or packages are installed.
+    for name in ("RAW_DATA", "PROCESSED_DATA", "COLUMNS_FILE"):
+        path = {name: "nowhere/x.npz", "PYTHON": "/none"}
+        done = run(checkout, "run_fae_baseline.sh", **path)
+        assert done.returncode == 2 and f"error: {name}=" in done.stderr
+        assert done.stderr.count("\n") == 1 and "does not exist" in done.stderr
     done = run(checkout, "run_slipstream.sh", DATA_SET="terabyte")
     assert done.returncode == 2 and "set RAW_DATA" in done.stderr
 
