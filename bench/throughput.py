@@ -36,16 +36,19 @@ from typing import Any
 
 import numpy as np
 
-# How long OpenMP's threads spin; `slipstream` sets it when imported, unless it is set.
-WAIT, USUAL_WAIT = "GOMP_SPINCOUNT", "300000"
-OUR_WAIT = None if WAIT in os.environ else "1000"
+# Before `slipstream`, which sets how OpenMP's threads wait unless it is set. torch's library reads
+# it when it loads, so plain PyTorch's processes, which import this module, must have it by then.
+import torch  # noqa: F401
+
+WAIT = "GOMP_SPINCOUNT"
+WAIT_OF_USER = os.environ.get(WAIT)
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/throughput.py`
 
 import input_segregation  # noqa: E402
+from bench.floor import measure_floor  # noqa: E402
 from bench.turns import (  # noqa: E402
     check_batch,
-    measure_floor,
     parse_method,
     percentiles,
     work,
@@ -167,19 +170,18 @@ def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def usual_thread_wait(method: str) -> Iterator[None]:
-    """Start the body's process with libgomp's own wait of threads, where it is plain PyTorch's.
+    """Leave threads' wait to libgomp for a process that the body starts, if it is plain PyTorch's.
 
-    One that the user chose stays.
+    What the user chose stays.
     """
     name, options, _ = parse_method(method)
-    before = os.environ.get(WAIT)
-    if name == "plain" and "tuned" not in options and before == OUR_WAIT:
-        os.environ[WAIT] = USUAL_WAIT
+    is_usual = name == "plain" and "tuned" not in options and WAIT_OF_USER is None
+    ours = os.environ.pop(WAIT, None) if is_usual else None
     try:
         yield
     finally:
-        if before is not None:
-            os.environ[WAIT] = before
+        if ours is not None:
+            os.environ[WAIT] = ours
 
 
 def _totals(blocks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -283,10 +284,9 @@ def test_two_runs_never_write_one_folder(folder):
     command = [sys.executable, REPOSITORY / "fae_train.py", *MODEL_FLAGS, "--nepochs", "100000"]
     command += ["--segregated-data-dir", folder / "hot_cold", "--runs-dir", folder / "runs"]
     command += ["--save-model", folder / "m", "--checkpoint-every", "5"]
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as first:
+    with started(command, stdout=subprocess.DEVNULL):
         wait_for(lambda: checkpoints_in(folder / "m"))
         refused("another run writes to", fae_train, folder, "--save-model", folder / "m")
-        first.kill()
     train(
         fae_train,
         folder,
@@ -299,8 +299,18 @@ def test_two_runs_never_write_one_folder(folder):
     )
 
 
+@contextmanager
+def started(command, **options):
+    """A process that ends with the body, also where the body fails."""
+    with subprocess.Popen([*map(str, command)], **options) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
 def wait_for(condition):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -319,14 +329,12 @@ def test_signals_end_in_good_order(folder, method, number):
         data = ["--processed-data-file", folder / "small_processed.npz"]
     command = [sys.executable, script.__file__, *data, *MODEL_FLAGS, *flags]
     command += ["--runs-dir", folder / "runs", "--run-name", "first", "--num-threads", "1"]
-    with subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         for line in run.stdout:
             if line.startswith("step 5:"):
                 break
         run.send_signal(number)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=600)
     assert run.returncode == 128 + number
     assert "Traceback" not in err and "stopping after this mini-batch" in err
     assert f"stopped by {number.name} at step" in out and "--load-model auto goes on" in out
@@ -342,17 +350,18 @@ def test_signals_end_in_good_order(folder, method, number):
     assert_same_weights(folder / "m", folder / "whole")
 
 
-def test_a_second_signal_ends_at_once(folder, monkeypatch):
+def test_a_second_signal_ends_at_once():
     """Also while the first one's checkpoint is being written."""
     code = (
-        "import os, signal, time; from slipstream.tools.runtime import StopRequest\n"
+        "import os, signal; from slipstream.tools.runtime import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT); assert stop.signal == signal.SIGINT\n"
-        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
+        "    print('on', flush=True); os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('and on', flush=True)"
     )
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
-    assert done.returncode == 130 and time.monotonic() - start < 20
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (130, "on\n")
 
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "no description", "no state", "junk"])
@@ -656,36 +665,51 @@ def test_checkpoints_by_time(folder):
     assert_same_weights(folder / "a", folder / "b")
 
 
+PEAKS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import sklearn.metrics
+import dlrm_s_pytorch
+from slipstream.tools.runtime import peak_rss_bytes
+from slipstream.training.checkpoint import Checkpoints
+
+def peak():
+    print("PEAK", peak_rss_bytes(), flush=True)
+
+def save(*values, plain=Checkpoints.save):
+    peak()
+    path = plain(*values)
+    peak()
+    return path
+
+Checkpoints.save = save
+for more in (["--save-model"], ["--inference-only", "true", "--load-model"]):
+    child = os.fork()
+    if child == 0:
+        dlrm_s_pytorch.main([*sys.argv[3:], *more, sys.argv[2]])
+        peak()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
 def test_saving_and_loading_need_no_second_copy_of_the_rows(tmp_path):
-    """4 M rows of dim 16: the peak after saving against that of training, and that of loading."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import dlrm_s_pytorch\n"
-        "from slipstream.training.checkpoint import Checkpoints\n"
-        "from slipstream.tools.runtime import *\n"
-        "def save(*values, plain=Checkpoints.save):\n"
-        "    print('PEAK', peak_rss_bytes()); path = plain(*values)\n"
-        "    print('PEAK', peak_rss_bytes()); return path\n"
-        "Checkpoints.save = save\n"
-        "dlrm_s_pytorch.main(sys.argv[2:]); print('PEAK', peak_rss_bytes())"
-    )
+    """Against the peak of training, by less than half of the table: 256 MB.
+
+    31 MB for saving and -10 for loading, whatever else runs: both are forks of one process.
+    """
     flags = "--data-generation random --data-size 20000 --arch-embedding-size 2000000-2000000"
     flags += " --arch-mlp-bot 13-64-16 --arch-mlp-top 64-1 --num-threads 1 --device cpu"
-    command = [sys.executable, "-c", code, str(REPOSITORY), *flags.split()]
+    command = [sys.executable, "-c", PEAKS, str(REPOSITORY), str(tmp_path / "m"), *flags.split()]
     command += ["--runs-dir", str(tmp_path / "runs")]
-    peaks = []
-    for more in (["--save-model"], ["--inference-only", "true", "--load-model"]):
-        done = subprocess.run(
-            [*command, *more, str(tmp_path / "m")],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        peaks += [int(line[5:]) for line in done.stdout.splitlines() if line[:5] == "PEAK "]
-    trained, saved, evaluated, loaded = peaks
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    peaks = [int(line[5:]) for line in done.stdout.splitlines() if line[:5] == "PEAK "]
+    trained, saved, _, loaded = peaks
+    table = 4_000_000 * 16 * 4
+    assert os.path.getsize(find_checkpoint(tmp_path / "m").folder / "state.npz") > table
     shutil.rmtree(tmp_path / "m")
-    assert trained > 4_000_000 * 64
-    assert saved < 1.1 * trained and loaded < 1.1 * evaluated, peaks
+    assert trained > table and saved < trained + table / 2 and loaded < trained + table / 2, peaks
 
 
 def small_file_system(tmp_path, size):

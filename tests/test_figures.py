@@ -100,15 +100,16 @@ def test_missing_data_are_said(flags, said, capsys):
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
-def write_run(folder, name, seed=1, aucs=(0.6, 0.7), commit="c1", finished=True, **flags):
-    """A log such as the trainers leave."""
-    flags = {"seed": seed, "run_name": name, "runs_dir": str(folder), "alpha": 0.8, **flags}
-    start = {"kind": "start", "method": flags.pop("method", "slipstream"), "flags": flags}
-    start |= {"seed": seed, "commit": commit, "machine": {"cpu": "x"}, "num_train": 700}
-    start |= {"table_sizes": [5, flags.pop("rows", 6)]}
+def write_run(folder, name, seed=1, aucs=(0.6, 0.7), steps=None, finished=True, **more):
+    """A log such as the trainers leave; `more` is of its first line, `flags` beside the usual."""
+    flags = {"run_name": name, "runs_dir": str(folder), "test_freq": len(aucs), "alpha": 0.8}
+    flags |= {"seed": seed, "processed_data_file": "input/a/p.npz", **more.pop("flags", {})}
+    start = {"kind": "start", "method": "slipstream", "seed": seed, "commit": "c1"}
+    start |= {"machine": {"cpu": "x", "cpu_cores": 2}, "num_train": 700, "num_hot": 3}
+    start |= {"table_sizes": [5, 6], "data": {"source": "s1"}, "flags": flags, **more}
     curve = [
-        {"kind": "evaluation", "auc": auc, "samples": 100 * n, "training_s": 1.0 * n}
-        for n, auc in enumerate(aucs, start=1)
+        {"kind": "evaluation", "auc": auc, "step": step, "samples": 10 * step, "training_s": 1.0}
+        for step, auc in zip(steps or range(10, 999, 10), aucs, strict=False)
     ]
     last = {**curve[-1], "kind": "summary"} if finished else {"kind": "failed", "reason": "x"}
     (folder / name).mkdir()
@@ -116,46 +117,136 @@ def write_run(folder, name, seed=1, aucs=(0.6, 0.7), commit="c1", finished=True,
     (folder / name / "log.jsonl").write_text("\n".join(lines))
 
 
+def kinds(folder):
+    return {label: len(logs) for label, logs in runs_by_kind(folder).items()}
+
+
+STALE, RANDOM = {"drop_policy": "stale"}, {"drop_policy": "random"}
+
+
 @pytest.fixture
 def runs(tmp_path):
-    """Runs as the wrappers leave them: three kinds, a repeat, and one that did not finish."""
-    write_run(tmp_path, "slipstream-20261125-1", drop_policy="stale")
-    write_run(tmp_path, "slipstream-20261125-2", seed=2, aucs=(0.7, 0.8), drop_policy="stale")
-    write_run(tmp_path, "slipstream-20261125-3", aucs=(0.5, 0.9), drop_policy="stale")
-    write_run(tmp_path, "slipstream-20261125-4", drop_policy="stale", alpha=0.5)
-    write_run(tmp_path, "mine", drop_policy="random", save_model="m")
-    write_run(tmp_path, "fae-20261125-5", method="fae", rows=7, aucs=(0.65,))
-    write_run(tmp_path, "fae-20261125-6", method="fae", finished=False)
+    """Runs as the wrappers leave them: kinds, seeds, a repeat, and two that did not finish."""
+    write_run(tmp_path, "slipstream-1", flags=STALE)
+    write_run(tmp_path, "slipstream-2", seed=2, aucs=(0.7, 0.8), flags=STALE)
+    write_run(tmp_path, "slipstream-3", aucs=(0.5, 0.9), flags=STALE | {"save_model": "m"})
+    write_run(tmp_path, "slipstream-4", flags=STALE | {"alpha": 0.5})
+    write_run(tmp_path, "mine", flags=RANDOM | {"print_freq": 7})
+    other = {"method": "fae", "table_sizes": [5, 7], "flags": {"alpha": 0.8}}
+    write_run(tmp_path, "fae-5", aucs=(0.65,), **other)
+    write_run(tmp_path, "fae-6", finished=False, **other)
+    write_run(tmp_path, "fae-7", finished=False, **other)
     return tmp_path
 
 
 def test_unrelated_runs_are_told_apart(runs, capsys):
     path = figures.main(["curves", "--runs-dir", str(runs), "--output-dir", str(runs / "out")])
-    assert "left out: 1 runs" in capsys.readouterr().err
+    shown, errors = capsys.readouterr()
+    assert "left out: 2 runs" in errors
     rows = pandas.read_csv(path.with_suffix(".csv")).set_index("run")
     small, large = "700 inputs, 2 tables of 11 rows", "700 inputs, 2 tables of 12 rows"
     assert set(rows.index) == {
         f"slipstream-stale, {small}, --alpha 0.8",
         f"slipstream-stale, {small}, --alpha 0.8 #2",
         f"slipstream-stale, {small}, --alpha 0.5",
-        f"slipstream-random, {small}",
-        f"fae, {large}",
+        f"slipstream-random, {small}, --alpha 0.8",
+        f"fae, {large}, --alpha 0.8",
     }
-    # Seeds are averaged; the repeat of seed 1 is not.
+    # Seeds are averaged; the repeat of seed 1 is not. Which is which is said.
     first = rows.loc[f"slipstream-stale, {small}, --alpha 0.8"]
     assert first.auc.tolist() == pytest.approx([0.65, 0.75]) and set(first.n) == {2}
     assert rows.loc[f"slipstream-stale, {small}, --alpha 0.8 #2"].auc.tolist() == [0.5, 0.9]
+    assert "alpha 0.8: slipstream-1, slipstream-2\n" in shown and "#2: slipstream-3\n" in shown
     for name in ("times", "speed"):
         figures.main([name, "--runs-dir", str(runs), "--output-dir", str(runs / "out")])
 
 
-def test_runs_of_other_code_or_at_other_places_are_not_averaged(tmp_path):
-    write_run(tmp_path, "a", method="fae")
-    write_run(tmp_path, "b", method="fae", seed=2, aucs=(0.5, 0.6, 0.7))
-    write_run(tmp_path, "c", method="fae", seed=3, commit="c2")
-    kinds = runs_by_kind(tmp_path)
-    assert {label: len(logs) for label, logs in kinds.items()} == {
-        "fae, commit c1": 1,
-        "fae, commit c1 #2": 1,
-        "fae, commit c2": 1,
-    }
+@pytest.mark.parametrize(
+    ("other", "first", "second"),
+    [
+        ({"commit": "c2+changes"}, "commit c1", "commit c2+"),
+        ({"flags": STALE | {"learning_rate": 1.0}}, "", ""),  # one that the first has not
+        ({"flags": STALE | {"alpha": 1.0}}, "--alpha 0.8", "--alpha 1"),
+        ({"num_hot": 4}, "hot rows 3", "hot rows 4"),
+        ({"loaded": "m"}, "", "begun from m"),
+        ({"machine": {"gpu": "H"}}, "on x, 2 cores", "on H"),
+        # Other logs of the same size; another file of the same function's name.
+        (
+            {"data": {"source": "s2"}, "flags": STALE | {"processed_data_file": "input/b/p.npz"}},
+            "a/p.npz",
+            "b/p.npz",
+        ),
+        ({"data": {"source": "s1", "files": {"train_hot": "x"}}}, "", ""),
+    ],
+)
+def test_what_differs_is_never_averaged(tmp_path, other, first, second):
+    write_run(tmp_path, "a", flags=STALE)
+    write_run(tmp_path, "b", **{"seed": 2, "flags": STALE, **other})
+    labels = list(kinds(tmp_path))
+    expected = [", ".join(filter(None, ["slipstream-stale", end])) for end in (first, second)]
+    if first == second:
+        expected[1] += " #2"
+    assert len(labels) == 2 and (labels == expected or second == "begun from m")
+
+
+def test_policies_of_two_files_and_two_methods_are_told_apart(tmp_path):
+    write_run(tmp_path, "a", flags={"drop_policy": "a/mine.py:score"})
+    write_run(tmp_path, "b", seed=2, flags={"drop_policy": "b/mine.py:score"})
+    write_run(tmp_path, "c", method="fae", flags={"learning_rate": 0.1})
+    write_run(tmp_path, "d", method="baseline", data={}, flags={"learning_rate": 0.2})
+    assert list(kinds(tmp_path)) == [
+        "slipstream-mine.py:score",
+        "slipstream-mine.py:score #2",
+        "fae, --learning-rate 0.1",
+        "baseline, --learning-rate 0.2",
+    ]
+
+
+def test_generated_data_of_another_seed_are_other_data(tmp_path):
+    made = {"data_generation": "random", "data_size": 800, "arch_embedding_size": [5, 6]}
+    for seed in (1, 2):
+        write_run(tmp_path, str(seed), seed, method="baseline", data={}, flags=made)
+    assert list(kinds(tmp_path)) == [
+        "baseline, random data of seed 1",
+        "baseline, random data of seed 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "points"),
+    [
+        ([10, 20, 30], [10, 20, 30]),
+        ([10, 20, 31], [10, 20, 30.5]),  # it may end a little later, as fewer were dropped
+        ([10, 20, 30, 30.5], [10, 20, 30.25]),
+        ([10, 20, 40], None),
+        ([10.1, 20, 30], None),
+        ([30], None),
+    ],
+)
+@pytest.mark.parametrize("compared", [False, True])
+def test_evaluations_of_other_steps_are_not_averaged(tmp_path, steps, points, compared):
+    """Neither in a comparison, whose runs are named by its methods and settings."""
+    if compared:
+        (tmp_path / "comparison.json").write_text("{}")
+    aucs = (0.6, 0.7, 0.75, 0.8)
+    write_run(tmp_path, "fae-x-seed1", 1, aucs, [10, 20, 30], method="fae")
+    write_run(tmp_path, "fae-x-seed2", 2, aucs, steps, method="fae")
+    name = "fae-x" if compared else "fae"
+    if points is None:
+        assert kinds(tmp_path) == {name: 1, f"{name} #2": 1}
+        return
+    assert kinds(tmp_path) == {name: 2}
+    path = figures.main(["curves", "--runs-dir", str(tmp_path), "--output-dir", str(tmp_path)])
+    samples = pandas.read_csv(path.with_suffix(".csv")).samples
+    assert samples.tolist() == pytest.approx([10 * point for point in points], abs=1)
+
+
+def test_a_run_with_its_end_alone_shows(tmp_path):
+    from matplotlib import pyplot
+
+    write_run(tmp_path, "a", aucs=(0.7,), method="fae")
+    axes = pyplot.figure().subplots()
+    figures.curves(figures.parse_args(["curves", "--runs-dir", str(tmp_path)]), axes)
+    [line] = axes.lines
+    assert line.get_marker() == "o" and line.get_ydata() == [0.7]
+    pyplot.close("all")

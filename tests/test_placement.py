@@ -11,10 +11,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import click_model, dlrm
+from helpers import REPOSITORY, dlrm
 from simulated_device import GPU, SimulatedDevice
 
+from slipstream.logs.features import Feature, FeatureLayout, plain_layout
 from slipstream.logs.inputs import ClickInputs
+from slipstream.model.features import features_of
+from slipstream.model.networks import ClickModel, build_network, find_network
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.training.build import make_optimizer
 from slipstream.training.dropping import DropRule, DropSettings
@@ -25,31 +28,54 @@ from slipstream.training.step import TrainStep
 from slipstream.training.trainer import Trainer
 
 CPU = torch.device("cpu")
+OWN = REPOSITORY / "tests/own_network.py"
 NUM_ROWS, NUM_HOT, BATCH_SIZE, NUM_FEATURES, DIM = 120, 40, 8, 5, 4
 NUM_INPUTS = 60  # of each kind: the last batches are smaller
 DROP = DropSettings(drop_fraction=0.5, alpha=0.4, start=0.3, window=0.3, keep_rate=0.5)
 
 
-def inputs(num_inputs, high, seed):
+LAYOUT = FeatureLayout(
+    (Feature("a", (0,), 0), Feature("b", (1, 2, 3), 1, "mean"), Feature("c", (4,), 2, "sum"))
+)
+
+
+def inputs(num_inputs, high, seed, has_absent=False):
     rng = np.random.default_rng(seed)
     slots = rng.integers(0, high, (num_inputs, NUM_FEATURES)).astype(np.int32)
+    if has_absent:
+        slots[:, 1:][rng.random((num_inputs, NUM_FEATURES - 1)) < 0.4] = -1
     dense = rng.integers(0, 9, (num_inputs, 3)).astype(np.int32)
     labels = rng.integers(0, 2, num_inputs).astype(np.int8)
-    return ClickInputs(dense, slots, labels, np.array([0, num_inputs]))
+    return ClickInputs(dense, slots, labels, np.array([0, num_inputs]), has_absent=has_absent)
 
 
-def make_trainer(device, num_resident, optimizer_name, overlap, device_data, evaluates):
-    hot, cold = inputs(NUM_INPUTS, NUM_HOT, 1), inputs(NUM_INPUTS, NUM_ROWS, 2)
-    model = moved(dlrm([3, 8, DIM], [8, 1], NUM_FEATURES, seed=1), device)
+def make_trainer(
+    device, num_resident, optimizer_name, overlap, device_data, evaluates, has_absent=False
+):
+    """With `has_absent` also another network: one of batch and layer norms, and buffers."""
+    hot = inputs(NUM_INPUTS, NUM_HOT, 1, has_absent)
+    cold = inputs(NUM_INPUTS, NUM_ROWS, 2, has_absent)
+    rows = torch.rand(NUM_ROWS, DIM, generator=torch.Generator().manual_seed(4))
+    if has_absent:
+        layout, spec = LAYOUT, find_network(f"{OWN}:Norms", {"dropout": 0.0})
+        network = build_network(spec, features_of(LAYOUT, 3, DIM), 1)
+        rows = torch.cat([rows, torch.zeros(1, DIM)])
+    else:
+        layout, network = (
+            plain_layout(NUM_FEATURES),
+            dlrm([3, 8, DIM], [8, 1], NUM_FEATURES, seed=1),
+        )
+    model = moved(network, device)
     table = EmbeddingTable(
-        torch.rand(NUM_ROWS, DIM, generator=torch.Generator().manual_seed(4)),
+        rows,
         num_resident,
         BATCH_SIZE * NUM_FEATURES,
         device,
         optimizer_name,
+        null_row=has_absent,
     )
     optimizer = make_optimizer(model, optimizer_name)
-    step = TrainStep(click_model(model, NUM_FEATURES), table, optimizer, BATCH_SIZE)
+    step = TrainStep(ClickModel(model, layout), table, optimizer, BATCH_SIZE)
     if device == GPU:
         # What a device of CUDA's type gets.
         table.lane._stream = torch.cuda.Stream(device)
@@ -62,8 +88,8 @@ def make_trainer(device, num_resident, optimizer_name, overlap, device_data, eva
         data=TrainingData(
             DeviceInputs(hot, device) if device_data else hot,
             cold,
-            inputs(30, NUM_ROWS, 5),
-            inputs(30, NUM_ROWS, 6),
+            inputs(30, NUM_ROWS, 5, has_absent),
+            inputs(30, NUM_ROWS, 6, has_absent),
         ),
         overlap=overlap,
         hot_rows_resident=num_resident >= NUM_HOT,
@@ -92,15 +118,19 @@ def moved(model, device):
 def outcome(trainer):
     """All weights, and what was measured on the way."""
     state = trainer.table.read(slice(None)) | {
-        name: value.detach().cpu() for name, value in trainer.step.model.network.named_parameters()
+        name: value.detach().cpu()
+        for name, value in [
+            *trainer.step.model.network.named_parameters(),
+            *trainer.step.model.network.named_buffers(),
+        ]
     }
     state["auc"] = torch.tensor([record["auc"] for record in trainer.progress.evaluations])
     state["loss"] = torch.tensor(trainer.step.peek_loss_sum())
     return state
 
 
-def train_on_cpu(optimizer, evaluates):
-    trainer = make_trainer(CPU, NUM_ROWS, optimizer, False, False, evaluates)
+def train_on_cpu(optimizer, evaluates, has_absent=False):
+    trainer = make_trainer(CPU, NUM_ROWS, optimizer, False, False, evaluates, has_absent)
     trainer.run()
     return outcome(trainer)
 
@@ -152,6 +182,18 @@ def test_dropping_and_evaluating_on_a_gpu_gives_the_same_bits(overlap, optimizer
     """Snapshots, weights of kept inputs, and evaluations between two cold batches."""
     got, _, _ = train_on_gpu(NUM_HOT, optimizer, overlap, True, True, eagerness=0.7)
     assert differing(got, train_on_cpu(optimizer, True)) == []
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+@pytest.mark.parametrize("num_resident", [0, NUM_HOT])
+def test_absent_elements_and_buffers_on_a_gpu_give_the_same_bits(num_resident, optimizer):
+    """A null row, pooling, running statistics that warming up a graph must not move."""
+    overlap, on_device = num_resident > 0, num_resident > 0
+    arguments = (num_resident, optimizer, overlap, on_device, True, True)
+    got, _, is_graph = train_on_gpu(*arguments, eagerness=0.7)
+    expected = train_on_cpu(optimizer, True, True)
+    assert differing(got, expected) == [] and is_graph == (optimizer == "sgd")
+    assert got["steps"] > got["body.1.num_batches_tracked"] > 20  # some batches are of one input
 
 
 def lane_runs_ahead_of_the_device(trainer):

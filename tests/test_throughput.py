@@ -2,12 +2,15 @@ import argparse
 import importlib
 import json
 import os
+import re
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from helpers import TABLE_SIZES, click_model, dlrm
+from helpers import REPOSITORY, TABLE_SIZES, click_model, dlrm
 
 from bench import plain_dlrm, throughput
 from bench.turns import parse_method
@@ -19,6 +22,7 @@ from slipstream.training.evaluation import evaluate
 from slipstream.training.step import TrainStep
 
 BOT, TOP = [3, 16, 8], [16, 1]
+WAITS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def test_the_yardstick_is_the_same_model(processed):
@@ -73,20 +77,36 @@ def test_methods_are_read():
 
 
 @pytest.mark.parametrize(
-    ("method", "set_by_user", "expected"),
+    ("method", "by_user", "expected"),
     [
-        ("plain+bf16", None, "300000"),
+        ("plain+bf16", None, None),
         ("plain+tuned", None, "1000"),
         ("fae", None, "1000"),
-        ("plain", "7", "7"),
+        ("plain", "1000", "1000"),
     ],
 )
-def test_plain_pytorch_waits_as_libgomp_does(monkeypatch, method, set_by_user, expected):
-    monkeypatch.setenv(throughput.WAIT, set_by_user or "1000")
-    monkeypatch.setattr(throughput, "OUR_WAIT", None if set_by_user else "1000")
+def test_only_plain_pytorch_is_started_without_our_wait(monkeypatch, method, by_user, expected):
+    monkeypatch.setenv(throughput.WAIT, "1000")
+    monkeypatch.setattr(throughput, "WAIT_OF_USER", by_user)
     with throughput.usual_thread_wait(method):
-        assert os.environ[throughput.WAIT] == expected
-    assert os.environ[throughput.WAIT] == (set_by_user or "1000")
+        assert os.environ.get(throughput.WAIT) == expected
+    assert os.environ[throughput.WAIT] == "1000"
+
+
+def test_what_the_user_set_is_read_and_torch_loaded_before_ours_is_set():
+    """Else plain PyTorch's process, which imports the module again, would have ours after all."""
+    code = "import os; from bench.throughput import WAIT, WAIT_OF_USER as user"
+    clean = {name: value for name, value in os.environ.items() if name not in WAITS}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(user, os.environ[WAIT])"],
+        cwd=REPOSITORY,
+        env={**clean, "OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["None", "1000"]
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr) == ["300000"]
 
 
 @pytest.mark.parametrize(
@@ -109,10 +129,14 @@ def test_bad_input_is_one_line(processed, capsys, script, flags, message):
     assert stopped.value.code == 2 and len(errors) == 1 and message in errors[0], errors
 
 
-def test_throughput_of_all_methods(tmp_path, capsys):
+def test_throughput_of_all_methods(tmp_path, capfd, monkeypatch):
     """Every method consumes the log once; the file holds what the table shows; one that fails costs
-    no other.
+    no other. Plain PyTorch's threads wait as they would without us.
     """
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv(throughput.WAIT, "1000")
+    monkeypatch.setattr(throughput, "WAIT_OF_USER", None)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")
     methods = ["plain", "plain+bf16+tuned", "baseline", "fae", "slipstream"]
     flags = f"--rows 7000 --work-dir {tmp_path} --output-dir {tmp_path} --mini-batch-size 64"
     flags += " --hot-emb-gpu-mem 100000 --block-samples 640 --device cpu --num-threads 1"
@@ -127,7 +151,10 @@ def test_throughput_of_all_methods(tmp_path, capsys):
     [path] = tmp_path.glob("throughput_kaggle_*.json")
     results = json.loads(path.read_text())["sizes"]["64"]
     assert list(results["failed"]) == fails
-    shown = capsys.readouterr().out
+    shown, errors = capfd.readouterr()
+    # Those of plain, and of matrix products, plain+bf16+tuned and three engines.
+    waits = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", errors)
+    assert sorted(waits) == ["1000"] * 5 + ["300000"] * len([*fails, "plain"])
     for method in methods:
         row = results[method]
         assert row["trained_per_s"]["p10"] <= row["trained_per_s"]["p50"] and method in shown

@@ -51,7 +51,7 @@ def critical_thresholds(change: Tensor, present: Tensor | None, alpha: float) ->
         return _kth_smallest(change, num_stale_rows_needed(alpha, num_columns))
     needed = [num_stale_rows_needed(alpha, num) for num in range(num_columns + 1)]
     number = present.sum(1)
-    k = torch.tensor(needed, device=change.device)[number]
+    k = torch.tensor(needed).to(change.device)[number]
     kth = change.sort(1).values.gather(1, k.unsqueeze(1) - 1).squeeze(1)
     return kth.where(number > 0, math.inf)
 
