@@ -124,19 +124,21 @@ def split_setting(text: str, method: str) -> tuple[list[str], list[str]]:
 
 
 def kinds_of(args: argparse.Namespace) -> tuple[list[Kind], list[str]]:
-    """The kinds of runs, and a line for each part of a setting that a method does not take.
+    """The kinds of runs, and a line for each part of a setting that some methods do not take.
 
     A method that takes none of a setting's flags is run without it, once.
     """
     kinds: list[Kind] = []
-    said = []
+    without: dict[str, list[str]] = {}
     for method in args.methods:
         for name, text in args.settings.items() or [("", "")]:
             kept, left_out = split_setting(text, method)
             if left_out:
-                said.append(f"{method} takes no {', '.join(left_out)} of setting {name}")
+                what = f"setting {name} without {', '.join(left_out)}"
+                without.setdefault(what, []).append(method)
             kinds.append((method, "" if left_out and not kept else name))
-    return list(dict.fromkeys(kinds)), list(dict.fromkeys(said))
+    said = [f"{what}: {', '.join(methods)}" for what, methods in without.items()]
+    return list(dict.fromkeys(kinds)), said
 
 
 def check_flags(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -> None:

@@ -81,8 +81,8 @@ def _kind_of(start: dict[str, Any]) -> dict[str, Any]:
     told = {f"--{name.replace('_', '-')}": flags[name] for name in flags.keys() - UNTOLD}
     told["commit"] = start.get("commit")
     told["on"] = machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('cpu_cores')} cores"
-    if start.get("loaded") and not start.get("resumed"):
-        told["begun from"] = start["loaded"]
+    is_anew = start.get("resumed") or not start.get("loaded")
+    told["begun"] = "anew" if is_anew else f"from {start['loaded']}"
     sizes = start.get("table_sizes", [])
     size = f"{start.get('num_train'):,} inputs, {len(sizes)} tables of {sum(sizes):,} rows"
     source = flags.get("processed_data_file") or flags.get("segregated_data_dir")

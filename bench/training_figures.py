@@ -32,7 +32,6 @@ class Training:
     """A run of slipstream_train.py on the CPU, for figures of what happens in it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-
         flags = ["--segregated-data-dir", args.segregated_data_dir, "--device", "cpu", *args.flags]
         self.flags = slipstream_train.parse_args(flags)
         self.flags.print_freq = 0

@@ -1,9 +1,11 @@
 import math
+import shlex
 
 import pytest
 from helpers import MODEL_FLAGS, segregate_small, write_processed
 
-from bench import compare
+from bench import compare, methods
+from slipstream.tools import cli
 
 
 def runs_of(*values):
@@ -124,29 +126,72 @@ def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch,
     (tmp_path / "mine.py").write_text("def score(chunk):\n    return chunk.losses()\n")
     own = f"slipstream-{tmp_path}/mine.py:score"
     methods = ["--methods", "baseline", "fae", "slipstream-stale", own]
-    settings = ["--settings", "a=--drop_percentage=60 --alpha 0.5", "b=--seed 3 --alpha 0.7"]
-    compare.main([*data, *methods, *settings])
+    settings = ["--settings", "a=--drop_percentage=60 --alpha 0.5"]
+    settings += ["b=--learning-rate 3 --alpha 0.7 --drop-policy cold"]
+    compare.main([*data, *methods, *settings, "--markdown"])
     assert list(commands) == [
         *(("baseline", ""), ("baseline", "b"), ("fae", ""), ("fae", "b")),
         *(("slipstream-stale", "a"), ("slipstream-stale", "b"), (own, "a"), (own, "b")),
     ]
-    assert "--alpha" not in commands["fae", "b"] and "--seed" in commands["fae", "b"]
-    assert "--alpha" in commands[own, "b"]
+    assert "--alpha" not in commands["fae", "b"] and "--learning-rate" in commands["fae", "b"]
+    assert "--alpha" in commands[own, "b"] and "cold" not in commands[own, "b"]
     assert commands[own, "a"][-5] == f"{tmp_path}/mine.py:score"
     assert compare.run_name((own, "a", 1)) == "slipstream-mine.score-a-seed1"
     said = capsys.readouterr().out
-    assert "fae has no --drop-percentage, --alpha of setting a\n" in said
-    assert "baseline has no --alpha of setting b\n" in said and "slipstream-stale has" not in said
+    lines = [
+        "setting a without --drop-percentage, --alpha: baseline, fae",
+        "setting b without --alpha, --drop-policy: baseline, fae",
+        f"setting b without --drop-policy: slipstream-stale, {own}",
+    ]
+    assert "\n".join(lines) in said and "\n\n".join(lines) in said  # the table's, and markdown's
     monkeypatch.setattr(compare, "train", pytest.fail)
-    with pytest.raises(ValueError, match="none of the methods has a flag of it"):
-        compare.main([*data, "--methods", "fae", "--settings", "a=--alpha 0.5"])
-    for bad in ("a=--alpha 2", "a=--alfa 0.5"):
-        with pytest.raises(SystemExit):
-            compare.main([*data, "--methods", "slipstream-stale", "--settings", bad])
-    # Another text of the file is another comparison.
+    # Another text of the file is another comparison, another policy beside it is not.
     run = tmp_path / "runs/slipstream-mine.score-seed1"
     run.mkdir()
     (run / "log.jsonl").write_text('{"kind": "summary"}\n')
+    (tmp_path / "its.py").write_text("def score(chunk):\n    return chunk.losses()\n")
+    monkeypatch.setattr(compare, "train", train)
+    compare.main([*data, "--methods", "fae", f"slipstream-{tmp_path}/its.py:score"])
     (tmp_path / "mine.py").write_text("def score(chunk):\n    return -chunk.losses()\n")
-    with pytest.raises(ValueError, match="own files differ"):
+    monkeypatch.setattr(compare, "train", pytest.fail)
+    with pytest.raises(ValueError, match=r"\(own file slipstream-mine.score differ\)"):
         compare.main([*data, *methods, *settings])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--methods fae --settings 'a=--alpha 0.5'", "none of the methods takes a flag of it"),
+        ("--methods slipstream-stale --settings 'a=--drop-policy cold'", "none of the methods"),
+        ("--methods baseline-bf16 --settings 'a=--precision fp32'", "none of the methods"),
+        ("--methods slipstream-stale --settings 'a=--alpha 2'", "at most 1"),
+        ("--methods fae slipstream-stale --settings 'a=--alfa 1'", "--alfa is no flag"),
+        ("--methods fae --settings 'a=0.5'", "0.5 is no flag"),
+        ("--methods fae --settings 'a=--seed 3 --learning-rate 1'", "the comparison's own"),
+        ("--methods fae --settings 'a=--model no.py:Net'", "no.py does not exist"),
+        ("--methods fae slipstream-no.py:score", "no.py does not exist"),
+        ("--methods fae slipstream-best", "expected one of baseline,"),
+        ("--methods slipstream-a/x.py:f slipstream-b/x.py:f", "the same name"),
+        ("--methods fae baseline --alpha 0.5", "unrecognized arguments: --alpha"),
+    ],
+)
+def test_what_no_run_could_take_is_refused_at_once(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.setattr(compare, "train", pytest.fail)
+    data = ["--processed-data-file", "none.npz", "--segregated-data-dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(lambda: compare.main([*data, *shlex.split(flags)]))
+    errors = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(errors) == 1 and said in errors[0], errors
+
+
+def test_a_method_gets_the_flags_that_its_own_parser_has():
+    """Also those of the baseline alone, which FAE lacks."""
+    text = "--data-size 9 --schedule phased --learning_rate=1 --model-args a=1 b=2 --alpha 1"
+    shared = "--learning_rate=1 --model-args a=1 b=2".split()
+    split = methods.split_setting
+    assert split(text, "baseline") == (["--data-size", "9", *shared], ["--schedule", "--alpha"])
+    assert split(text, "fae") == (["--schedule", "phased", *shared], ["--data-size", "--alpha"])
+    own = "slipstream-x/my policy.py:f"
+    kept, left_out = split(text, own)
+    assert kept == ["--schedule", "phased", *shared, "--alpha", "1"] and left_out == ["--data-size"]
+    assert compare.run_name((own, "", 2)) == "slipstream-my_policy.f-seed2"
