@@ -18,8 +18,8 @@ from torch import nn
 import dlrm_s_pytorch
 from dlrm_data_pytorch import baseline_data, load_processed
 from slipstream.training.batching import epoch_order
-from slipstream.training.build import make_optimizer
 from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.optimizers import make_optimizer
 from slipstream.training.step import TrainStep
 
 
@@ -160,18 +160,22 @@ def test_diverging_training_stops(processed, tmp_path):
         train(processed, tmp_path, "a", "--learning-rate", "1e30")
 
 
-def moved_by(processed, inputs, weights=None):
-    """How one training step on `inputs` changes the MLPs' weights."""
+def moved_by(processed, inputs, weights=None, rows_by="sgd", network_by="sgd"):
+    """How one training step on `inputs` changes the MLPs' weights, and the rows."""
     data = baseline_data(load_processed(processed)).data
     model = dlrm([NUM_DENSE, 16, 8], [16, 1], len(TABLE_SIZES), seed=1)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     rows = initial_rows(TABLE_SIZES.tolist(), 8, None, 1)
-    table = EmbeddingTable(rows, len(rows), 160, torch.device("cpu"))
-    step = TrainStep(click_model(model, len(TABLE_SIZES)), table, make_optimizer(model, "sgd"), 32)
+    table = EmbeddingTable(rows, len(rows), 160, torch.device("cpu"), rows_by)
+    start["rows"] = rows.clone()
+    step = TrainStep(
+        click_model(model, len(TABLE_SIZES)), table, make_optimizer(model, network_by), 32
+    )
     dense, slots, labels = data.cold.batch(np.array(inputs))
     weights = None if weights is None else torch.tensor(weights)
     step(dense, table.enter(table.stage(slots)), labels, weights, 0.1)
-    moved = {name: value - start[name] for name, value in model.state_dict().items()}
+    ends = {**model.state_dict(), **table.read(slice(None))}
+    moved = {name: ends[name] - value for name, value in start.items()}
     assert max(value.abs().max() for value in moved.values()) > 1e-5
     return moved
 
@@ -181,6 +185,15 @@ def test_inputs_of_a_smaller_last_batch_count_like_all_others(processed):
     one, copies = moved_by(processed, [5]), moved_by(processed, [5] * 32)
     for name, value in one.items():
         torch.testing.assert_close(32 * value, copies[name], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("network_by", ["adam", "adagrad", "sgd"])
+def test_a_smaller_batch_of_an_adaptive_optimizer_moves_by_its_share(processed, network_by):
+    """Its rate is scaled: 1/32 of the way, where the loss's size alone would leave it whole."""
+    one = moved_by(processed, [5], None, "rwsadagrad", network_by)
+    copies = moved_by(processed, [5] * 32, None, "rwsadagrad", network_by)
+    for name, value in one.items():
+        torch.testing.assert_close(32 * value, copies[name], rtol=2e-2, atol=2e-5)
 
 
 def test_a_weight_counts_an_input_that_often(processed):

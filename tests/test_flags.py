@@ -108,9 +108,27 @@ def test_model_flags(processed, tmp_path, monkeypatch):
     assert not torch.equal(plain.bot_l[0].weight, other.bot_l[0].weight)
 
 
-def test_row_wise_adagrad_comes_with_adagrad(processed, tmp_path, monkeypatch):
-    spy = run(processed, tmp_path, monkeypatch, "--num-batches", "2", "--optimizer", "rwsadagrad")
-    assert spy.optimizer == "Adagrad"
+@pytest.mark.parametrize(
+    ("flags", "optimizer", "ratio"),
+    [
+        ("--optimizer sgd", "SGD", 1),
+        ("--optimizer rwsadagrad", "Adam", 0.1),
+        ("--optimizer rwsadagrad --dense-optimizer adagrad", "Adagrad", 1),
+        ("--optimizer sgd --dense-optimizer adam --dense-learning-rate 0.05", "Adam", 0.25),
+        ("--optimizer rwsadagrad --dense-optimizer sgd --dense-learning-rate 0.4", "SGD", 2),
+    ],
+)
+def test_the_networks_optimizer_and_rate(processed, tmp_path, monkeypatch, flags, optimizer, ratio):
+    """Its rate follows the rows' through the whole schedule; a short last batch scales both."""
+    flags = [*flags.split(), "--lr-num-warmup-steps", "50", "--lr-decay-share", "0.3"]
+    spy = run(processed, tmp_path, monkeypatch, *flags)
+    assert spy.optimizer == optimizer
+    # 3,429 inputs by 32: the last batch is of 5.
+    assert len(spy.rates) == 108 and len(spy.inputs[-1][1]) == 5
+    assert spy.mlp_rates == pytest.approx([ratio * rate for rate in spy.rates])
+    assert spy.rates[0] == pytest.approx(0.2 / 50) and max(spy.rates) == pytest.approx(0.2)
+    scale = 1 if optimizer == "SGD" and "rwsadagrad" not in flags else 5 / 32
+    assert spy.rates[-1] == pytest.approx(0.2 * 5 / 3429 / 0.3 * scale, rel=1e-3)
 
 
 def test_reported_losses_are_means_since_the_last_report(processed, tmp_path, monkeypatch):

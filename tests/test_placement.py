@@ -19,9 +19,9 @@ from slipstream.logs.inputs import ClickInputs
 from slipstream.model.features import features_of
 from slipstream.model.networks import ClickModel, build_network, find_network
 from slipstream.tools.runlog import Clocks, RunLog
-from slipstream.training.build import make_optimizer
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.optimizers import make_optimizer, usual_optimizer
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import DeviceInputs, TrainingData
 from slipstream.training.step import TrainStep
@@ -74,13 +74,14 @@ def make_trainer(
         optimizer_name,
         null_row=has_absent,
     )
-    optimizer = make_optimizer(model, optimizer_name)
+    dense_optimizer = usual_optimizer(optimizer_name)
+    optimizer = make_optimizer(model, dense_optimizer)
     step = TrainStep(ClickModel(model, layout), table, optimizer, BATCH_SIZE)
     if device == GPU:
         # What a device of CUDA's type gets.
         table.lane._stream = torch.cuda.Stream(device)
-        step._use_graph = optimizer_name == "sgd"
-        optimizer.param_groups[0]["fused"] = optimizer_name == "sgd"
+        step._use_graph = True
+        optimizer.param_groups[0]["fused"] = True
         optimizer._need_device_dtype_check_for_fused = False
     return Trainer(
         step=step,
@@ -171,7 +172,7 @@ def test_training_on_a_gpu_gives_the_same_bits(overlap, device_data, optimizer):
             num_resident, optimizer, overlap, device_data, False, eagerness=eagerness
         )
         assert differing(got, expected) == []
-        assert is_graph == (optimizer == "sgd")
+        assert is_graph
         # Without overlap the rows of a cold batch are waited for on their way home.
         assert num_waits == 0 or (not overlap and num_resident < NUM_ROWS)
 
@@ -192,7 +193,7 @@ def test_absent_elements_and_buffers_on_a_gpu_give_the_same_bits(num_resident, o
     arguments = (num_resident, optimizer, overlap, on_device, True, True)
     got, _, is_graph = train_on_gpu(*arguments, eagerness=0.7)
     expected = train_on_cpu(optimizer, True, True)
-    assert differing(got, expected) == [] and is_graph == (optimizer == "sgd")
+    assert differing(got, expected) == [] and is_graph
     assert got["steps"] > got["body.1.num_batches_tracked"] > 20  # some batches are of one input
 
 

@@ -27,6 +27,7 @@ from slipstream.training.dropping import DropRule
 from slipstream.training.embedding import EmbeddingTable, initial_rows
 from slipstream.training.flags import Settings
 from slipstream.training.memory import check_needs, training_needs
+from slipstream.training.optimizers import make_optimizer
 from slipstream.training.progress import Progress
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
@@ -70,16 +71,6 @@ def describe_features(prepared: PreparedData, settings: ModelSettings) -> dict[s
         "dim": settings.arch_sparse_feature_size,
         "sparse": prepared.layout.describe(),
     }
-
-
-def make_optimizer(network: nn.Module, name: str) -> torch.optim.Optimizer:
-    """The network's optimizer: SGD, or Adagrad beside row-wise Adagrad, at the trainer's rate."""
-    # PyTorch refuses an optimizer of nothing, but a network may be all rows.
-    parameters = list(network.parameters()) or [nn.Parameter(torch.zeros(()))]
-    if name != "sgd":
-        return torch.optim.Adagrad(parameters, lr=0.0)
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.SGD(parameters, lr=0.0, fused=fused)
 
 
 def build_model(
@@ -146,6 +137,7 @@ def _check_memory(
         num_rows=int(prepared.table_sizes.sum()),
         dim=model.arch_sparse_feature_size,
         optimizer=settings.training.optimizer,
+        dense_optimizer=settings.training.network_optimizer,
         num_resident=num_resident,
         num_features=prepared.layout.num_columns,
         batch_size=min(settings.training.mini_batch_size, prepared.data.num_train),
@@ -182,10 +174,11 @@ def build_trainer(
     data = prepared.data
     if machine.device_data != "false" and on_cuda:
         data = move_resident_inputs(prepared, table, machine.device_data == "true")
-    optimizer = make_optimizer(model.network, training.optimizer)
+    optimizer = make_optimizer(model.network, training.network_optimizer)
     batch_size, graph = training.mini_batch_size, machine.cuda_graph
+    rate_ratio = training.network_rate / training.learning_rate
     return Trainer(
-        step=TrainStep(model, table, optimizer, batch_size, graph),
+        step=TrainStep(model, table, optimizer, batch_size, graph, rate_ratio),
         overlap=machine.overlap == "true" or (machine.overlap == "auto" and on_cuda),
         hot_rows_resident=table.num_resident >= prepared.num_hot,
         learning_rate=LearningRate(

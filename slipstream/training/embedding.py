@@ -360,6 +360,17 @@ class EmbeddingTable:
         # Scaling first: index_add_ with alpha is six times slower on a CPU.
         weight.index_add_(0, index, gradient.mul_(-learning_rate))
 
+    def row_sums(self, staged: StagedBatch) -> Tensor | None:
+        """A copy of Adagrad's sums of the batch's rows (B * C,), for `set_row_sums`; SGD: None."""
+        if self.optimizer == "sgd":
+            return None
+        return self._device_arrays[1].index_select(0, staged.index.reshape(-1))
+
+    def set_row_sums(self, staged: StagedBatch, sums: Tensor | None) -> None:
+        """Put back what `row_sums` took."""
+        if sums is not None:
+            self._device_arrays[1].index_copy_(0, staged.index.reshape(-1), sums)
+
     def leading_rows(self, num_rows: int) -> Tensor:
         """A copy of the weights of slots [0, num_rows), on the device."""
         resident = min(num_rows, self.num_resident)

@@ -15,6 +15,7 @@ from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
 from slipstream.training.batching import RANDOMIZE, SCHEDULES
 from slipstream.training.embedding import OPTIMIZERS, bytes_per_row
+from slipstream.training.optimizers import DENSE_OPTIMIZERS, usual_optimizer, usual_rate
 from slipstream.training.sets import PreparedData, load_segregated
 
 NUM_GENERATED_DENSE = 13  # as Criteo
@@ -22,7 +23,7 @@ OPTIMIZER = Flag(
     "--optimizer",
     OPTIMIZERS,
     "sgd",
-    "sgd, or rwsadagrad: row-wise Adagrad for the rows (4 more bytes a row), Adagrad for the MLPs",
+    "of the rows: sgd, or rwsadagrad, row-wise Adagrad (4 more bytes a row)",
 )
 GENERATED = (
     Flag(
@@ -80,7 +81,21 @@ TRAINING = (
         "--learning-rate",
         cli.positive_float,
         0.3,
-        "learning rate of MLPs and rows (0.1 at mini-batch 128 is DLRM's for Kaggle)",
+        "learning rate of the rows (with SGD 0.1 at mini-batch 128 is DLRM's for Kaggle; with "
+        "row-wise Adagrad 0.02 to 0.05)",
+    ),
+    Flag(
+        "--dense-optimizer",
+        DENSE_OPTIMIZERS,
+        None,
+        "of the network; not given: sgd beside sgd, adam beside rwsadagrad",
+    ),
+    Flag(
+        "--dense-learning-rate",
+        cli.positive_float,
+        None,
+        "learning rate of the network, under the same schedule; not given: the rows', of adam a "
+        "tenth of it",
     ),
     Flag(
         "--lr-num-warmup-steps",
@@ -259,12 +274,24 @@ class TrainingSettings:
     nepochs: int
     num_batches: int
     learning_rate: float
+    dense_optimizer: str | None
+    dense_learning_rate: float | None
     lr_num_warmup_steps: int
     lr_decay_start_step: int
     lr_num_decay_steps: int
     lr_decay_share: float
     data_randomize: str
     seed: int
+
+    @property
+    def network_optimizer(self) -> str:
+        """The network's, as given or as usual beside the rows'."""
+        return self.dense_optimizer or usual_optimizer(self.optimizer)
+
+    @property
+    def network_rate(self) -> float:
+        """The network's learning rate, as given or as usual beside the rows'."""
+        return self.dense_learning_rate or usual_rate(self.network_optimizer, self.learning_rate)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def training_needs(
     num_rows: int,
     dim: int,
     optimizer: str,
+    dense_optimizer: str,
     num_resident: int,
     num_features: int,
     batch_size: int,
@@ -53,7 +54,7 @@ def training_needs(
     per_input = 8 * batch_size * num_activations
     # Evaluation keeps no gradients, and only two layers at once.
     per_input = max(per_input, 2 * test_batch_size * num_activations)
-    optimizer_bytes = 12 if optimizer == "rwsadagrad" else 8
+    optimizer_bytes = {"sgd": 8, "adagrad": 12, "adam": 16}[dense_optimizer]
     network = optimizer_bytes * num_parameters + 4 * num_buffers
     return [
         Need(

@@ -55,12 +55,15 @@ def identity_of(
         "run": {
             "the method": method,
             **flags(training, "seed", "mini_batch_size", "optimizer", "data_randomize"),
-            NETWORK_OPTIMIZER: "SGD" if training.optimizer == "sgd" else "Adagrad",
+            NETWORK_OPTIMIZER: training.network_optimizer,
             "--schedule": schedule,
             "the sets": prepared.sets_identity,
             "the drop rule": rule,
         },
-        "rate": flags(training, *RATE, "lr_decay_share", "nepochs", "num_batches"),
+        "rate": {
+            **flags(training, *RATE, "lr_decay_share", "nepochs", "num_batches"),
+            "--dense-learning-rate": training.network_rate,
+        },
     }
 
 
@@ -135,7 +138,7 @@ def go_on(trainer: Trainer, saved: Saved, resumes: bool, log: RunLog) -> None:
     """Take up a checkpoint's place, or of the rest only the state of the same optimizer."""
     if not resumes:
         step, kept = trainer.step, saved.identity["run"]
-        name = type(step.optimizer).__name__
+        name = type(step.optimizer).__name__.lower()
         if (step.table.optimizer, name) == (kept["--optimizer"], kept[NETWORK_OPTIMIZER]):
             with saved.reading():
                 step.restore_optimizer(*saved.part("step"))

@@ -175,7 +175,10 @@ def _upgraded(identity: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What version 1 did not say: it knew one network, and one optimizer of it for each of rows."""
     model, run = identity["model"], identity["run"]
     model["--model"] = "dlrm"
-    run[NETWORK_OPTIMIZER] = {"sgd": "SGD", "rwsadagrad": "Adagrad"}[run["--optimizer"]]
+    run[NETWORK_OPTIMIZER] = {"sgd": "sgd", "rwsadagrad": "adagrad"}[run["--optimizer"]]
+    rate = identity.get("rate", {})
+    if "--learning-rate" in rate:
+        rate["--dense-learning-rate"] = rate["--learning-rate"]
     options = {
         name.removeprefix("--").replace("-", "_"): value
         for name, value in model.items()

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from slipstream.model.networks import ClickModel
 from slipstream.training.embedding import EmbeddingTable, StagedBatch
+from slipstream.training.optimizers import can_capture, is_adaptive
 from slipstream.training.saved import state_arrays
 
 NUM_WARMUP_STEPS = 3  # before a capture, as PyTorch's documentation asks
@@ -44,6 +46,7 @@ class TrainStep:
         optimizer: of the network's own parameters; the table updates its rows itself.
         batch_size: the full size, by which every batch's loss is divided.
         use_graph: replay full batches as a CUDA graph, where the device and optimizer allow it.
+        rate_ratio: the network's learning rate over the rows'.
     """
 
     def __init__(
@@ -53,12 +56,16 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         batch_size: int,
         use_graph: bool = True,
+        rate_ratio: float = 1.0,
     ) -> None:
         self.model, self.table, self.optimizer = model, table, optimizer
         self.batch_size = batch_size
         self._loss_sum = torch.zeros((), device=table.device)
-        can_capture = table.device.type == "cuda" and isinstance(optimizer, torch.optim.SGD)
-        self._use_graph = use_graph and can_capture
+        self.rate_ratio = rate_ratio
+        # SGD's step follows from the gradient, so a short batch, whose loss is divided by the full
+        # size, steps in proportion. Others step by the rate: theirs is scaled, and not the loss.
+        self._scales_rate = is_adaptive(optimizer) or table.optimizer != "sgd"
+        self._use_graph = use_graph and table.device.type == "cuda" and can_capture(optimizer)
         self._graph: _StepGraph | None = None
 
     def __call__(
@@ -90,7 +97,7 @@ class TrainStep:
             for name, value in state_arrays(self.model.network).items()
         }
         for name, parameter in self.model.network.named_parameters():
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
+            for kind, value in sorted(self.optimizer.state.get(parameter, {}).items()):
                 if isinstance(value, Tensor):
                     arrays[f"optimizer.{kind}.{name}"] = value.detach().cpu().numpy()
                 elif value is not None:
@@ -150,41 +157,78 @@ class TrainStep:
     ) -> None:
         rows = self.table.lookup(staged).requires_grad_()
         logits = self.model(dense, rows, self.table.present(staged))
-        # Over the full batch size, not this batch's: each input counts alike. With a mean, a last
-        # batch of 55 inputs steps as far as one of 1024 and costs up to 0.05 of AUC.
+        # Each input counts alike: with SGD and a mean, a last batch of 55 inputs would step as far
+        # as one of 1024, which costs up to 0.05 of AUC.
+        num_inputs = self.batch_size
+        if self._scales_rate and len(labels) < self.batch_size:
+            learning_rate, num_inputs = learning_rate * len(labels) / num_inputs, len(labels)
         loss_sum = nn_functional.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), weight=weights, reduction="sum"
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self._network_rate(learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss_sum / self.batch_size).backward()
+        (loss_sum / num_inputs).backward()
         self.optimizer.step()
         assert rows.grad is not None
         self.table.update(staged, rows.grad, learning_rate)
         self._loss_sum += loss_sum.detach()
 
-    def _capture(self, dense: Tensor, staged: StagedBatch, labels: Tensor) -> _StepGraph | None:
-        stream = torch.cuda.current_stream()
-        # Warming up and capturing must leave nothing behind: running statistics, random numbers.
+    def _network_rate(self, learning_rate: float | Tensor) -> float | Tensor:
+        if isinstance(learning_rate, Tensor):
+            return learning_rate if self.rate_ratio == 1 else learning_rate * self.rate_ratio
+        if not self._scales_rate:
+            return learning_rate * self.rate_ratio
+        # As a graph has it, in fp32: Adam's arithmetic shows the difference.
+        return float(np.float32(learning_rate) * np.float32(self.rate_ratio))
+
+    def _optimizer_state(self) -> dict[tuple[Tensor, str], Tensor]:
+        """The tensors that the network's optimizer keeps, by parameter and kind."""
+        return {
+            (parameter, kind): value
+            for parameter, state in self.optimizer.state.items()
+            for kind, value in state.items()
+            if isinstance(value, Tensor)
+        }
+
+    @contextmanager
+    def _unmoved(self, staged: StagedBatch) -> Iterator[None]:
+        """Leave nothing of the body's steps at rate 0 behind, which move no weights.
+
+        Not in the loss, running statistics, the optimizers' sums, nor the random numbers.
+        """
         moved = [self._loss_sum, *self.model.network.buffers()]
         before = [value.clone() for value in moved]
+        known = {key: value.clone() for key, value in self._optimizer_state().items()}
+        row_sums = self.table.row_sums(staged)
         on_cuda = self.table.device.type == "cuda"
         random = torch.cuda.get_rng_state(self.table.device) if on_cuda else None
         try:
-            return _StepGraph(self, dense, staged.index, labels)
-        except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # a capture that fails leaves its own one current
-            torch.cuda.synchronize()
-            # Another kind of optimizer step or a driver that cannot: slower, not wrong.
-            warnings.warn(f"no CUDA graph, steps run one kernel at a time: {error}", stacklevel=2)
-            self._use_graph = False
-            return None
+            yield
         finally:
             for value, old in zip(moved, before, strict=True):
                 value.copy_(old)
+            for key, value in self._optimizer_state().items():
+                # What was made meanwhile is where the graph finds it: begun with zeros.
+                value.copy_(known[key]) if key in known else value.zero_()
+            self.table.set_row_sums(staged, row_sums)
             if random is not None:
                 torch.cuda.set_rng_state(random, self.table.device)
+
+    def _capture(self, dense: Tensor, staged: StagedBatch, labels: Tensor) -> _StepGraph | None:
+        stream = torch.cuda.current_stream()
+        with self._unmoved(staged):
+            try:
+                return _StepGraph(self, dense, staged.index, labels)
+            except RuntimeError as error:
+                torch.cuda.set_stream(stream)  # a capture that fails leaves its own one current
+                torch.cuda.synchronize()
+                # Another kind of optimizer step or a driver that cannot: slower, not wrong.
+                warnings.warn(
+                    f"no CUDA graph, steps run one kernel at a time: {error}", stacklevel=2
+                )
+                self._use_graph = False
+                return None
 
 
 class _StepGraph:
