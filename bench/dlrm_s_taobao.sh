@@ -22,6 +22,7 @@ export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
 recipe \
   --arch-mlp-bot 1-64-16 \
   --arch-mlp-top 256-64-1 \
+  --dense-optimizer adagrad \
   --mini-batch-size 256 \
   --test-freq 10240 \
   "$@"

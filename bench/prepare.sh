@@ -24,9 +24,10 @@ SYNTHETIC_ROWS="${SYNTHETIC_ROWS:-1000000}"
 SYNTHETIC_DIR="${SYNTHETIC_DIR:-input/synthetic}"
 export EMB_DIM="${EMB_DIM:-16}" OPTIMIZER="${OPTIMIZER:-sgd}"
 # SGD: Meta's 0.1 at mini-batch 128, times 8 for 1024, and a little more, as the validation AUC of
-# FAE chose on the synthetic log (bench/README.md). Adagrad takes far smaller steps.
+# FAE chose on the synthetic log (bench/README.md). Row-wise Adagrad takes far smaller steps; Adam, the
+# network's optimizer beside it, a tenth of its rate: test AUC 0.807 on that log, SGD's is 0.789.
 case "$OPTIMIZER" in
-  rwsadagrad) LEARNING_RATE="${LEARNING_RATE:-0.01}" ;;
+  rwsadagrad) LEARNING_RATE="${LEARNING_RATE:-0.02}" ;;
   *) LEARNING_RATE="${LEARNING_RATE:-1.0}" ;;
 esac
 export LEARNING_RATE
