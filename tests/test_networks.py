@@ -1,5 +1,6 @@
 """A network of one's own: seeded, switched, saved with all it has, and refused in one line."""
 
+import json
 import re
 import shutil
 
@@ -46,6 +47,9 @@ def test_a_network_of_ones_own_is_exact(processed, tmp_path):
     saved = find_checkpoint(parts)
     assert saved.arrays["step.buffer.steps"] == 123
     assert saved.arrays["step.buffer.body.1.num_batches_tracked"] == 123
+    start = json.loads(open(whole["log"]).readline())
+    assert start["network"] == {"name": "own_network.py:Norms", "sha256": saved.network["sha256"]}
+    assert start["policy"] is None and start["log_identity"] == saved.identity["data"]["the log"]
     assert saved.network["text"] == OWN.read_text() and saved.network["name"] == OWN.name + ":Norms"
     assert saved.network["features"]["num_dense"] == 3 and saved.vocabulary is None
 

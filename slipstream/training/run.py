@@ -11,6 +11,7 @@ import torch
 
 from slipstream.logs.processed import planted_limit
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
+from slipstream.tools.plugins import Plugin
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.tools.runtime import (
     StopRequest,
@@ -62,7 +63,8 @@ def run_training(
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         progress = Progress()
         stack.enter_context(log.until_the_end(lambda: progress.step))
-        _log_start(log, method, settings, prepared, table, tuned, saved, resumes)
+        plugins = {"network": spec.plugin, "policy": policy and policy.plugin}
+        _log_start(log, method, settings, prepared, table, tuned, plugins, saved, resumes)
         rule = None
         if drop_settings is not None:
             report = drop_report(log, progress.drops)
@@ -113,6 +115,7 @@ def _log_start(
     prepared: PreparedData,
     table: EmbeddingTable,
     tuned: dict[str, Any],
+    plugins: dict[str, Plugin | None],
     saved: Saved | None,
     resumes: bool,
 ) -> None:
@@ -126,6 +129,11 @@ def _log_start(
         machine=describe_machine(table.device),
         settings=tuned,
         data=prepared.manifest,
+        log_identity=prepared.log_identity,
+        **{
+            kind: None if one is None else {"name": one.name, "sha256": one.sha256}
+            for kind, one in plugins.items()
+        },
         table_sizes=prepared.table_sizes.tolist(),
         num_hot=prepared.num_hot,
         num_resident=table.num_resident,
