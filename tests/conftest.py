@@ -18,7 +18,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("SLIPSTREAM_TRACEBACK", None)
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile(
-    "any time", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any time",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any time")
 
@@ -46,6 +49,13 @@ def keep_files_in_memory():
 
 
 keep_files_in_memory()
+
+
+@pytest.fixture
+def disk_path():
+    """A folder on a disk, for a test of which pages of a file are in memory."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="slipstream-tests-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

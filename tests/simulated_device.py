@@ -125,9 +125,7 @@ class SimulatedDevice(TorchDispatchMode):
             self.stack.enter_context(mock.patch.object(torch.cuda, name, value))
         # It knows the devices whose fused kernels there are.
         checked = "_device_dtype_check_for_fused"
-        self.stack.enter_context(
-            mock.patch(f"torch.optim.adam.{checked}", lambda *_, **__: None)
-        )
+        self.stack.enter_context(mock.patch(f"torch.optim.adam.{checked}", lambda *_, **__: None))
         return super().__enter__()
 
     def __exit__(self, *error):

@@ -65,7 +65,7 @@ def make_job(folder, what):
 def run_job(job, *prefix):
     """`interrupt.py`'s answer."""
     command = [*prefix, sys.executable, str(REPOSITORY / "tests/interrupt.py"), json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -196,7 +196,7 @@ print(json.dumps({{"copied": copied, "samples": summary["samples"], "grown": gro
 """
 
 
-def test_a_process_with_less_memory_than_its_data_trains(tmp_path):
+def test_a_process_with_less_memory_than_its_data_trains(disk_path):
     """480 MB of inputs, 250 MB of memory; a copy of the ids alone fails in the same process."""
     num_rows, chunk = 2_800_000, 200_000
     rng = np.random.default_rng(0)
@@ -211,16 +211,15 @@ def test_a_process_with_less_memory_than_its_data_trains(tmp_path):
         "counts": np.full(38, 500),
         "days": np.array([0, num_rows - 20_000, num_rows]),
     }
-    write_npz(tmp_path / "large.npz", members)
-    assert os.path.getsize(tmp_path / "large.npz") > 470e6
+    write_npz(disk_path / "large.npz", members)
+    assert os.path.getsize(disk_path / "large.npz") > 470e6
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED.format(repository=str(REPOSITORY)), tmp_path, "250000000"],
+        [sys.executable, "-c", LIMITED.format(repository=str(REPOSITORY)), disk_path, "250000000"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
         timeout=600,
     )
-    os.unlink(tmp_path / "large.npz")  # which may lie in memory
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert not answer["copied"]

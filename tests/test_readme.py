@@ -1,5 +1,6 @@
 """Every command of the README is run (```bash), or parsed where it needs data we lack (```sh)."""
 
+import importlib
 import os
 import re
 import shlex
@@ -22,17 +23,28 @@ def commands(language):
     return [line for block in blocks for line in block.splitlines() if line]
 
 
+def environment_and_words(command):
+    """The variables that a command line sets, and what it runs."""
+    words, environment = shlex.split(command), {}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    return environment, words
+
+
+def module_of(script):
+    return script.removesuffix(".py").replace("/", ".")
+
+
 @pytest.mark.parametrize("by_wrappers", [True, False])
-def test_commands_run(checkout, by_wrappers):
+def test_commands_run(checkout, tmp_path, monkeypatch, by_wrappers):
     """In the order of the text, on small synthetic logs; those of wrappers in one copy of the tree,
     those of Python scripts in another.
+
+    The scripts that a wrapper starts run here one by one: `test_wrappers` runs it whole.
     """
-    bin_folder = checkout / "bin"
-    bin_folder.mkdir()
-    (bin_folder / "python").symlink_to(sys.executable)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIPSTREAM_")}
-    environment |= {"PYTHON": sys.executable, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
-    environment |= {"SYNTHETIC_ROWS": "6000", "HOT_EMB_GPU_MEM": "200000", "OMP_NUM_THREADS": "1"}
+    monkeypatch.chdir(checkout)
+    small = {"SYNTHETIC_ROWS": "6000", "HOT_EMB_GPU_MEM": "200000", "OMP_NUM_THREADS": "1"}
     for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
         assert block.count("\n") <= 30
         path = checkout / block.partition("\n")[0].removeprefix("# ")
@@ -41,28 +53,32 @@ def test_commands_run(checkout, by_wrappers):
     ran = [line for line in commands("bash") if ("./run_" in line) == by_wrappers]
     assert len(ran) >= 7
     for command in ran:
-        if command == "./run_tests.sh":  # this test is part of it
+        environment, words = environment_and_words(command)
+        if words == ["./run_tests.sh"]:  # this test is part of it
             continue
-        done = subprocess.run(
-            ["bash", "-c", command.replace("python ", f"{sys.executable} ")],
-            cwd=checkout,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, (command, done.stderr)
+        if words[:2] == ["python", "-m"]:
+            done = subprocess.run(
+                [sys.executable, *words[1:]],
+                env={**os.environ, **small, **environment},
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, (command, done.stderr)
+            continue
+        calls = [words[1:]]
+        if words[0] != "python":
+            (tmp_path / "log").unlink(missing_ok=True)
+            calls = recorded(checkout, tmp_path, *words, **small, **environment)
+        for script, *flags in calls:
+            importlib.import_module(module_of(script)).main(flags)
 
 
 @pytest.mark.parametrize("command", commands("sh"))
 def test_commands_that_need_data_parse(command, checkout, tmp_path):
-    words = shlex.split(command)
-    environment = {}
-    while "=" in words[0]:
-        name, _, value = words.pop(0).partition("=")
-        environment[name] = value
+    environment, words = environment_and_words(command)
     if words[0] == "python":
-        check_calls([words[1:]], [words[1].removesuffix(".py")])
+        check_calls([words[1:]], [module_of(words[1])])
         return
     calls = recorded(checkout, tmp_path, words[0].removeprefix("./"), *words[1:], **environment)
     script = words[0].removeprefix("./")

@@ -55,7 +55,7 @@ def run(checkout, script, *flags, cwd=None, **environment):
         env={**variables, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
 
 
@@ -225,7 +225,7 @@ def test_a_processed_file_without_a_raw_log_is_used_as_it_is(checkout, tmp_path)
 def test_row_wise_adagrad_has_a_rate_of_its_own(checkout, tmp_path):
     calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", OPTIMIZER="rwsadagrad")
     parsed = check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
-    assert parsed["fae_train"].learning_rate == 0.01
+    assert parsed["fae_train"].learning_rate == 0.02
     assert parsed["input_segregation"].optimizer == parsed["fae_train"].optimizer == "rwsadagrad"
 
 
@@ -243,7 +243,11 @@ def test_two_runs_at_once_take_turns(checkout):
         )
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=120) for process in both]
+    try:
+        said = [process.communicate(timeout=600) for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0], said
     assert "".join(out for out, _ in said).count("segregated into") == 1
 

@@ -63,8 +63,9 @@ def run_training(
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         progress = Progress()
         stack.enter_context(log.until_the_end(lambda: progress.step))
-        plugins = {"network": spec.plugin, "policy": policy and policy.plugin}
-        _log_start(log, method, settings, prepared, table, tuned, plugins, saved, resumes)
+        own: dict[str, Plugin | None] = {"network": spec.plugin}
+        own["policy"] = policy.plugin if policy is not None else None
+        _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
             report = drop_report(log, progress.drops)
