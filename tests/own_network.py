@@ -42,8 +42,8 @@ class RowsAlone(nn.Module):
     def __init__(self, features):
         super().__init__()
 
-    def forward(self, dense, vectors):
-        return (vectors.sum(1).square() - vectors.square().sum(1)).sum(1) / 2
+    def forward(self, dense, vectors, half=0.5):
+        return half * (vectors.sum(1).square() - vectors.square().sum(1)).sum(1)
 
 
 class Attends(nn.Module):
@@ -55,7 +55,7 @@ class Attends(nn.Module):
         size = features.num_dense + (len(features.names) + len(self.names)) * features.dim
         self.head = nn.Linear(size, 1)
 
-    def forward(self, dense, vectors, sequences):
+    def forward(self, dense, vectors, *, sequences):
         pooled = [sequences[name][0].mean(1) for name in self.names]
         return self.head(torch.cat([dense, vectors.flatten(1), *pooled], dim=1)).squeeze(1)
 

@@ -1,7 +1,7 @@
 """Networks by name, or of a reader's own file, and the one way in which they are called.
 
 A network is an `nn.Module` made by `Class(features, **options)`, whose `forward(dense, vectors)`
-returns logits (B,); where it has a third parameter, `sequences`, it gets those too:
+returns logits (B,); where it has a parameter named `sequences`, it gets those too:
 
     features    num_dense, names of the vectors, dim, sequences (name -> L); see `Features`
     dense       (B, num_dense) float32, ln(x + 1) of the counts
@@ -148,7 +148,7 @@ class ClickModel:
         self.network, self.layout, self.precision = network, layout, precision
         self._call: Callable[..., Tensor] = torch.compile(network) if compiled else network
         self._pool = Pooling(layout)
-        self._takes_sequences = _takes_sequences(network)
+        self._takes_sequences = "sequences" in inspect.signature(network.forward).parameters
         self._norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
         parameters = [p for p in network.parameters() if p.is_floating_point()]
         self._dtype = parameters[0].dtype if parameters else torch.float32
@@ -156,7 +156,7 @@ class ClickModel:
         if sequences and not self._takes_sequences:
             raise ValueError(
                 f"the log has sequences ({', '.join(sequences)}), and {type(network).__name__} has "
-                "no third parameter `sequences`: choose another --model"
+                "no parameter `sequences`: choose another --model"
             )
 
     def __call__(self, dense: Tensor, rows: Tensor, present: Tensor | None = None) -> Tensor:
@@ -168,9 +168,9 @@ class ClickModel:
         if self._dtype == torch.float64:
             dense, vectors = dense.double(), vectors.double()
             sequences = {name: (part.double(), mask) for name, (part, mask) in sequences.items()}
-        arguments = (dense, vectors, sequences) if self._takes_sequences else (dense, vectors)
+        more = {"sequences": sequences} if self._takes_sequences else {}
         with autocast(rows.device, self.precision), self._one_input(len(dense)):
-            logits = self._call(*arguments)
+            logits = self._call(dense, vectors, **more)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     @contextmanager
@@ -198,9 +198,3 @@ class ClickModel:
                 yield
         finally:
             self.network.train(was_training)
-
-
-def _takes_sequences(network: nn.Module) -> bool:
-    parameters = inspect.signature(network.forward).parameters.values()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in positional for parameter in parameters) > 2
