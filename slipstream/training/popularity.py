@@ -65,6 +65,17 @@ class Ranking:
             float(self.access_counts[num_hot - 1]) / max(self.num_accesses, 1) if num_hot else 0.0
         )
 
+    def num_hot(self, hot_threshold: float | None, most_rows: int) -> int:
+        """Hot rows: those with a share Lambda of the accesses or more; None: `most_rows`."""
+        if hot_threshold is not None:
+            return rows_above(self, hot_threshold)
+        return min(len(self.slot_of_row), most_rows)
+
+
+def rank_inputs(train: InputRows, num_rows: int, sampling_rate: float, seed: int) -> Ranking:
+    """All rows by their accesses in the training inputs, see `count_accesses`."""
+    return rank_rows(count_accesses(train, num_rows, sampling_rate, seed))
+
 
 def count_accesses(
     train: InputRows, num_rows: int, sampling_rate: float = 100.0, seed: int = 0

@@ -49,10 +49,8 @@ from slipstream.training.popularity import (
     Ranking,
     budgets_of,
     chunks,
-    count_accesses,
     count_hot_inputs,
-    rank_rows,
-    rows_above,
+    rank_inputs,
     slots_of_rows,
 )
 from slipstream.training.sets import ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
@@ -100,14 +98,6 @@ HOT_ROW_FLAGS = (
 )
 
 
-def _num_hot(
-    ranking: Ranking, budget_bytes: int, hot_threshold: float | None, row_bytes: int
-) -> int:
-    if hot_threshold is not None:
-        return rows_above(ranking, hot_threshold)
-    return min(len(ranking.slot_of_row), budget_bytes // row_bytes)
-
-
 def segregate(
     processed_file: str | Path,
     folder: str | Path,
@@ -151,10 +141,9 @@ def segregate(
     try:
         if not (partial / RANKING_FILE).exists():
             check_free_disk(partial, _disk_bytes(log), "the segregated folder")
-            ranking = rank_rows(
-                count_accesses(log.splits()[0], int(log.table_sizes.sum()), ip_sampling_rate, seed)
-            )
-            num_hot = _num_hot(ranking, hot_emb_gpu_mem, hot_threshold, row_bytes)
+            num_rows, most_rows = int(log.table_sizes.sum()), hot_emb_gpu_mem // row_bytes
+            ranking = rank_inputs(log.splits()[0], num_rows, ip_sampling_rate, seed)
+            num_hot = ranking.num_hot(hot_threshold, most_rows)
             _write_ranking(partial / RANKING_FILE, log, ranking, num_hot, row_bytes, identity)
         _write_sets(partial, log)
         seconds = time.perf_counter() - start
