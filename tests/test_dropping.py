@@ -200,6 +200,14 @@ def test_a_window_that_is_never_reached_is_said(drop):
     assert len(trained) == 600
 
 
+def test_that_no_input_is_hot_is_said():
+    records = []
+    rule = DropRule(DropSettings(), 0, 0, records.append)
+    plan = EpochPlan(np.empty(0, np.int64), np.arange(40), 20, "interleaved")
+    rule.end_epoch(plan)
+    assert records[0]["dropped"] == 0 and "no input is hot" in records[0]["reason"]
+
+
 def test_the_snapshot_waits_for_the_hot_phase():
     """All cold, then all hot: the window must not span the cold batches."""
     table = EmbeddingTable(torch.zeros(NUM_HOT, 2), NUM_HOT, 1000, torch.device("cpu"))

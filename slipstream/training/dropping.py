@@ -133,13 +133,15 @@ class DropRule:
 
     def without_choice(self, plan: EpochPlan, is_whole: bool) -> dict[str, Any] | None:
         """The record of an epoch, or of the part that the run ends in, where nothing was chosen."""
-        if not (self._active and self._choices == 0 and plan.num_hot_inputs):
+        if self.policy.score is None or self._choices:
             return None
         reason = (
             "the hot inputs ended before the window did: take a smaller --mini-batch-size, "
             "--snapshot-start or --snapshot-window"
         )
-        if not is_whole:
+        if not (self._active and plan.num_hot_inputs):
+            reason = "no input is hot: segregate with a larger --hot-emb-gpu-mem"
+        elif not is_whole:
             reason = "the run ended before --snapshot-start and --snapshot-window were through"
         policy = self.policy.name
         return {"epoch": self._epoch, "policy": policy, "dropped": 0, "reason": reason}
