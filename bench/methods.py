@@ -163,7 +163,8 @@ def texts_of(words: Iterable[str]) -> dict[str, str]:
     """The checksums of the readers' own files that flags name, as path/to/file.py:Name."""
     found = {}
     for word in words:
-        path = Path(word.rpartition(":")[0])
+        path = Path(word.partition("=")[2] or word if word.startswith("--") else word)
+        path = Path(str(path).rpartition(":")[0])
         if path.suffix == ".py" and path.is_file():
             found[word] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

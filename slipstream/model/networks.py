@@ -15,6 +15,7 @@ and `eval()`, and save. A network in float64 is given float64.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from slipstream.model.features import Features, Pooling, features_of
 from slipstream.tools.plugins import Plugin, find_plugin
 
 NETWORKS: dict[str, type[nn.Module]] = {"dlrm": DLRM_Net}
+SAVED_NAME = re.compile(r"[A-Za-z0-9_.]+")
 PROBE_INPUTS = (2, 4)  # a network is tried on so many before anything large is allocated
 
 
@@ -70,7 +72,7 @@ def build_network(spec: NetworkSpec, features: Features, seed: int) -> nn.Module
         return network.train()
 
 
-def values_kept(model: ClickModel, features: Features, spec: NetworkSpec) -> int:
+def values_kept(model: ClickModel, features: Features, spec: NetworkSpec, seed: int) -> int:
     """fp32 values an input that a training step keeps for the backward pass.
 
     Runs the network on the CPU on a few inputs, before anything large is allocated, and so finds
@@ -91,10 +93,13 @@ def values_kept(model: ClickModel, features: Features, spec: NetworkSpec) -> int
             return value
 
         with torch.random.fork_rng(devices=[]), spec.plugin.running():
+            torch.manual_seed(seed)  # a lazy layer draws its weights now
             with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
                 logits = model(dense, rows, present)
             _check_logits(logits, num)
             logits.sum().backward()
+            if rows.grad is None:
+                raise ValueError("forward uses none of the vectors: there are no rows to train")
         kept.append(sum(saved.values()))
     network.zero_grad(set_to_none=True)
     for buffer, before in zip(network.buffers(), buffers, strict=True):
@@ -117,6 +122,12 @@ def check_state(network: nn.Module) -> None:
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is no tensor; its extra state cannot be saved")
+        if value.dtype == torch.bfloat16:
+            raise ValueError(f"{name} is bfloat16, which cannot be saved; keep it in float32")
+        if not SAVED_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be saved under that name; use letters, digits, _ and . alone"
+            )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -30,6 +30,7 @@ class Plugin:
         found: the class or function.
         path: of the file; None: it is built in.
         text: of the file.
+        module: what the file became.
     """
 
     flag: str
@@ -37,6 +38,7 @@ class Plugin:
     found: Any
     path: Path | None = None
     text: str | None = None
+    module: Any = None
 
     @property
     def sha256(self) -> str | None:
@@ -52,12 +54,12 @@ class Plugin:
         """Errors of a reader's own code become a `ValueError` that says where they came from."""
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.path is None or os.environ.get(TRACEBACK_VARIABLE):
                 raise
             raise ValueError(self._described(error)) from error
 
-    def _described(self, error: Exception) -> str:
+    def _described(self, error: BaseException) -> str:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(self.path)]
         if isinstance(error, SyntaxError) and error.lineno is not None:
@@ -82,18 +84,21 @@ def find_plugin(name: str, known: Mapping[str, Any], flag: str) -> Plugin:
     path = Path(file).resolve()
     if not path.is_file():
         raise FileNotFoundError(f"{flag}: {file} does not exist")
-    text = path.read_text()
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{flag}: {file} is not UTF-8: {error}") from error
     plugin = Plugin(flag, f"{path.name}:{wanted}", None, path, text)
     with plugin.running():
         module = _run(path, text)
     if not hasattr(module, wanted):
         raise ValueError(f"{flag}: {file} has no {wanted}")
-    return Plugin(flag, plugin.name, getattr(module, wanted), path, text)
+    return Plugin(flag, plugin.name, getattr(module, wanted), path, text, module)
 
 
 def _run(path: Path, text: str) -> Any:
     # The text that is kept is the text that runs: no bytecode of another day.
-    name = f"slipstream_plugin_{path.stem}"
+    name = f"slipstream_plugin_{path.stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look themselves up there

@@ -93,7 +93,7 @@ def build_model(
     training, machine = settings.training, settings.machine
     features = features_seen(prepared, dim)
     network = build_network(spec, features, training.seed)
-    kept = values_kept(ClickModel(network, layout), features, spec)
+    kept = values_kept(ClickModel(network, layout), features, spec, training.seed)
     num_rows, num_resident = int(sizes.sum()), machine.num_resident
     if num_resident == -1:
         num_resident = num_rows if device.type == "cpu" else prepared.num_hot

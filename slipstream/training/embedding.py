@@ -224,15 +224,14 @@ class EmbeddingTable:
         behind the mark `after`. A batch without host rows touches no host row memory. Raises
         `ValueError` when the batch needs more distinct host rows than the area holds.
         """
-        slots = self._with_null(slots)
+        raw, slots = slots, self._with_null(slots)
         if slots.device.type != "cpu":
             return StagedBatch(slots)
         if self.num_resident == self.num_rows:
             return StagedBatch(self._locked(slots))
         places = slots.numpy()
-        on_host = places >= self.num_resident
-        if self._null_place is not None:
-            on_host &= places != self._null_place
+        # Of the slots as they were: the null row's place is also some host row's slot.
+        on_host = raw.numpy() >= self.num_resident
         if not on_host.any():
             return StagedBatch(self._locked(slots))
         host_rows, place = self._distinct(places[on_host] - self.num_resident, area)

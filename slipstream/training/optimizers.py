@@ -25,7 +25,9 @@ def make_optimizer(network: nn.Module, name: str) -> torch.optim.Optimizer:
     One that CUDA can capture, but for Adagrad.
     """
     # PyTorch refuses an optimizer of nothing, but a network may be all rows.
-    parameters = list(network.parameters()) or [nn.Parameter(torch.zeros(()))]
+    parameters = list(network.parameters())
+    if not parameters:
+        parameters, name = [nn.Parameter(torch.zeros(()))], "sgd"
     device = parameters[0].device.type
     if name == "adagrad":
         return torch.optim.Adagrad(parameters, lr=0.0)

@@ -2,14 +2,14 @@
 
 A policy is a function `score(chunk) -> (n,)` of floating-point numbers, a tensor or an array: the
 candidates with the lowest scores are dropped, as many as D says, ties at random by the seed; one
-scored +inf never is. Its `pool`, an attribute of the function or a name beside it in its file, says
-what it chooses among: the inputs left of the `hot` ones (where it says nothing), of the `cold`
-ones, or of `all`. It sees at most `CHUNK` candidates at a time.
+scored +inf never is, and -inf goes first. Its `pool`, an attribute of the function or a name beside
+it in its file, says what it chooses among: the inputs left of the `hot` ones (where it says
+nothing), of the `cold` ones, or of `all`. It sees at most `CHUNK` candidates at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -183,8 +183,7 @@ def find_policy(name: str, alpha: float = 1.0) -> Policy:
         return Policy(plugin, "hot", None)
     if not callable(score):
         raise ValueError(f"--drop-policy {name} is no function")
-    beside: Mapping[str, Any] = getattr(score, "__globals__", {}) if plugin.path else {}
-    pool = getattr(score, "pool", beside.get("pool", "hot"))
+    pool = getattr(score, "pool", getattr(plugin.module, "pool", "hot"))
     if pool not in POOLS:
         raise ValueError(f"--drop-policy {name}: its pool is {pool!r}; expected one of {POOLS}")
     return Policy(plugin, pool, partial(stale, alpha=alpha) if score is stale else score)

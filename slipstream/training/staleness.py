@@ -86,7 +86,7 @@ def threshold_for_drop(critical: np.ndarray, drop_fraction: float) -> Threshold:
     if target == 0:
         return Threshold(0.0)  # no change is below it
     value = np.partition(critical, target - 1)[target - 1]
-    if math.isinf(value):
+    if value == math.inf:
         return Threshold(math.inf)
     below = int(np.count_nonzero(critical < value))
     ties = int(np.count_nonzero(critical == value))
