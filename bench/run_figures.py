@@ -82,6 +82,8 @@ def _kind_of(start: dict[str, Any]) -> dict[str, Any]:
     told["commit"] = start.get("commit")
     told["on"] = machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('cpu_cores')} cores"
     is_anew = start.get("resumed") or not start.get("loaded")
+    for kind in ("network", "policy"):  # another text under the same name is another one
+        told[f"{kind}'s file"] = ((start.get(kind) or {}).get("sha256") or "")[:8]
     told["begun"] = "anew" if is_anew else f"from {start['loaded']}"
     sizes = start.get("table_sizes", [])
     size = f"{start.get('num_train'):,} inputs, {len(sizes)} tables of {sum(sizes):,} rows"
@@ -93,7 +95,8 @@ def _kind_of(start: dict[str, Any]) -> dict[str, Any]:
     policy = flags.get("drop_policy")
     if method == "slipstream":
         method += f"-{Path(str(policy)).name}"
-    data = {"size": size, "table sizes": sizes, **contents}
+    identity = start.get("log_identity")
+    data = {"size": size, "table sizes": sizes, "identity": identity, **contents}
     if flags.get("data_generation", "dataset") != "dataset":
         # The seed decides on them, too: of another one they are other data.
         source = f"{flags['data_generation']} data of seed {start.get('seed')}"

@@ -80,12 +80,18 @@ def test_resume_in_the_middle_of_slipstream(segregated, tmp_path):
         run("--load-model", tmp_path / "a", "--model-args", "width=10")
 
 
-@pytest.mark.parametrize("name", ["Doubles", "RowsAlone"])
+@pytest.mark.parametrize("name", ["Doubles", "RowsAlone", "Odd"])
 def test_other_kinds_of_networks(processed, tmp_path, name):
-    first = train(processed, "--save-model", tmp_path / "m", model=f"{OWN}:{name}")
+    flags = ["--optimizer", "rwsadagrad", "--test-freq", 50]
+    first = train(processed, *flags, "--save-model", tmp_path / "m", model=f"{OWN}:{name}")
+    if name == "Odd":  # a lazy layer's weights are of the seed, and all gone on with
+        for steps in (40, 0):
+            on = ["--save-model", tmp_path / "n", "--load-model", "auto", "--num-batches", steps]
+            train(processed, *flags, *on, model=f"{OWN}:{name}")
+        assert_same_weights(tmp_path / "m", tmp_path / "n")
     saved = saved_rows(tmp_path / "m")
     kinds = {saved[key].dtype for key in saved if key.startswith("network.")}
-    assert kinds == ({np.dtype(np.float64)} if name == "Doubles" else set())
+    assert kinds == {"Doubles": {np.dtype("f8")}, "Odd": {np.dtype("f4")}}.get(name, set())
     again = train(
         *(processed, "--load-model", tmp_path / "m", "--inference-only", "true"),
         model=f"{OWN}:{name}",
@@ -98,6 +104,12 @@ def test_other_kinds_of_networks(processed, tmp_path, name):
     [
         ("OWN:Wide", [], "returned shape (2, 1) for 2 inputs; expected (2,)"),
         ("OWN:Broken", [], "own_network.py, line "),
+        ("OWN:Unlike", ["--model-args", "what=norm"], "norm keeps no running statistics"),
+        ("OWN:Unlike", ["--model-args", "what=half"], "short is bfloat16, which cannot be saved"),
+        ("OWN:Unlike", ["--model-args", "what=expanded"], "RuntimeError: unsupported operation"),
+        ("OWN:Unlike", ["--model-args", "what=exit"], "SystemExit: no licence"),
+        ("OWN:Unlike", ["--model-args", "what=sparse"], "bag.weight has a sparse gradient"),
+        ("OWN:Unlike", ["--model-args", "what=rows"], "forward uses none of the vectors"),
         ("OWN:Norms", ["--model-args", "wide=3"], "unexpected keyword argument 'wide'"),
         ("OWN:no_network", [], "is no class of torch.nn.Module"),
         ("OWN:Nothing", [], "has no Nothing"),

@@ -265,6 +265,26 @@ def graph_loses(name):
     return spoil
 
 
+def test_a_buffer_that_is_assigned_anew_is_no_part_of_a_graph(recwarn):
+    """A replay would go on reading the one that was captured."""
+
+    def spoil(trainer):
+        network = trainer.step.model.network
+        forward = network.forward
+        network.register_buffer("seen", torch.zeros((), device=trainer.table.device))
+
+        def counting(dense, vectors):
+            network.seen = network.seen + 1
+            return forward(dense, vectors)
+
+        network.forward = counting
+
+    got, _, is_graph = train_on_gpu(NUM_HOT, "sgd", True, False, True, spoil=spoil)
+    assert got.pop("seen") > 0 and not is_graph
+    assert not differing(got, train_on_cpu("sgd", True))
+    assert any("assigns a buffer anew" in str(warning.message) for warning in recwarn)
+
+
 @pytest.mark.filterwarnings("ignore:no CUDA graph")
 @pytest.mark.parametrize(
     "spoil",

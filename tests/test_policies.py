@@ -53,6 +53,18 @@ def elsewhere(chunk):
 elsewhere.pool = "warm"
 
 number = 5
+
+def first(chunk):
+    return torch.where(chunk.labels > 0, -torch.inf, chunk.access_counts.double().mean(1))
+
+def sparse(chunk):
+    return chunk.losses().to_sparse()
+
+class Costs:
+    def __call__(self, chunk):
+        return chunk.rng.random(len(chunk))
+
+costs = Costs()
 '''
 
 
@@ -148,6 +160,16 @@ def test_what_scores_infinity_stays(segregated, own, capsys):
     assert record["dropped"] <= int((prepared.data.cold.labels == 0).sum())
 
 
+def test_infinitely_low_goes_first_and_an_object_has_its_files_pool(segregated, own):
+    clicks = load_segregated(segregated).data
+    summary = train(segregated, own, "first", "--drop-percentage", 5)
+    [record] = summary["drops"]
+    assert record["pool"] == "all" and record["dropped"] == record["target"] > 0
+    num_clicks = sum(int((inputs.labels > 0).sum()) for inputs in (clicks.hot, clicks.cold))
+    assert record["target"] < num_clicks / 2  # so clicks alone go, and the loss shows it
+    assert train(segregated, own, "costs")["drops"][0]["pool"] == "all"
+
+
 def test_resume_and_recalibration_with_a_policy_of_ones_own(segregated, own):
     folder, again = own.parent, ["--recalibrate-every", 0.2]
     whole = train(segregated, own, "losses", *again, "--save-model", folder / "a")
@@ -171,6 +193,7 @@ def test_resume_and_recalibration_with_a_policy_of_ones_own(segregated, own):
         ("fails", "line 32: AttributeError: 'Chunk' object has no attribute 'nothing'"),
         ("elsewhere", "its pool is 'warm'; expected one of ('hot', 'all', 'cold')"),
         ("number", "is no function"),
+        ("sparse", "can't convert Sparse layout tensor to numpy"),
         ("absent", "has no absent"),
         ("losses --threshold 0.1", "takes --drop-percentage"),
     ],

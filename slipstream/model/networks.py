@@ -15,7 +15,6 @@ and `eval()`, and save. A network in float64 is given float64.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from slipstream.model.features import Features, Pooling, features_of
 from slipstream.tools.plugins import Plugin, find_plugin
 
 NETWORKS: dict[str, type[nn.Module]] = {"dlrm": DLRM_Net}
-SAVED_NAME = re.compile(r"[A-Za-z0-9_.]+")
 PROBE_INPUTS = (2, 4)  # a network is tried on so many before anything large is allocated
 
 
@@ -63,7 +61,8 @@ def find_network(name: str, options: Mapping[str, Any]) -> NetworkSpec:
 def build_network(spec: NetworkSpec, features: Features, seed: int) -> nn.Module:
     """A new network in training mode; the same seed gives the same weights.
 
-    Raises `ValueError` where its class does not take the features or the options.
+    Raises `ValueError` where its class does not take the features or the options, and for what
+    `check_state` refuses.
     """
     with torch.random.fork_rng(devices=[]), spec.plugin.running():
         torch.manual_seed(seed)
@@ -79,7 +78,8 @@ def values_kept(model: ClickModel, features: Features, spec: NetworkSpec, seed: 
     one that cannot be used: raises `ValueError` with what is wrong with it, or its output.
     """
     network, kept = model.network, []
-    buffers = [buffer.clone() for buffer in network.buffers()]
+    with spec.plugin.running():
+        buffers = kept_buffers(network)
     for num in PROBE_INPUTS:
         dense = torch.zeros(num, features.num_dense)
         shape = (num, model.layout.num_columns)
@@ -98,13 +98,39 @@ def values_kept(model: ClickModel, features: Features, spec: NetworkSpec, seed: 
                 logits = model(dense, rows, present)
             _check_logits(logits, num)
             logits.sum().backward()
-            if rows.grad is None:
-                raise ValueError("forward uses none of the vectors: there are no rows to train")
+            _check_gradients(network, rows)
         kept.append(sum(saved.values()))
     network.zero_grad(set_to_none=True)
-    for buffer, before in zip(network.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    with spec.plugin.running():
+        restore_buffers(buffers)
     return (kept[1] - kept[0]) // (PROBE_INPUTS[1] - PROBE_INPUTS[0]) // 4
+
+
+KeptBuffers = list[tuple[nn.Module, str, Tensor, Tensor]]
+
+
+def kept_buffers(network: nn.Module) -> KeptBuffers:
+    """A network's buffers, and copies of them, for `restore_buffers`."""
+    return [
+        (part, name, buffer, buffer.clone())
+        for part in network.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+
+
+def restore_buffers(kept: KeptBuffers) -> None:
+    """Put buffers back, the tensors and their values, also where one was assigned anew."""
+    for part, name, buffer, before in kept:
+        setattr(part, name, buffer)
+        buffer.copy_(before)
+
+
+def _check_gradients(network: nn.Module, rows: Tensor) -> None:
+    if rows.grad is None:
+        raise ValueError("forward uses none of the vectors: there are no rows to train")
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise ValueError(f"{name} has a sparse gradient; build its layer with sparse=False")
 
 
 def _check_logits(logits: Any, num_inputs: int) -> None:
@@ -118,16 +144,18 @@ def _check_logits(logits: Any, num_inputs: int) -> None:
 
 
 def check_state(network: nn.Module) -> None:
-    """Raise `ValueError` for a network with a state that cannot be saved: not all tensors."""
+    """Raise `ValueError` for a state that cannot be saved, and for one that judges by batch."""
+    for name, part in network.named_modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is None:
+            raise ValueError(
+                f"{name} keeps no running statistics, so an input's score would depend on its "
+                "batch; leave track_running_stats on"
+            )
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is no tensor; its extra state cannot be saved")
         if value.dtype == torch.bfloat16:
             raise ValueError(f"{name} is bfloat16, which cannot be saved; keep it in float32")
-        if not SAVED_NAME.fullmatch(name):
-            raise ValueError(
-                f"{name!r} cannot be saved under that name; use letters, digits, _ and . alone"
-            )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -205,7 +233,8 @@ class ClickModel:
         was_training = self.network.training
         self.network.eval()
         try:
-            with torch.inference_mode():
+            # Not `inference_mode`: what a network keeps of it could not be trained with.
+            with torch.no_grad():
                 yield
         finally:
             self.network.train(was_training)

@@ -4,9 +4,9 @@ clocks.
 One JSON object a line: `start` (argv, flags, commit, versions, hardware, data), `evaluation` (test
 set), `validation`, `training` (the loss, at each report), `drop` (one per choice of inputs),
 `checkpoint`, and last `summary`, or `stopped` (by a signal) or `failed`, both with reason and step.
-Each line is flushed, so a crash loses none. A run that goes on from a
-checkpoint has a log of its own, which begins with the evaluations, validations and drops up to
-there (`start` names the checkpoint), so the last log of a run is the whole run's.
+Each line is flushed, so a crash loses none. A run that goes on from a checkpoint has a log of its
+own, which begins with the evaluations, validations, losses and drops up to there (`start` names the
+checkpoint), so the last log of a run is the whole run's.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from slipstream.training.embedding import EmbeddingTable, initial_rows
 from slipstream.training.flags import Settings
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.optimizers import make_optimizer
+from slipstream.training.policies import Policy
 from slipstream.training.progress import Progress
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
@@ -79,8 +80,11 @@ def build_model(
     prepared: PreparedData,
     device: torch.device,
     saved: Saved | None = None,
+    policy: Policy | None = None,
 ) -> tuple[ClickModel, EmbeddingTable]:
     """The model on its device and the table, with new weights or those of a checkpoint.
+
+    `policy` is that of a run that drops inputs, whose choice takes memory.
 
     Seeds PyTorch, for what the network draws from here on. Raises `MemoryError`, before the rows
     are allocated, where the run will not fit into memory.
@@ -97,7 +101,7 @@ def build_model(
     num_rows, num_resident = int(sizes.sum()), machine.num_resident
     if num_resident == -1:
         num_resident = num_rows if device.type == "cpu" else prepared.num_hot
-    _check_memory(settings, prepared, device, network, kept, num_resident)
+    _check_memory(settings, prepared, device, network, kept, num_resident, policy)
     slots, sums = prepared.slot_of_row, None
     if saved is not None:
         saved.load_network(network)
@@ -129,10 +133,13 @@ def _check_memory(
     network: nn.Module,
     num_kept: int,
     num_resident: int,
+    policy: Policy | None,
 ) -> None:
     """Print what the run will take; `MemoryError` where it is not free."""
     model, on_device = settings.model, device.type == "cuda"
-    drops = settings.flags.get("drop_policy", "none") != "none"
+    drops = policy is not None and policy.score is not None
+    hot, cold = len(prepared.data.hot), len(prepared.data.cold)
+    num_candidates = {"hot": hot, "cold": cold, "all": hot + cold}[policy.pool if policy else "hot"]
     needs = training_needs(
         num_rows=int(prepared.table_sizes.sum()),
         dim=model.arch_sparse_feature_size,
@@ -147,7 +154,7 @@ def _check_memory(
         # And the rows as they are looked up, and their gradient.
         num_activations=num_kept + 2 * prepared.layout.num_columns * model.arch_sparse_feature_size,
         num_snapshot_rows=prepared.num_hot if drops else 0,
-        num_choice_inputs=len(prepared.data.hot) if drops else 0,
+        num_choice_inputs=num_candidates if drops else 0,
         num_train=prepared.data.num_train,
         on_device=on_device,
     )

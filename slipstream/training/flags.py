@@ -168,7 +168,8 @@ MACHINE = (
         "--cuda-graph",
         cli.boolean,
         True,
-        "CUDA with sgd: replay full mini-batches as one graph",
+        "CUDA: replay full mini-batches as one graph, but with Adagrad for the network; what a "
+        "network of your own decides in Python is then decided once",
     ),
     Flag(
         "--device-data",

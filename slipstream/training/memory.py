@@ -41,7 +41,7 @@ def training_needs(
     """The needs of a run beside the interpreter and its libraries; inputs are mapped, not counted.
 
     `num_activations` are the values an input has in the network; `num_snapshot_rows` the hot rows
-    where a drop rule copies them, twice; `num_choice_inputs` the hot inputs it chooses among.
+    where a drop rule copies them, twice; `num_choice_inputs` the inputs it chooses among.
     Formulas: `embedding`, `step`, `staleness` beside this module. On a CPU, `on_device` false, the
     host holds both parts.
     """

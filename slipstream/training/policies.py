@@ -83,7 +83,10 @@ class Chunk:
 
     @cached_property
     def access_counts(self) -> Tensor:
-        """How often the training inputs use each row (n, C) int64; absent elements: 0."""
+        """How often the training inputs use each row (n, C) int64; absent elements: 0.
+
+        Of a sample of the inputs, where --ip-sampling-rate segregated by one.
+        """
         counts = self._rows.access_counts
         if counts is None:
             raise ValueError("accesses were not counted: the run reads no segregated folder")
@@ -159,11 +162,11 @@ class Policy:
         assert self.score is not None
         with self.plugin.running():
             scores = self.score(chunk)
-        if isinstance(scores, Tensor):
-            scores = scores.detach().cpu()
-            is_half = scores.dtype in (torch.bfloat16, torch.float16)
-            scores = (scores.float() if is_half else scores).numpy()
-        scores = np.asarray(scores)
+            if isinstance(scores, Tensor):
+                scores = scores.detach().cpu()
+                is_half = scores.dtype in (torch.bfloat16, torch.float16)
+                scores = (scores.float() if is_half else scores).numpy()
+            scores = np.asarray(scores)
         flag = f"{self.plugin.flag} {self.plugin.path or self.name}"
         if scores.shape != (len(chunk),) or scores.dtype.kind != "f":
             raise ValueError(

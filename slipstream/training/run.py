@@ -57,7 +57,7 @@ def run_training(
         if run.save_model:
             folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
         saved, resumes = find_saved(run, identity)
-        model, table = build_model(settings, spec, prepared, device, saved)
+        model, table = build_model(settings, spec, prepared, device, saved, policy)
         # The same command begins and goes on, so its name may be taken.
         log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,12 +129,24 @@ class Saved:
 
 
 def state_arrays(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters (`network.<name>`) and buffers (`buffer.<name>`) that are kept."""
+    """Parameters (`network.<name>`) and buffers (`buffer.<name>`), by their `saved_name`."""
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    return {
-        f"{'network' if name in parameters else 'buffer'}.{name}": value
-        for name, value in network.state_dict().items()
+    state = network.state_dict()
+    found = {
+        f"{'network' if name in parameters else 'buffer'}.{saved_name(name)}": value
+        for name, value in state.items()
     }
+    if len(found) < len(state):
+        raise ValueError("two of the network's tensors would be saved under one name; rename one")
+    return found
+
+
+def saved_name(name: str) -> str:
+    """A parameter's name as part of a file's: what a member may not be called is spelt out.
+
+    `city name` (of an `nn.ModuleDict`) becomes `city_u20_name`.
+    """
+    return re.sub(r"[^A-Za-z0-9_.]", lambda found: f"_u{ord(found[0]):x}_", name)
 
 
 def row_chunks(shape: Sequence[int]) -> Iterator[slice]:

@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as nn_functional
 from torch import Tensor
 
-from slipstream.model.networks import ClickModel
+from slipstream.model.networks import ClickModel, kept_buffers, restore_buffers
 from slipstream.training.embedding import EmbeddingTable, StagedBatch
 from slipstream.training.optimizers import can_capture, is_adaptive
-from slipstream.training.saved import state_arrays
+from slipstream.training.saved import saved_name, state_arrays
 
 NUM_WARMUP_STEPS = 3  # before a capture, as PyTorch's documentation asks
 
@@ -60,6 +60,10 @@ class TrainStep:
     ) -> None:
         self.model, self.table, self.optimizer = model, table, optimizer
         self.batch_size = batch_size
+        state_arrays(model.network)  # refuses names that would be one in a checkpoint, now
+        self._parameters = {
+            saved_name(name): value for name, value in model.network.named_parameters()
+        }
         self._loss_sum = torch.zeros((), device=table.device)
         self.rate_ratio = rate_ratio
         # SGD's step follows from the gradient, so a short batch, whose loss is divided by the full
@@ -96,7 +100,7 @@ class TrainStep:
             name: value.detach().cpu().numpy()
             for name, value in state_arrays(self.model.network).items()
         }
-        for name, parameter in self.model.network.named_parameters():
+        for name, parameter in self._parameters.items():
             for kind, value in sorted(self.optimizer.state.get(parameter, {}).items()):
                 if isinstance(value, Tensor):
                     arrays[f"optimizer.{kind}.{name}"] = value.detach().cpu().numpy()
@@ -120,7 +124,7 @@ class TrainStep:
         stored = {name for name in arrays if name.startswith("optimizer.")}
         # Version 1 did not list them, and knew optimizers alone that have their state at once.
         expected = set(values.get("optimizer", self.state()[0]["optimizer"]))
-        parameters = dict(self.model.network.named_parameters())
+        parameters = self._parameters
         if stored != expected:
             name = min(stored ^ expected)
             raise ValueError(f"{name} is {'left over' if name in stored else 'missing'}")
@@ -197,8 +201,7 @@ class TrainStep:
 
         Not in the loss, running statistics, the optimizers' sums, nor the random numbers.
         """
-        moved = [self._loss_sum, *self.model.network.buffers()]
-        before = [value.clone() for value in moved]
+        loss_sum, buffers = self._loss_sum.clone(), kept_buffers(self.model.network)
         known = {key: value.clone() for key, value in self._optimizer_state().items()}
         row_sums = self.table.row_sums(staged)
         on_cuda = self.table.device.type == "cuda"
@@ -206,8 +209,8 @@ class TrainStep:
         try:
             yield
         finally:
-            for value, old in zip(moved, before, strict=True):
-                value.copy_(old)
+            self._loss_sum.copy_(loss_sum)
+            restore_buffers(buffers)
             for key, value in self._optimizer_state().items():
                 # What was made meanwhile is where the graph finds it: begun with zeros.
                 value.copy_(known[key]) if key in known else value.zero_()
@@ -244,10 +247,15 @@ class _StepGraph:
         arguments = (self.dense, staged, self.labels, self.weights, self.learning_rate)
         side = torch.cuda.Stream(dense.device)
         side.wait_stream(torch.cuda.current_stream())
+        buffers = list(step.model.network.buffers())
         with torch.cuda.stream(side):
             for _ in range(NUM_WARMUP_STEPS):
                 step._run(*arguments)
         torch.cuda.current_stream().wait_stream(side)
+        now = step.model.network.buffers()
+        if any(one is not other for one, other in zip(now, buffers, strict=True)):
+            # A replay would go on reading the one that was captured.
+            raise RuntimeError("the network assigns a buffer anew, in place of updating it")
         # Gradients are then made within the capture, in the graph's own memory.
         step.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
