@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from slipstream.training.embedding import EVALUATION, EmbeddingTable, bytes_per_row, initial_rows
+from slipstream.training.embedding import (
+    EVALUATION,
+    EmbeddingTable,
+    _sum_by_row,
+    bytes_per_row,
+    initial_rows,
+)
 
 CPU = torch.device("cpu")
 
@@ -114,6 +120,19 @@ def test_rows_start_the_same_whatever_their_slot():
     for part, size in zip(plain.split(sizes), sizes, strict=True):
         assert part.abs().max() <= size**-0.5
     assert plain[6:].std().item() == pytest.approx((1 / 30 / 3) ** 0.5, rel=0.15)
+
+
+def test_gradients_of_equal_rows_are_added_by_place_as_by_sorting():
+    """The same bits, whatever the places hold: on a CPU by place, on a GPU by sorting."""
+    generator = torch.Generator().manual_seed(1)
+    place = torch.randint(-9, 99, (40,), generator=generator, dtype=torch.int32).numpy()
+    for _ in range(3):
+        index = torch.randint(0, 40, (300,), generator=generator)
+        gradient = torch.randn(300, 8, generator=generator)
+        sums = [torch.zeros(40, 8) for _ in range(2)]
+        for total, by in zip(sums, (None, place), strict=True):
+            total.index_add_(0, *_sum_by_row(index, gradient, by))
+        assert torch.equal(*sums) and sums[0].any()
 
 
 def test_bytes_per_row():

@@ -49,6 +49,9 @@ def training_needs(
     num_host = num_rows - num_resident
     area = min(batch_size * num_features, num_host)
     areas = AREAS * area + min(test_batch_size * num_features, num_host)
+    # Row-wise Adagrad adds up the gradients of equal rows by place on a CPU.
+    sums_by_place = optimizer == "rwsadagrad" and not on_device
+    sum_places = 4 * (num_resident + areas) if sums_by_place else 0
     one_memory = not on_device and num_host == 0
     resident = 0 if one_memory else num_resident * row_bytes
     per_input = 8 * batch_size * num_activations
@@ -61,7 +64,7 @@ def training_needs(
             "embedding rows", "--max-ind-range or --arch-sparse-feature-size", num_rows * row_bytes
         ),
         Need("resident rows", "--hot-emb-gpu-mem or --num-resident", device=resident),
-        Need("places of host rows", "--num-resident", host=12 * num_host),
+        Need("places of rows", "--num-resident", host=12 * num_host + sum_places),
         Need(
             "staging areas",
             "--mini-batch-size and --test-mini-batch-size",
