@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         num_dense = (args.arch_mlp_bot or [0])[0] or flags.NUM_GENERATED_DENSE
         log = generated_log(kind, args.arch_embedding_size, args.data_size, num_dense, args.seed)
-    return run_training("baseline", flags.settings_of(args), baseline_data(log), "interleaved")
+    prepared = baseline_data(log)
+    settings = flags.settings_of(args, prepared.data.num_train)
+    return run_training("baseline", settings, prepared, "interleaved")
 
 
 if __name__ == "__main__":

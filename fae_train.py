@@ -30,7 +30,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with FAE; returns the summary."""
     args = parse_args(argv)
-    return run_training("fae", flags.settings_of(args), flags.open_segregated(args), args.schedule)
+    prepared = flags.open_segregated(args)
+    settings = flags.settings_of(args, prepared.data.num_train)
+    return run_training("fae", settings, prepared, args.schedule)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ exec "$PYTHON" fae_train.py \
   --arch-sparse-feature-size "$EMB_DIM" \
   --arch-mlp-bot "auto-512-256-64-$EMB_DIM" \
   --arch-mlp-top 512-256-1 \
-  --mini-batch-size 1024 \
-  --learning-rate "$LEARNING_RATE" \
-  --lr-decay-share 0.3 \
-  --optimizer "${OPTIMIZER:-sgd}" \
+  --optimizer "$OPTIMIZER" \
   --nepochs 1 \
+  "${rate[@]}" \
   "$@"

@@ -15,5 +15,5 @@ exec "$PYTHON" input_segregation.py \
   --hot-emb-gpu-mem "${HOT_EMB_GPU_MEM:-268435456}" \
   --ip-sampling-rate "${IP_SAMPLING_RATE:-100}" \
   --arch-sparse-feature-size "$EMB_DIM" \
-  --optimizer "${OPTIMIZER:-sgd}" \
+  --optimizer "$OPTIMIZER" \
   "$@"

@@ -34,7 +34,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with Slipstream; returns the summary."""
     args = parse_args(argv)
-    settings, prepared = flags.settings_of(args), flags.open_segregated(args)
+    prepared = flags.open_segregated(args)
+    settings = flags.settings_of(args, prepared.data.num_train)
     return run_training(
         "slipstream", settings, prepared, args.schedule, drop_flags.settings_of(args)
     )

@@ -52,6 +52,7 @@ from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
 from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
+from slipstream.training.flags import recipe_of  # noqa: E402
 
 MARGIN = 0.0005  # of AUC: a run is there when it comes so near the first method's final one
 OVERHEAD = ("snapshot_s", "threshold_s", "classification_s")
@@ -319,7 +320,8 @@ def test_freq(processed: str, flags: list[str], num_points: int) -> int:
     """Mini-batches between evaluations; a bad flag of a trainer is refused here."""
     trainer = slipstream_train.parse_args(["--segregated-data-dir", "-", *flags])
     num_train = int(open_npz(processed, ("days",))["days"][-2])
-    return max(1, num_train // trainer.mini_batch_size // num_points)
+    batch_size = recipe_of(trainer, num_train).mini_batch_size
+    return max(1, num_train // batch_size // num_points)
 
 
 def main(argv: list[str] | None = None) -> Records:

@@ -15,12 +15,10 @@ source "$(dirname "$0")/recipe.sh"
 export DATA_SET=avazu
 export RAW_DATA="${RAW_DATA:-$here/input/avazu/train.csv}"
 export EMB_DIM=16
-export OPTIMIZER="${OPTIMIZER:-rwsadagrad}" LEARNING_RATE="${LEARNING_RATE:-0.02}"
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
 
 recipe \
   --arch-mlp-bot 1-512-256-64-16 \
   --arch-mlp-top 512-256-1 \
-  --mini-batch-size 1024 \
   --test-freq 10240 \
   "$@"

@@ -19,6 +19,5 @@ export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
 recipe \
   --arch-mlp-bot 13-512-256-64-16 \
   --arch-mlp-top 512-256-1 \
-  --mini-batch-size 1024 \
   --test-freq 10240 \
   "$@"

@@ -15,7 +15,6 @@ source "$(dirname "$0")/recipe.sh"
 export DATA_SET=terabyte
 export RAW_DATA="${RAW_DATA:-$here/input/terabyte/day}"
 export EMB_DIM=64
-if [ "${OPTIMIZER:-sgd}" = sgd ]; then export LEARNING_RATE="${LEARNING_RATE:-0.1}"; fi
 export MAX_IND_RANGE="${MAX_IND_RANGE:-10000000}"
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-1073741824}"
 

@@ -16,13 +16,10 @@ source "$(dirname "$0")/recipe.sh"
 export DATA_SET=taobao
 export RAW_DATA="${RAW_DATA:-$here/input/taobao/UserBehavior.csv}"
 export EMB_DIM=16
-export OPTIMIZER="${OPTIMIZER:-rwsadagrad}" LEARNING_RATE="${LEARNING_RATE:-0.05}"
 export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-268435456}"
 
 recipe \
   --arch-mlp-bot 1-64-16 \
   --arch-mlp-top 256-64-1 \
-  --dense-optimizer adagrad \
-  --mini-batch-size 256 \
   --test-freq 10240 \
   "$@"

@@ -63,7 +63,7 @@ class Bench:
         self.hot_cold = folder / "hot_cold"
         input_segregation.main(
             ["--processed-data-file", str(self.processed), "--hot-emb-gpu-mem", "500000"]
-            + ["--segregated-data-dir", str(self.hot_cold)]
+            + ["--segregated-data-dir", str(self.hot_cold), "--optimizer", "sgd"]
         )
         self.num_rows = int(open_npz(self.processed, ("counts",))["counts"].sum())
         self._num_runs = 0
@@ -77,6 +77,7 @@ class Bench:
             ["--segregated-data-dir", str(self.hot_cold), "--device", device, "--print-freq", "0"]
             + ["--runs-dir", str(self.folder), "--run-name", name, "--test-freq", "10"]
             + ["--mini-batch-size", "512", "--save-model", str(self.folder / name)]
+            + ["--optimizer", "sgd", "--lr-decay-share", "0"]
             + ["--learning-rate", LEARNING_RATE, *flags]
         )
         lines = (self.folder / name / "log.jsonl").read_text().splitlines()
@@ -87,7 +88,7 @@ class Bench:
         weights = [
             array.ravel()
             for key, array in saved.arrays.items()
-            if key == "rows" or key.startswith("step.mlp.")
+            if key == "rows" or key.startswith("step.network.")
         ]
         return {"losses": np.array(losses), "weights": np.concatenate(weights)}
 

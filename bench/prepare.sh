@@ -3,11 +3,12 @@
 #   PYTHON           an interpreter that can import what is needed; made in .venv where there is none
 #   RAW_DATA         the raw log. Not set: input/kaggle/train.txt where it exists, else a synthetic log
 #   PROCESSED_DATA   the processed .npz. Set without RAW_DATA: used as it is, nothing is preprocessed
-#   HOT_COLD         the segregated folder
+#   HOT_COLD         the segregated folder; of OPTIMIZER=sgd, whose rows are smaller, one of its own
+#   rate             an array: the flag of LEARNING_RATE, where that is set
 # and reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of
 # preprocessing, as 2G), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
-# row), OPTIMIZER (sgd, rwsadagrad), LEARNING_RATE. Relative paths in these variables start where the
+# row), OPTIMIZER (rwsadagrad, sgd), LEARNING_RATE (of the rows). Relative paths in these variables start where the
 # script was called; those of SYNTHETIC_DIR and of flags at the repository, which it goes to.
 
 if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
@@ -22,15 +23,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 DATA_SET="${DATA_SET:-kaggle}"
 SYNTHETIC_ROWS="${SYNTHETIC_ROWS:-1000000}"
 SYNTHETIC_DIR="${SYNTHETIC_DIR:-input/synthetic}"
-export EMB_DIM="${EMB_DIM:-16}" OPTIMIZER="${OPTIMIZER:-sgd}"
-# SGD: Meta's 0.1 at mini-batch 128, times 8 for 1024, and a little more, as the validation AUC of
-# FAE chose on the synthetic log (bench/README.md). Row-wise Adagrad takes far smaller steps; Adam, the
-# network's optimizer beside it, a tenth of its rate: test AUC 0.807 on that log, SGD's is 0.789.
-case "$OPTIMIZER" in
-  rwsadagrad) LEARNING_RATE="${LEARNING_RATE:-0.02}" ;;
-  *) LEARNING_RATE="${LEARNING_RATE:-1.0}" ;;
-esac
-export LEARNING_RATE
+export EMB_DIM="${EMB_DIM:-16}" OPTIMIZER="${OPTIMIZER:-rwsadagrad}"
+# The trainers decide on mini-batch, rates and decay by the number of inputs (--help).
+rate=()
+# shellcheck disable=SC2034 # the scripts that source this one pass it on
+if [ -n "${LEARNING_RATE:-}" ]; then rate=(--learning-rate "$LEARNING_RATE"); fi
+hot_cold=hot_cold
+if [ "$OPTIMIZER" != rwsadagrad ]; then hot_cold="hot_cold_$OPTIMIZER"; fi
 
 can_import() { # interpreter, modules
   "$1" - "${@:2}" >/dev/null 2>&1 <<'PYTHON_END'
@@ -74,7 +73,7 @@ prepare() {
   done
   if [ -z "${RAW_DATA:-}" ] && [ -n "${PROCESSED_DATA:-}" ]; then
     check_path PROCESSED_DATA
-    HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/hot_cold}"
+    HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
     find_python "${modules[@]}"
     echo "No RAW_DATA given: using $PROCESSED_DATA as it is"
     return
@@ -105,7 +104,7 @@ prepare() {
     echo "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
     "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
   fi
-  HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/hot_cold}"
+  HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
   mkdir -p "$(dirname "$PROCESSED_DATA")"
   if [ -n "${MAX_IND_RANGE:-}" ]; then options+=(--max-ind-range "$MAX_IND_RANGE"); fi
   if [ -n "${NUM_DAYS:-}" ]; then options+=(--num-days "$NUM_DAYS"); fi

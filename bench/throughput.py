@@ -10,8 +10,8 @@ left out, and named at the end.
 
 A method is a name and options joined by `+`: plain, baseline, fae, slipstream; bf16, tf32, compile,
 eager (no CUDA graph), resident (all rows on the device), hot (train hot inputs alone), budget=BYTES
-(hot rows); for plain: tuned (our CPU settings), fbgemm, hybrid, gpu. For instance `plain+hybrid`,
-`fae+budget=268435456+bf16`.
+(hot rows), adaptive (row-wise Adagrad and Adam; else SGD); for plain: tuned (our CPU settings),
+fbgemm, hybrid, gpu. For instance `plain+hybrid`, `fae+budget=268435456+bf16`.
 
 `consumed` counts dropped inputs as done: samples of the log a second. p10, p50 and p90 are over
 blocks. The first block of each method is a warm-up. `loader` and `step` are each alone: cutting

@@ -15,7 +15,7 @@ from slipstream.tools.device import tune_process
 from slipstream.tools.runlog import Clocks, NoLog
 from slipstream.training.build import build_model, build_trainer, network_of
 from slipstream.training.dropping import DropRule, DropSettings
-from slipstream.training.flags import settings_of
+from slipstream.training.flags import Settings, settings_of
 from slipstream.training.policies import find_policy
 from slipstream.training.sets import load_segregated
 from slipstream.training.staleness import (
@@ -38,15 +38,20 @@ class Training:
         self.prepared = load_segregated(args.segregated_data_dir, args.processed_data_file)
         device = torch.device("cpu")
         tune_process(device, self.flags.num_threads, self.flags.precision, False)
-        settings = settings_of(self.flags)
+        settings = self.settings()
         spec = network_of(settings.model)
         self.model, self.table = build_model(settings, spec, self.prepared, device)
-        self.num_steps = self.prepared.data.num_train // self.flags.mini_batch_size
+        batch_size = settings.training.mini_batch_size
+        self.num_steps = self.prepared.data.num_train // batch_size
+
+    def settings(self) -> Settings:
+        """What the flags ask for now."""
+        return settings_of(self.flags, self.prepared.data.num_train)
 
     def run(self, rule: DropRule | None = None, note: Callable[[Any], None] | None = None) -> None:
         """Train; `note` is called with the `Trainer` at each of its reports."""
         trainer = build_trainer(
-            *(settings_of(self.flags), self.prepared, self.flags.schedule, self.model, self.table),
+            *(self.settings(), self.prepared, self.flags.schedule, self.model, self.table),
             *(rule, NoLog(), Clocks()),
             on_report=None if note is None else lambda progress: note(trainer),
         )

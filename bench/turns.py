@@ -40,7 +40,7 @@ from slipstream.training.progress import Progress  # noqa: E402
 from slipstream.training.sets import baseline_data, load_segregated  # noqa: E402
 from slipstream.training.trainer import Trainer  # noqa: E402
 
-ENGINE_OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "budget"}
+ENGINE_OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "budget", "adaptive"}
 OPTIONS = {
     "plain": {"bf16", "tf32", "tuned", "fbgemm", "hybrid", "gpu"},
     "baseline": ENGINE_OPTIONS - {"budget"},
@@ -255,6 +255,8 @@ def _build_engine(
 ) -> tuple[Trainer, Pace, dict[str, Any]]:
     name, options, budget = parse_method(method)
     precision = next(iter(options & {"bf16", "tf32"}), "fp32")
+    # SGD unless asked for otherwise: what the plain model beside it is trained by.
+    optimizer = "rwsadagrad" if "adaptive" in options else "sgd"
     flags = (
         f"--segregated-data-dir - --mini-batch-size {job['batch_size']} --nepochs 1000 "
         f"--arch-sparse-feature-size {job['dim']} --arch-mlp-bot {job['bot']} "
@@ -262,21 +264,23 @@ def _build_engine(
         f"--seed {job['seed']} --print-freq {job['block_steps']} --device {job['device']} "
         f"--precision {precision} --num-threads {job['num_threads']} "
         f"--compile {'compile' in options} --cuda-graph {'eager' not in options} "
-        f"--drop-percentage {job['drop_percentage']}"
+        f"--drop-percentage {job['drop_percentage']} --lr-decay-share 0 "
+        f"--optimizer {optimizer}"
     )
     args = slipstream_train.parse_args(flags.split())
     if name == "baseline":
         prepared = baseline_data(load_processed(job["processed"]))
     else:
         folder = job["folders"][str(budget or job["budget"])]
-        prepared = load_segregated(folder, job["processed"], bytes_per_row(job["dim"], "sgd"))
+        prepared = load_segregated(folder, job["processed"], bytes_per_row(job["dim"], optimizer))
     if "hot" in options:
         nothing = prepared.data.cold.rows(0, 0)
         prepared = replace(prepared, data=replace(prepared.data, cold=nothing))
     check_batch(prepared.data.num_train, job["batch_size"])
     if "resident" in options:
         args.num_resident = int(prepared.table_sizes.sum())
-    device, settings = choose_device(job["device"]), flags_of.settings_of(args)
+    settings = flags_of.settings_of(args, prepared.data.num_train)
+    device = choose_device(job["device"])
     tuned = tune_process(device, job["num_threads"], precision, False)
     model, table = build_model(settings, network_of(settings.model), prepared, device)
     clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)

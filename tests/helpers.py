@@ -15,8 +15,8 @@ TABLE_SIZES = np.array([40, 1, 300, 7, 1000], np.int64)
 NUM_DENSE = 3
 MODEL_FLAGS = (
     "--arch-sparse-feature-size 8 --arch-mlp-bot 3-16-8 --arch-mlp-top 16-1 "
-    "--mini-batch-size 32 --test-mini-batch-size 200 --learning-rate 0.2 "
-    "--device cpu --print-freq 0"
+    "--mini-batch-size 32 --test-mini-batch-size 200 --learning-rate 0.2 --lr-decay-share 0 "
+    "--optimizer sgd --device cpu --print-freq 0"
 ).split()
 
 
@@ -46,7 +46,7 @@ def segregate_small(processed, *flags):
     flags = flags or ("--hot-emb-gpu-mem", str(120 * 8 * 4))
     input_segregation.main(
         ["--processed-data-file", str(processed), "--segregated-data-dir", str(folder)]
-        + ["--arch-sparse-feature-size", "8", *flags]
+        + ["--arch-sparse-feature-size", "8", "--optimizer", "sgd", *flags]
     )
     return folder
 

@@ -599,7 +599,8 @@ def test_the_best_is_of_this_folder(folder, monkeypatch):
     values = iter(range(99, 0, -1))
 
     def falling(*_):
-        return dict.fromkeys(("auc", "log_loss", "accuracy"), next(values) / 100)
+        names = ("auc", "log_loss", "normalized_entropy", "accuracy")
+        return dict.fromkeys(names, next(values) / 100)
 
     monkeypatch.setattr("slipstream.training.evaluation.evaluate", falling)
     flags = ["--val-freq", "25", "--save-model"]

@@ -35,7 +35,8 @@ SIZES = np.array([300, 40, 7], np.int64)
 TABLE_OF_COLUMN = [0, 1, 1, 1, 0, 0, 2]
 FLAGS = (
     "--arch-sparse-feature-size 8 --arch-mlp-bot 3-16-8 --arch-mlp-top 16-1 --mini-batch-size 32 "
-    "--test-mini-batch-size 200 --learning-rate 0.2 --device cpu --print-freq 0"
+    "--test-mini-batch-size 200 --learning-rate 0.2 --lr-decay-share 0 --optimizer sgd "
+    "--device cpu --print-freq 0"
 ).split()
 
 

@@ -11,6 +11,7 @@ import dlrm_s_pytorch
 import slipstream_train
 from dlrm_s_pytorch import DLRM_Net
 from slipstream.training.dropping import DropSettings
+from slipstream.training.recipe import ADAM_RATE, ROWS_RATE
 from slipstream.training.trainer import Trainer
 
 DROP_FLAGS = {
@@ -112,7 +113,7 @@ def test_model_flags(processed, tmp_path, monkeypatch):
     ("flags", "optimizer", "ratio"),
     [
         ("--optimizer sgd", "SGD", 1),
-        ("--optimizer rwsadagrad", "Adam", 0.1),
+        ("--optimizer rwsadagrad", "Adam", ADAM_RATE / ROWS_RATE),
         ("--optimizer rwsadagrad --dense-optimizer adagrad", "Adagrad", 1),
         ("--optimizer sgd --dense-optimizer adam --dense-learning-rate 0.05", "Adam", 0.25),
         ("--optimizer rwsadagrad --dense-optimizer sgd --dense-learning-rate 0.4", "SGD", 2),

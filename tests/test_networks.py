@@ -18,7 +18,8 @@ from slipstream.training.saved import find_checkpoint
 OWN = REPOSITORY / "tests/own_network.py"
 # Without the flags that shape DLRM; the last batch of the 3,429 inputs is one input alone.
 FLAGS = "--arch-sparse-feature-size 8 --mini-batch-size 4 --test-mini-batch-size 200 ".split()
-FLAGS = [*FLAGS, *"--learning-rate 0.05 --device cpu --print-freq 0".split()]
+FLAGS += "--learning-rate 0.05 --lr-decay-share 0 --optimizer sgd --device cpu".split()
+FLAGS += ["--print-freq", "0"]
 
 
 def train(processed, *flags, model=f"{OWN}:Norms", batch=28):
@@ -188,8 +189,8 @@ def test_the_memory_estimate_counts_the_network(processed, capsys):
     def needed(width):
         flags = ["--num-batches", "1", "--model-args", f"width={width}"]
         train(processed, *flags, batch=2)
-        line = capsys.readouterr().out.splitlines()[0]
-        return int(re.match(r"memory: about ([\d,]+) MB", line)[1].replace(",", ""))
+        said = capsys.readouterr().out
+        return int(re.search(r"memory: about ([\d,]+) MB", said)[1].replace(",", ""))
 
     # 51 parameters a unit of the width, their gradients, and activations.
     assert needed(200_000) - needed(8) > 8 * 51 * 200_000 / 1e6

@@ -92,25 +92,37 @@ def test_run_scripts_flags(checkout, tmp_path, script):
     calls = recorded(checkout, tmp_path, script, "--seed", "7", RAW_DATA="some/train.txt")
     last = check_calls(calls, WRAPPERS[script])[WRAPPERS[script][-1]]
     assert last.seed == 7  # "$@" reaches the script
-    if hasattr(last, "mini_batch_size"):  # the Kaggle settings of the papers
-        assert (last.mini_batch_size, last.arch_sparse_feature_size) == (1024, 16)
+    if hasattr(last, "mini_batch_size"):  # Kaggle's network; how it is trained, the trainer decides
+        decided = ("mini_batch_size", "learning_rate", "dense_learning_rate", "lr_decay_share")
+        assert [getattr(last, name) for name in decided] == [None] * 4
+        assert last.arch_sparse_feature_size == 16
         assert last.arch_mlp_bot == [0, 512, 256, 64, 16] and last.arch_mlp_top == [512, 256, 1]
 
 
 def test_slipstream_as_in_the_paper(checkout, tmp_path):
-    """`--paper` takes the place of our choice of inputs, and of that alone."""
+    """`--paper` takes the place of our choice of inputs and of how it is trained."""
     parsed = []
     for flags in ([], ["--paper"]):
         (tmp_path / "log").unlink(missing_ok=True)
         calls = recorded(checkout, tmp_path, "run_slipstream.sh", "--seed", "7", *flags)
-        parsed.append(vars(check_calls(calls, WRAPPERS["run_slipstream.sh"])["slipstream_train"]))
+        calls = check_calls(calls, WRAPPERS["run_slipstream.sh"])
+        parsed.append(vars(calls["slipstream_train"]))
+        # Segregated for the same optimizer, each in a folder of its own: neither is made anew.
+        rows = calls["input_segregation"]
+        assert rows.optimizer == parsed[-1]["optimizer"]
+        assert rows.segregated_data_dir == parsed[-1]["segregated_data_dir"]
     ours, paper = parsed
-    assert (ours["drop_policy"], ours["drop_negatives_only"]) == ("random", True)
+    assert (ours["drop_policy"], ours["drop_negatives_only"]) == ("stale", True)
     assert (paper["drop_policy"], paper["alpha"], paper["stale_keep_rate"]) == ("stale", 1, 0)
+    assert (ours["optimizer"], ours["mini_batch_size"]) == ("rwsadagrad", None)
+    assert (paper["optimizer"], paper["mini_batch_size"]) == ("sgd", 1024)
+    assert Path(ours["segregated_data_dir"]).name == "hot_cold"
+    assert Path(paper["segregated_data_dir"]).name == "hot_cold_sgd"
     differing = {name for name in ours if ours[name] != paper[name]}
     assert differing == {
-        *("drop_policy", "drop_percentage", "drop_negatives_only", "stale_keep_rate", "alpha"),
-        *("snapshot_start", "count_untouched_as_stale"),
+        *("drop_percentage", "drop_negatives_only", "stale_keep_rate", "alpha"),
+        *("snapshot_start", "count_untouched_as_stale", "segregated_data_dir"),
+        *("optimizer", "mini_batch_size", "learning_rate", "lr_decay_share"),
     }
 
 
@@ -149,7 +161,7 @@ def test_recipes(checkout, tmp_path, data_set, method):
     assert last.nepochs == 2
     assert parsed["data_utils"].data_set == data_set
     assert last.arch_mlp_bot[0] == (13 if criteo else 1)
-    assert last.optimizer == ("sgd" if criteo else "rwsadagrad")
+    assert (last.optimizer, last.learning_rate) == ("rwsadagrad", None)
     if data_set == "terabyte":
         assert parsed["data_utils"].max_ind_range == 10_000_000
         assert last.arch_mlp_bot == [13, 512, 256, 64] and last.mini_batch_size == 2048
@@ -222,11 +234,13 @@ def test_a_processed_file_without_a_raw_log_is_used_as_it_is(checkout, tmp_path)
     assert parsed["slipstream_train"].arch_mlp_bot[-1] == 32
 
 
-def test_row_wise_adagrad_has_a_rate_of_its_own(checkout, tmp_path):
-    calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", OPTIMIZER="rwsadagrad")
+def test_an_optimizer_and_a_rate_of_ones_own(checkout, tmp_path):
+    given = {"OPTIMIZER": "sgd", "LEARNING_RATE": "0.7"}
+    calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", **given)
     parsed = check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
-    assert parsed["fae_train"].learning_rate == 0.02
-    assert parsed["input_segregation"].optimizer == parsed["fae_train"].optimizer == "rwsadagrad"
+    assert parsed["fae_train"].learning_rate == 0.7
+    assert parsed["input_segregation"].optimizer == parsed["fae_train"].optimizer == "sgd"
+    assert Path(parsed["fae_train"].segregated_data_dir).name == "hot_cold_sgd"
 
 
 def test_two_runs_at_once_take_turns(checkout):

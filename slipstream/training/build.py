@@ -25,6 +25,7 @@ from slipstream.tools.runtime import StopRequest, available_memory_bytes
 from slipstream.training.checkpoint import Checkpoints
 from slipstream.training.dropping import DropRule
 from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.evaluation import Ends
 from slipstream.training.flags import Settings
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.optimizers import make_optimizer
@@ -144,7 +145,7 @@ def _check_memory(
         num_rows=int(prepared.table_sizes.sum()),
         dim=model.arch_sparse_feature_size,
         optimizer=settings.training.optimizer,
-        dense_optimizer=settings.training.network_optimizer,
+        dense_optimizer=settings.training.dense_optimizer,
         num_resident=num_resident,
         num_features=prepared.layout.num_columns,
         batch_size=min(settings.training.mini_batch_size, prepared.data.num_train),
@@ -181,9 +182,9 @@ def build_trainer(
     data = prepared.data
     if machine.device_data != "false" and on_cuda:
         data = move_resident_inputs(prepared, table, machine.device_data == "true")
-    optimizer = make_optimizer(model.network, training.network_optimizer)
+    optimizer = make_optimizer(model.network, training.dense_optimizer)
     batch_size, graph = training.mini_batch_size, machine.cuda_graph
-    rate_ratio = training.network_rate / training.learning_rate
+    rate_ratio = training.dense_learning_rate / training.learning_rate
     return Trainer(
         step=TrainStep(model, table, optimizer, batch_size, graph, rate_ratio),
         overlap=machine.overlap == "true" or (machine.overlap == "auto" and on_cuda),
@@ -209,8 +210,7 @@ def build_trainer(
         val_freq=judged.val_freq,
         print_freq=judged.print_freq,
         max_steps=training.num_batches,
-        auc_threshold=judged.mlperf_auc_threshold,
-        accuracy_threshold=judged.mlperf_acc_threshold,
+        ends=Ends(judged.mlperf_auc_threshold, judged.mlperf_acc_threshold, judged.patience),
         checkpoints=checkpoints,
         stop=stop,
         on_report=on_report,

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from slipstream.tools.npz import NpzWriter, Spec, fingerprint
 from slipstream.tools.runtime import (
@@ -187,6 +188,15 @@ class Checkpoints:
             (old / DESCRIPTION).unlink()
             shutil.rmtree(old, ignore_errors=True)
         return path
+
+    def load_best(self, network: nn.Module) -> None:
+        """Put the weights of `best` into a network and the table; no optimizer's sums."""
+        saved = open_checkpoint(self.folder / BEST)
+        saved.load_network(network)
+        rows = saved.arrays["rows"]
+        for part in row_chunks(rows.shape):
+            slots = np.arange(part.start, part.stop) if self._slots is None else self._slots[part]
+            self.table.write(slots, torch.from_numpy(np.array(rows[part])))
 
     def save_best(self, step: int, parts: Parts) -> Path:
         """Write the checkpoint `best`; the step's own one shares its arrays where it was saved."""

@@ -395,6 +395,14 @@ class EmbeddingTable:
             found[name] = values
         return found
 
+    def write(self, slots: np.ndarray, rows: Tensor) -> None:
+        """Set n slots' weights to `rows` (n, dim), on the host; the opposite of `read`."""
+        numbers = torch.from_numpy(slots.astype(np.int64))
+        resident = numbers < self.num_resident
+        chosen = numbers[resident].to(self.device)
+        self._device_arrays[0].index_copy_(0, chosen, rows[resident].to(self.device))
+        self._host_arrays[0].index_copy_(0, numbers[~resident] - self.num_resident, rows[~resident])
+
 
 def _distinct(rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct rows, and where each of `rows` is among them; several times a sort's speed.

@@ -5,7 +5,8 @@ chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,35 @@ from slipstream.training.progress import Progress, is_of
 from slipstream.training.sets import Inputs, TrainingData
 
 MIN_LEARNED, STUCK_AUC = 100_000, 0.005  # samples after which an AUC so near 0.5 is a warning
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What ends a run before its last epoch, by its validations; 0: not that.
+
+    Attributes:
+        auc, accuracy: a value that one reaches.
+        patience: so many in a row without a new best AUC; the best weights are tested then.
+    """
+
+    auc: float = 0.0
+    accuracy: float = 0.0
+    patience: int = 0
+
+    def reason(self, progress: Progress) -> str | None:
+        """Why the run is at its end after its last validation; None: it is not."""
+        if not progress.validations:
+            return None
+        last, best = progress.validations[-1], progress.best
+        for name, threshold in (("auc", self.auc), ("accuracy", self.accuracy)):
+            if threshold and last[name] >= threshold:
+                return f"{name} {last[name]:.4f} >= {threshold:g}"
+        if not self.patience or best is None:
+            return None
+        since = [record for record in progress.validations if record["step"] > best["step"]]
+        if len(since) < self.patience:
+            return None
+        return f"AUC was best at step {best['step']}, {best['auc']:.4f}; {len(since)} since then"
 
 
 class Interrupted(Exception):
@@ -69,7 +99,7 @@ class Judge:
         model, table, data: of the run.
         batch_size: inputs a mini-batch.
         val_freq: steps between validations; 0: at the end only, when there is nothing to choose.
-        thresholds: metric -> value at which the run has reached its end; 0: none.
+        ends: when the run has reached its end.
         log, clocks, stop: of the run.
         settle: brings all host rows home.
         explain: a reason -> the error line for a model that is not finite.
@@ -85,7 +115,7 @@ class Judge:
         data: TrainingData,
         batch_size: int,
         val_freq: int,
-        thresholds: Mapping[str, float],
+        ends: Ends,
         log: Log,
         clocks: Clocks,
         stop: StopRequest,
@@ -95,16 +125,24 @@ class Judge:
         rate: Callable[[], float],
     ) -> None:
         self.model, self.table, self.data, self.batch_size = model, table, data, batch_size
-        self.val_freq, self.thresholds = val_freq, thresholds
+        self.val_freq, self.ends = val_freq, ends
         self.log, self.clocks, self._stop = log, clocks, stop
         self._settle, self._explain, self._rate = settle, explain, rate
         self._save_best = keep_best
 
-    def test(self, progress: Progress, final: bool = False) -> dict[str, Any]:
-        """Evaluate on the test set: at the end, and for a curve where asked for."""
+    def test(
+        self, progress: Progress, final: bool = False, is_best: bool = False
+    ) -> dict[str, Any]:
+        """Evaluate on the test set: at the end, and for a curve where asked for.
+
+        `is_best`: the weights are those of the best validation.
+        """
         record = {**self._record(progress, self.data.test), "final": final}
         if final and progress.validations:
             last = progress.validations[-1]
+            if is_best and progress.best is not None:
+                last = progress.best
+                record["weights_of_step"] = last["step"]
             record["val"] = {name: last[name] for name in ("auc", "log_loss", "accuracy")}
         progress.evaluations.append(record)
         self.log.write("evaluation", **record)
@@ -123,15 +161,10 @@ class Judge:
         best = math.nan if progress.best is None else progress.best["auc"]
         if math.isnan(best) or record["auc"] > best:
             self._keep_best(progress, record)
-        for name, threshold in self.thresholds.items():
-            if self.reaches(record, name) and progress.reached is None:
-                progress.reached = f"{name} {record[name]:.4f} >= {threshold:g}"
-                tqdm.write(f"step {progress.step}: validation {progress.reached}")
+        if progress.reached is None and (reason := self.ends.reason(progress)):
+            progress.reached = reason
+            tqdm.write(f"step {progress.step}: validation {reason}")
         return record
-
-    def reaches(self, record: Mapping[str, Any], name: str) -> bool:
-        """Whether a record's metric is at its threshold."""
-        return bool(self.thresholds[name] and record[name] >= self.thresholds[name])
 
     def _record(self, progress: Progress, inputs: Inputs) -> dict[str, Any]:
         with self.clocks.count("paused"):

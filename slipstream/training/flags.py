@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +16,24 @@ from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
 from slipstream.training.batching import RANDOMIZE, SCHEDULES
 from slipstream.training.embedding import OPTIMIZERS, bytes_per_row
-from slipstream.training.optimizers import DENSE_OPTIMIZERS, usual_optimizer, usual_rate
+from slipstream.training.optimizers import DENSE_OPTIMIZERS
+from slipstream.training.recipe import (
+    ADAM_RATE,
+    DECAY_SHARE,
+    MINI_BATCHES,
+    ROWS_RATE,
+    SGD_RATE,
+    Recipe,
+    decide,
+)
 from slipstream.training.sets import PreparedData, load_segregated
 
 NUM_GENERATED_DENSE = 13  # as Criteo
 OPTIMIZER = Flag(
     "--optimizer",
     OPTIMIZERS,
-    "sgd",
-    "of the rows: sgd, or rwsadagrad, row-wise Adagrad (4 more bytes a row)",
+    "rwsadagrad",
+    "of the rows: rwsadagrad, row-wise Adagrad (4 more bytes a row), or the papers' sgd",
 )
 GENERATED = (
     Flag(
@@ -69,7 +79,13 @@ SEGREGATED = (
 )
 TRAINING = (
     OPTIMIZER,
-    Flag("--mini-batch-size", cli.positive_int, 1024, "inputs a mini-batch"),
+    Flag(
+        "--mini-batch-size",
+        cli.positive_int,
+        None,
+        "inputs a mini-batch; not given: by the number of training inputs, "
+        f"{MINI_BATCHES[0]} to {MINI_BATCHES[1]}",
+    ),
     Flag("--nepochs", cli.positive_int, 1, "epochs to train"),
     Flag(
         "--num-batches",
@@ -80,9 +96,9 @@ TRAINING = (
     Flag(
         "--learning-rate",
         cli.positive_float,
-        0.3,
-        "learning rate of the rows (with SGD 0.1 at mini-batch 128 is DLRM's for Kaggle; with "
-        "row-wise Adagrad 0.02 to 0.05)",
+        None,
+        f"learning rate of the rows; not given: {ROWS_RATE} for rwsadagrad; for sgd {SGD_RATE} at "
+        "mini-batch 1024, and in proportion to it",
     ),
     Flag(
         "--dense-optimizer",
@@ -94,8 +110,8 @@ TRAINING = (
         "--dense-learning-rate",
         cli.positive_float,
         None,
-        "learning rate of the network, under the same schedule; not given: the rows', of adam a "
-        "tenth of it",
+        f"learning rate of the network, under the same schedule; not given: of adam "
+        f"{ADAM_RATE / ROWS_RATE:g} times the rows', else theirs",
     ),
     Flag(
         "--lr-num-warmup-steps",
@@ -113,9 +129,9 @@ TRAINING = (
     Flag(
         "--lr-decay-share",
         cli.share,
-        0.0,
+        None,
         "share (0 to 1) of the run, at its end, over which the rate falls to 0, linearly in the "
-        "inputs left to train, however many are dropped; 0: none",
+        f"inputs left to train, however many are dropped; 0: none; not given: {DECAY_SHARE}",
     ),
     Flag(
         "--data-randomize",
@@ -223,6 +239,14 @@ EVALUATION = (
         "stop when the validation accuracy (0 to 1) reaches this; 0: do not. Needs --val-freq",
     ),
     Flag(
+        "--patience",
+        cli.nonnegative_int,
+        0,
+        "stop after so many validations in a row without a new best AUC, and test the best weights "
+        "(the folder best of --save-model, which it needs, as --val-freq). The rates fall at the "
+        "end of the whole run: one that stops before has not had that. 0: do not",
+    ),
+    Flag(
         "--print-freq",
         cli.nonnegative_int,
         100,
@@ -268,31 +292,21 @@ RUN = (
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The values of `TRAINING`."""
+    """The values of `TRAINING`, with what `slipstream.training.recipe` decided where not given."""
 
     optimizer: str
     mini_batch_size: int
     nepochs: int
     num_batches: int
     learning_rate: float
-    dense_optimizer: str | None
-    dense_learning_rate: float | None
+    dense_optimizer: str
+    dense_learning_rate: float
     lr_num_warmup_steps: int
     lr_decay_start_step: int
     lr_num_decay_steps: int
     lr_decay_share: float
     data_randomize: str
     seed: int
-
-    @property
-    def network_optimizer(self) -> str:
-        """The network's, as given or as usual beside the rows'."""
-        return self.dense_optimizer or usual_optimizer(self.optimizer)
-
-    @property
-    def network_rate(self) -> float:
-        """The network's learning rate, as given or as usual beside the rows'."""
-        return self.dense_learning_rate or usual_rate(self.network_optimizer, self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -320,6 +334,7 @@ class EvaluationSettings:
     val_freq: int
     mlperf_auc_threshold: float
     mlperf_acc_threshold: float
+    patience: int
     print_freq: int
 
 
@@ -365,6 +380,8 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
         parser.error("--lr-num-decay-steps and --lr-decay-share are two decays; set one to 0")
     if (args.mlperf_auc_threshold or args.mlperf_acc_threshold) and not args.val_freq:
         parser.error("--mlperf-auc-threshold and --mlperf-acc-threshold need --val-freq")
+    if args.patience and not (args.val_freq and args.save_model):
+        parser.error("--patience needs --val-freq, and --save-model to keep the best weights in")
     if args.load_model == "auto" and not args.save_model:
         parser.error("--load-model auto goes on from --save-model, which is not given")
     if args.inference_only and (not args.load_model or args.save_model):
@@ -372,15 +389,32 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
     model_flags.check(parser, args)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The values of `add_trainer_flags`, out of what was parsed."""
+def settings_of(args: argparse.Namespace, num_train: int) -> Settings:
+    """The values of `add_trainer_flags`, out of what was parsed, for as many training inputs."""
     return Settings(
         cli.values_of(args, ModelSettings),
-        cli.values_of(args, TrainingSettings),
+        dataclasses.replace(
+            cli.values_of(args, TrainingSettings), **dataclasses.asdict(recipe_of(args, num_train))
+        ),
         cli.values_of(args, MachineSettings),
         cli.values_of(args, EvaluationSettings),
         cli.values_of(args, RunSettings),
         dict(vars(args)),
+    )
+
+
+def recipe_of(args: argparse.Namespace, num_train: int) -> Recipe:
+    """What decides on the mini-batch, rates and decay: what was given, and the training inputs."""
+    # A decay by steps takes the place of the one by share.
+    share = 0.0 if args.lr_num_decay_steps else args.lr_decay_share
+    return decide(
+        num_train,
+        args.optimizer,
+        args.dense_optimizer,
+        args.mini_batch_size,
+        args.learning_rate,
+        args.dense_learning_rate,
+        share,
     )
 
 

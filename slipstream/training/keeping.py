@@ -91,6 +91,15 @@ class Keeper:
         self._log.write("checkpoint", step=step, path=path, bytes=num_bytes, seconds=seconds)
         tqdm.write(f"step {step}: wrote {path} ({num_bytes / 1e6:,.1f} MB, {seconds:.2f} s)")
 
+    def load_best(self) -> bool:
+        """Take the weights of the best validation; False where there are none."""
+        best, checkpoints = self._progress().best, self.checkpoints
+        if checkpoints is None or best is None:
+            return False
+        checkpoints.load_best(self._step.model.network)
+        tqdm.write(f"the weights of step {best['step']}, the best on validation, are tested")
+        return True
+
     def save_best(self) -> None:
         """Write the checkpoint `best`. Raises `OSError` (full disk)."""
         assert self.checkpoints is not None

@@ -6,17 +6,11 @@ import torch
 from torch import nn
 
 DENSE_OPTIMIZERS = ("sgd", "adagrad", "adam")
-ADAM_RATE = 0.1  # of the rows' rate: what row-wise Adagrad's 0.02 to 0.05 go well with
 
 
 def usual_optimizer(rows: str) -> str:
     """What goes with the rows' optimizer: sgd beside sgd, as in the papers, else adam."""
     return "sgd" if rows == "sgd" else "adam"
-
-
-def usual_rate(optimizer: str, rows_rate: float) -> float:
-    """The network's rate beside the rows': Adam's is a tenth of it."""
-    return rows_rate * ADAM_RATE if optimizer == "adam" else rows_rate
 
 
 def make_optimizer(network: nn.Module, name: str) -> torch.optim.Optimizer:

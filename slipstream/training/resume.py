@@ -55,14 +55,14 @@ def identity_of(
         "run": {
             "the method": method,
             **flags(training, "seed", "mini_batch_size", "optimizer", "data_randomize"),
-            NETWORK_OPTIMIZER: training.network_optimizer,
+            NETWORK_OPTIMIZER: training.dense_optimizer,
             "--schedule": schedule,
             "the sets": prepared.sets_identity,
             "the drop rule": rule,
         },
         "rate": {
             **flags(training, *RATE, "lr_decay_share", "nepochs", "num_batches"),
-            "--dense-learning-rate": training.network_rate,
+            "--dense-learning-rate": training.dense_learning_rate,
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,9 +24,10 @@ from slipstream.training.build import build_model, build_trainer, describe_featu
 from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
-from slipstream.training.flags import RunSettings, Settings
+from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.policies import find_policy
 from slipstream.training.progress import Progress, drop_report
+from slipstream.training.recipe import Recipe, describe
 from slipstream.training.resume import find_saved, go_on, identity_of, is_same_folder, stop_program
 from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
@@ -48,6 +50,8 @@ def run_training(
     machine, run = settings.machine, settings.run
     device = choose_device(machine.device)
     tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
+    if not run.inference_only:
+        _say_recipe(settings.training, prepared.data.num_train)
     spec, policy = network_of(settings.model), None
     if drop_settings is not None:
         policy = find_policy(drop_settings.policy, drop_settings.alpha)
@@ -94,6 +98,15 @@ def run_training(
     return summary
 
 
+def _say_recipe(training: TrainingSettings, num_train: int) -> None:
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    recipe = Recipe(**{name: getattr(training, name) for name in names})
+    num_steps = training.nepochs * -(-num_train // recipe.mini_batch_size)
+    if training.num_batches:
+        num_steps = min(num_steps, training.num_batches)
+    print(describe(recipe, num_train, num_steps))
+
+
 def _checkpoints(
     run: RunSettings,
     folder: Path,
@@ -125,6 +138,7 @@ def _log_start(
         method=method,
         argv=sys.argv,
         flags=settings.flags,
+        training=dataclasses.asdict(settings.training),
         commit=git_commit(),
         seed=settings.training.seed,
         machine=describe_machine(table.device),
@@ -157,7 +171,7 @@ def _end(method: str, trainer: Trainer, prepared: PreparedData, log: RunLog) -> 
 
 def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str, Any]:
     progress, seconds = trainer.progress, trainer.clocks.seconds()
-    final = progress.evaluations[-1]
+    final, test = progress.evaluations[-1], prepared.data.test
     return {
         "method": method,
         **progress.shares(),
@@ -165,9 +179,12 @@ def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str,
         "auc": final["auc"],
         "log_loss": final["log_loss"],
         "accuracy": final["accuracy"],
+        "normalized_entropy": final["normalized_entropy"],
+        "test_click_rate": float((test.labels > 0).mean()) if len(test) else None,
         "val": final["val"],
         "planted_auc": planted_limit(prepared.manifest),
         "best_val": progress.best,
+        "weights_of_step": final.get("weights_of_step", progress.step),
         "reached": progress.reached,
         "drops": progress.drops,
         **seconds,
@@ -182,8 +199,22 @@ def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str,
     }
 
 
+def _worse_than_none(summary: dict[str, Any]) -> str | None:
+    """A line where the share of clicks alone does as well as the model; None: it does not."""
+    rate, found = summary["test_click_rate"], []
+    if summary["normalized_entropy"] > 1:
+        found.append("the log loss is above that of always answering the share of clicks")
+    if rate is not None and abs(summary["accuracy"] - max(rate, 1 - rate)) < 1e-9:
+        found.append("the accuracy is that of always giving one answer")
+    if not found:
+        return None
+    return f"note: {' and '.join(found)}: more data or epochs, or another --learning-rate?"
+
+
 def _print_summary(summary: dict[str, Any]) -> None:
     """The final lines for people."""
+    if (note := _worse_than_none(summary)) is not None:
+        print(note)
     limit = summary["planted_auc"]
     beside = f" (the planted model's limit: {limit:.4f})" if limit is not None else ""
     print(

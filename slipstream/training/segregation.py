@@ -69,7 +69,7 @@ FILE_FLAGS = (
         "--segregated-data-dir",
         str,
         None,
-        "folder to write; hot_cold beside the processed file where not given",
+        "folder to write; not given: hot_cold beside the processed file, with sgd hot_cold_sgd",
     ),
 )
 HOT_ROW_FLAGS = (

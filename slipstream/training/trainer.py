@@ -33,7 +33,7 @@ from slipstream.tools.runtime import StopRequest
 from slipstream.training.batching import EpochPlan, epoch_order
 from slipstream.training.checkpoint import Checkpoints, Parts
 from slipstream.training.dropping import DropRule, Reach
-from slipstream.training.evaluation import Interrupted, Judge, logits_of
+from slipstream.training.evaluation import Ends, Interrupted, Judge, logits_of
 from slipstream.training.keeping import Keeper
 from slipstream.training.loader import Batch, Loader
 from slipstream.training.progress import (
@@ -66,7 +66,7 @@ class Trainer:
             the end only.
         print_freq: steps between progress reports; 0: none.
         max_steps: stop after as many steps; 0: train all epochs.
-        auc_threshold, accuracy_threshold: stop when a validation reaches it; 0: do not.
+        ends: when a validation ends the run; None: none does.
         checkpoints: writes them; None: the model is not kept.
         stop: asked after each step, and in evaluations, whether to end.
         on_report: called at each report, after the device has been waited for, in its place.
@@ -93,8 +93,7 @@ class Trainer:
         val_freq: int = 0,
         print_freq: int = 0,
         max_steps: int = 0,
-        auc_threshold: float = 0.0,
-        accuracy_threshold: float = 0.0,
+        ends: Ends | None = None,
         checkpoints: Checkpoints | None = None,
         stop: StopRequest | None = None,
         on_report: Callable[[Progress], None] | None = None,
@@ -122,8 +121,7 @@ class Trainer:
             rate=lambda: self._rate,
             parts=self._parts,
         )
-        thresholds = {"auc": auc_threshold, "accuracy": accuracy_threshold}
-        self.judge = self._make_judge(test_batch_size, thresholds)
+        self.judge = self._make_judge(test_batch_size, ends or Ends())
         asked = (self._leading_rows, self._losses, clocks.count, data.access_counts)
         self._reach = Reach(data.hot, data.cold, *asked)
         self._loss_weight = 0.0
@@ -132,14 +130,14 @@ class Trainer:
         self._plan: EpochPlan | None = None  # of the epoch in progress
         self._saved: Saved | None = None  # its plan is to be gone on with
 
-    def _make_judge(self, batch_size: int, thresholds: dict[str, float]) -> Judge:
+    def _make_judge(self, batch_size: int, ends: Ends) -> Judge:
         return Judge(
             model=self.step.model,
             table=self.table,
             data=self.data,
             batch_size=batch_size,
             val_freq=self.val_freq,
-            thresholds=thresholds,
+            ends=ends,
             log=self.log,
             clocks=self.clocks,
             stop=self._stop,
@@ -174,11 +172,8 @@ class Trainer:
             self.step.restore(*saved.part("step"))
             restore_random(saved.part("random")[1], self.table.device)
             check_progress(self.progress)
-            # The thresholds may be others now.
-            last = self.progress.validations[-1] if self.progress.reached else {}
-            judge = self.judge
-            if not any(judge.reaches(last, name) for name in last and judge.thresholds):
-                self.progress.reached = None
+            if self.progress.reached:  # what ends a run may be another now
+                self.progress.reached = self.judge.ends.reason(self.progress)
         self._saved = saved
 
     def run(self) -> Progress:
@@ -224,7 +219,8 @@ class Trainer:
             self.save_failure = error
             tqdm.write(f"step {self.progress.step}: the model is not saved: {error}")
         self.judge.validate(self.progress)
-        self.judge.test(self.progress, final=True)
+        is_best = bool(self.judge.ends.patience) and self.keeper.load_best()
+        self.judge.test(self.progress, final=True, is_best=is_best)
 
     def _say_if_undecided(self) -> None:
         """Say so where the run ends inside an epoch, before the drop rule's choice.

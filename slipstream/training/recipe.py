@@ -1,0 +1,92 @@
+"""What a run's mini-batch, rates and decay are, unless they are given: by its training inputs.
+
+One rule for all three methods, chosen by validation AUC (`python -m bench.recipe_grid`; the table
+is in bench/README.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from slipstream.training.optimizers import usual_optimizer
+
+STEPS_AN_EPOCH = 256  # about as many are needed
+MINI_BATCHES = 32, 1024  # at least and at most
+ROWS_RATE, ADAM_RATE = 0.05, 0.002
+SGD_RATE = 1.0  # at mini-batch 1024, and in proportion to it: DLRM's 0.1 at 128, and a little more
+DECAY_SHARE = 0.3
+FEW_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        mini_batch_size: inputs.
+        optimizer, learning_rate: of the rows.
+        dense_optimizer, dense_learning_rate: of the network.
+        lr_decay_share: of the run, at its end, over which both rates fall to 0.
+    """
+
+    mini_batch_size: int
+    optimizer: str
+    learning_rate: float
+    dense_optimizer: str
+    dense_learning_rate: float
+    lr_decay_share: float
+
+
+def decide(
+    num_train: int,
+    optimizer: str,
+    dense_optimizer: str | None = None,
+    mini_batch_size: int | None = None,
+    learning_rate: float | None = None,
+    dense_learning_rate: float | None = None,
+    lr_decay_share: float | None = None,
+) -> Recipe:
+    """The recipe for as many training inputs; what is given stays as it is.
+
+    A rate that is not given follows from the mini-batch, the network's also from the rows': Adam's
+    keeps its ratio, another optimizer's is the same.
+    """
+    size = mini_batch_size or mini_batch_for(num_train)
+    dense_optimizer = dense_optimizer or usual_optimizer(optimizer)
+    usual = SGD_RATE * size / 1024 if optimizer == "sgd" else ROWS_RATE
+    rate = learning_rate or usual
+    ratio = ADAM_RATE / ROWS_RATE if dense_optimizer == "adam" else 1.0
+    return Recipe(
+        size,
+        optimizer,
+        rate,
+        dense_optimizer,
+        dense_learning_rate or rate * ratio,
+        DECAY_SHARE if lr_decay_share is None else lr_decay_share,
+    )
+
+
+def mini_batch_for(num_train: int) -> int:
+    """The power of two that leaves about `STEPS_AN_EPOCH` steps, between `MINI_BATCHES`."""
+    least, most = MINI_BATCHES
+    wanted = max(num_train / STEPS_AN_EPOCH, 1)
+    return min(max(2 ** round(math.log2(wanted)), least), most)
+
+
+def describe(recipe: Recipe, num_train: int, num_steps: int) -> str:
+    """For people: how a run of so many mini-batches trains, and whether they are few."""
+    share = recipe.lr_decay_share
+    line = (
+        f"{num_train:,} training inputs: mini-batches of {recipe.mini_batch_size:,}; rows by "
+        f"{recipe.optimizer} at {recipe.learning_rate:g}, the network by {recipe.dense_optimizer} "
+        f"at {recipe.dense_learning_rate:g}"
+    )
+    if share:
+        line += f", falling to 0 over the last {share:.0%}"
+    if num_steps < FEW_STEPS:
+        line += (
+            f"\nnote: {num_steps:,} mini-batches are few to learn from; a smaller "
+            "--mini-batch-size makes more of them"
+        )
+    return line
