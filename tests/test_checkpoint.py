@@ -220,6 +220,16 @@ def test_the_newest_stay_and_the_best_is_chosen_on_validation(folder):
     assert alone["val"]["auc"] == best["auc"]
     tests = [record for record in records if record["kind"] == "evaluation"]
     assert alone["auc"] == next(r["auc"] for r in tests if r["step"] == best["step"])
+    # Patience ends a run that gets worse, and tests the best weights; the last ones stay, too.
+    flags = ["--val-freq", "10", "--learning-rate", "2", "--nepochs", "3", "--patience", "3"]
+    short = train(dlrm_s_pytorch, folder, *flags, "--save-model", folder / "o")
+    assert short["step"] == short["weights_of_step"] + 30 < 324
+    assert short["reached"].startswith(f"AUC was best at step {short['weights_of_step']}")
+    flags = ["--inference-only", "true", "--load-model"]
+    kept = train(dlrm_s_pytorch, folder, *flags, folder / "o/best")
+    assert (kept["auc"], kept["val"]) == (short["auc"], short["val"])
+    last = train(dlrm_s_pytorch, folder, *flags, folder / "o")
+    assert last["auc"] != short["auc"] and last["val"]["auc"] < short["val"]["auc"]
     # The choice read no test label: it is the same without test evaluations.
     again = train(
         dlrm_s_pytorch,

@@ -1,0 +1,46 @@
+"""One run of the baseline in this process, from its flags to a trained model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import torch
+
+import dlrm_s_pytorch
+from slipstream.tools.device import choose_device, tune_process
+from slipstream.tools.runlog import Clocks, NoLog
+from slipstream.training.build import build_model, build_trainer, network_of
+from slipstream.training.evaluation import logits_of
+from slipstream.training.flags import Settings, settings_of
+from slipstream.training.sets import PreparedData
+from slipstream.training.trainer import Trainer
+
+
+def train_baseline(prepared: PreparedData, words: list[str]) -> tuple[Trainer, Settings]:
+    """Train on `prepared`, without a log, by the flags of dlrm_s_pytorch.py but for its data's."""
+    args = dlrm_s_pytorch.parse_args(["--processed-data-file", "-", "--print-freq", "0", *words])
+    settings = settings_of(args, prepared.data.num_train)
+    machine = settings.machine
+    device = choose_device(machine.device)
+    with contextlib.redirect_stdout(io.StringIO()):
+        tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
+        model, table = build_model(settings, network_of(settings.model), prepared, device)
+        clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
+        trainer = build_trainer(
+            settings, prepared, "interleaved", model, table, None, NoLog(), clocks
+        )
+        trainer.run()
+    return trainer, settings
+
+
+def predict(trainer: Trainer, inputs: Any) -> np.ndarray:
+    """A trained model's logits (n,) of some inputs."""
+    size = trainer.judge.batch_size
+    found = [
+        logits_of(trainer.step.model, trainer.table, inputs, slice(start, start + size))[0]
+        for start in range(0, len(inputs), size)
+    ]
+    return torch.cat(found).cpu().numpy() if found else np.empty(0, np.float32)
