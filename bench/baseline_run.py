@@ -15,6 +15,7 @@ from slipstream.tools.runlog import Clocks, NoLog
 from slipstream.training.build import build_model, build_trainer, network_of
 from slipstream.training.evaluation import logits_of
 from slipstream.training.flags import Settings, settings_of
+from slipstream.training.resume import settle_precision
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
@@ -22,9 +23,9 @@ from slipstream.training.trainer import Trainer
 def train_baseline(prepared: PreparedData, words: list[str]) -> tuple[Trainer, Settings]:
     """Train on `prepared`, without a log, by the flags of dlrm_s_pytorch.py but for its data's."""
     args = dlrm_s_pytorch.parse_args(["--processed-data-file", "-", "--print-freq", "0", *words])
-    settings = settings_of(args, prepared.data.num_train)
+    device = choose_device(args.device)
+    settings = settle_precision(settings_of(args, prepared.data.num_train), device, None)
     machine = settings.machine
-    device = choose_device(machine.device)
     with contextlib.redirect_stdout(io.StringIO()):
         tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
         model, table = build_model(settings, network_of(settings.model), prepared, device)

@@ -22,13 +22,14 @@ Kind = tuple[str, str]  # method, setting
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "baseline": ("dlrm_s_pytorch", ()),
     "baseline-bf16": ("dlrm_s_pytorch", ("--precision", "bf16")),
+    "baseline-fp32": ("dlrm_s_pytorch", ("--precision", "fp32")),
     "fae": ("fae_train", ()),
     **{
         f"slipstream-{policy}": ("slipstream_train", ("--drop-policy", policy))
         for policy in BUILT_IN
     },
 }
-DEFAULT_METHODS = [name for name in METHODS if name != "baseline-bf16"]
+DEFAULT_METHODS = [name for name in METHODS if not name.startswith("baseline-")]
 OWN_POLICY = "slipstream-FILE.py:FUNCTION"
 SCRIPTS: dict[str, Any] = {
     "dlrm_s_pytorch": dlrm_s_pytorch,

@@ -32,6 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/recipe_grid.py`
 
 from slipstream.tools import cli  # noqa: E402
+from slipstream.training.recipe import decide  # noqa: E402
 
 COLUMNS = (
     *("log", "num_train", "mini_batch_size", "learning_rate", "dense_learning_rate"),
@@ -154,6 +155,43 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def decided_table(results: Iterable[dict[str, Any]], cells: dict[str, Cell]) -> str:
+    """For a README: what the recipe decides for each log, and how far below the best cell it is."""
+    found = means(results)
+    lines = [
+        "| log | decided: mini-batch, rates | validation AUC | best cell | its AUC |",
+        "|---|---|---|---|---|",
+    ]
+    for log, cell in cells.items():
+        mine = found.get(cell[:-1])
+        best = max((key for key in found if key[0] == log), key=lambda key: found[key]["mean"])
+        if mine is None:  # of one seed
+            continue
+        size, *rates = (f"{value:g}" for value in cell[1:4])
+        lines.append(
+            f"| {log} | {size}, {' and '.join(rates)} | {mine['mean']:.4f} ± {mine['sd']:.4f} "
+            f"| {best[1]}, {best[2]:g} and {best[3]:g}, decay {best[4]:g} "
+            f"| {found[best]['mean']:.4f} ± {found[best]['sd']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def decided(log: tuple[str, str, int]) -> Cell:
+    """The cell, but for its seed, that the recipe decides for a log."""
+    from slipstream.tools.npz import open_npz
+
+    num_train = int(open_npz(log[1], ("days",))["days"][-2])
+    recipe = decide(min(num_train, log[2] or num_train), "rwsadagrad")
+    return Cell(
+        log[0],
+        recipe.mini_batch_size,
+        recipe.learning_rate,
+        recipe.dense_learning_rate,
+        recipe.lr_decay_share,
+        0,
+    )
+
+
 def log_of(text: str) -> tuple[str, str, int]:
     """Parse `NAME=FILE` or `NAME=FILE@N`."""
     name, equals, rest = text.partition("=")
@@ -198,6 +236,9 @@ def main(argv: list[str] | None = None) -> None:
         for log in args.logs
         for values in itertools.product(*axes, args.lr_decay_shares)
     }
+    ours = {log[0]: decided(log) for log in args.logs}
+    for seed, log in itertools.product(range(1, args.num_seeds + 1), args.logs):
+        wanted[ours[log[0]]._replace(seed=seed)] = log
     missing = {cell: log for cell, log in wanted.items() if cell not in results}
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +250,9 @@ def main(argv: list[str] | None = None) -> None:
             for line in tqdm(lines, total=len(missing), unit=" runs", disable=None):
                 writer.writerow(line)
                 file.flush()
-    print(table(read_results(path).values()))
+    lines = list(read_results(path).values())
+    print(table(lines))
+    print(f"\n{decided_table(lines, ours)}")
 
 
 if __name__ == "__main__":

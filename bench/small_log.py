@@ -13,7 +13,7 @@ ROW_FLAGS = ("--arch-sparse-feature-size", "8", "--optimizer", "rwsadagrad")
 MODEL_FLAGS = (
     *ROW_FLAGS,
     *"--arch-mlp-bot 13-32-8 --arch-mlp-top 32-1 --mini-batch-size 128".split(),
-    *"--learning-rate 0.05 --lr-decay-share 0 --device cpu".split(),
+    *"--learning-rate 0.05 --lr-decay-share 0 --precision fp32 --device cpu".split(),
 )
 
 

@@ -17,6 +17,7 @@ from slipstream.training.build import build_model, build_trainer, network_of
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.flags import Settings, settings_of
 from slipstream.training.policies import find_policy
+from slipstream.training.resume import settle_precision
 from slipstream.training.sets import load_segregated
 from slipstream.training.staleness import (
     num_stale_rows_needed,
@@ -37,8 +38,8 @@ class Training:
         self.flags.print_freq = 0
         self.prepared = load_segregated(args.segregated_data_dir, args.processed_data_file)
         device = torch.device("cpu")
-        tune_process(device, self.flags.num_threads, self.flags.precision, False)
         settings = self.settings()
+        tune_process(device, self.flags.num_threads, settings.machine.precision, False)
         spec = network_of(settings.model)
         self.model, self.table = build_model(settings, spec, self.prepared, device)
         batch_size = settings.training.mini_batch_size
@@ -46,7 +47,8 @@ class Training:
 
     def settings(self) -> Settings:
         """What the flags ask for now."""
-        return settings_of(self.flags, self.prepared.data.num_train)
+        settings = settings_of(self.flags, self.prepared.data.num_train)
+        return settle_precision(settings, torch.device("cpu"), None)
 
     def run(self, rule: DropRule | None = None, note: Callable[[Any], None] | None = None) -> None:
         """Train; `note` is called with the `Trainer` at each of its reports."""

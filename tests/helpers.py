@@ -16,7 +16,7 @@ NUM_DENSE = 3
 MODEL_FLAGS = (
     "--arch-sparse-feature-size 8 --arch-mlp-bot 3-16-8 --arch-mlp-top 16-1 "
     "--mini-batch-size 32 --test-mini-batch-size 200 --learning-rate 0.2 --lr-decay-share 0 "
-    "--optimizer sgd --device cpu --print-freq 0"
+    "--optimizer sgd --precision fp32 --device cpu --print-freq 0"
 ).split()
 
 

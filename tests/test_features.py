@@ -36,8 +36,9 @@ TABLE_OF_COLUMN = [0, 1, 1, 1, 0, 0, 2]
 FLAGS = (
     "--arch-sparse-feature-size 8 --arch-mlp-bot 3-16-8 --arch-mlp-top 16-1 --mini-batch-size 32 "
     "--test-mini-batch-size 200 --learning-rate 0.2 --lr-decay-share 0 --optimizer sgd "
-    "--device cpu --print-freq 0"
+    "--precision fp32 --device cpu --print-freq 0"
 ).split()
+DROP = "--drop-percentage 40 --alpha 0.5 --drop-min-steps 0".split()
 
 
 def write_log(path, features=FEATURES, num_rows=3000, seed=0):
@@ -132,7 +133,7 @@ def test_training_is_the_same_wherever_rows_live(log, tmp_path):
     jobs = {
         "base": (dlrm_s_pytorch, ["--processed-data-file", log]),
         "fae": (fae_train, segregated),
-        "slip": (slipstream_train, [*segregated, "--drop-percentage", 40, "--alpha", 0.5]),
+        "slip": (slipstream_train, [*segregated, *DROP]),
     }
     for name, (script, flags) in jobs.items():
         rows = {}

@@ -10,6 +10,7 @@ from helpers import MODEL_FLAGS
 import dlrm_s_pytorch
 import slipstream_train
 from dlrm_s_pytorch import DLRM_Net
+from slipstream.training.drop_flags import MIN_STEPS
 from slipstream.training.dropping import DropSettings
 from slipstream.training.recipe import ADAM_RATE, ROWS_RATE
 from slipstream.training.trainer import Trainer
@@ -26,6 +27,7 @@ DROP_FLAGS = {
     "--stale-keep-rate 0.3": ("keep_rate", 0.3),
     "--stratify-drop true": ("stratify", True),
     "--count-untouched-as-stale true": ("count_untouched_as_stale", True),
+    "--drop-min-steps 7": ("min_steps", 7),
 }
 
 
@@ -34,7 +36,9 @@ def test_drop_flags_reach_the_rule(flag, segregated, monkeypatch):
     seen = []
     monkeypatch.setattr(slipstream_train, "run_training", lambda *values: seen.append(values))
     slipstream_train.main(["--segregated-data-dir", str(segregated), *MODEL_FLAGS, *flag.split()])
-    expected = vars(DropSettings()) | (dict([DROP_FLAGS[flag]]) if flag else {})
+    expected = (
+        vars(DropSettings()) | {"min_steps": MIN_STEPS} | (dict([DROP_FLAGS[flag]]) if flag else {})
+    )
     assert vars(seen[0][-1]) == expected
 
 

@@ -9,10 +9,12 @@ import torch
 from helpers import MODEL_FLAGS, assert_same_weights, dlrm, saved_rows
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+import fae_train
 import slipstream_train
 from slipstream.tools import cli
 from slipstream.training import policies
 from slipstream.training.policies import Chunk, WindowRows, find_policy
+from slipstream.training.saved import find_checkpoint
 from slipstream.training.sets import load_segregated
 
 OWN = '''
@@ -221,6 +223,20 @@ def test_a_chunk_knows_its_rows():
     assert cold.touched.tolist() == [[True, False], [False, True]]
     assert cold.present is None and cold.access_counts.tolist() == [[9, 1], [3, 7]]
     assert find_policy("stale", 0.5).scores(hot).tolist() == [0.25, math.inf]
+
+
+def test_a_short_epoch_drops_nothing(segregated, own, capsys):
+    """And is FAE's then, bit for bit."""
+    words = ["--segregated-data-dir", str(segregated), "--runs-dir", str(own.parent), *MODEL_FLAGS]
+    saved = [str(own.parent / name) for name in "ab"]
+    fae_train.main([*words, "--save-model", saved[0]])
+    num_steps = find_checkpoint(saved[0]).step
+    short = ["--drop-min-steps", num_steps + 1, "--save-model", saved[1]]
+    assert train(segregated, own, "popular", *short)["dropped"] == 0
+    said = f"an epoch of {num_steps} mini-batches is short, each of them counts: below"
+    assert said in capsys.readouterr().out
+    assert_same_weights(*saved)
+    assert train(segregated, own, "popular", "--drop-min-steps", num_steps)["dropped"] > 0
 
 
 def test_a_run_that_ends_before_its_choice_says_so(segregated, own, capsys):

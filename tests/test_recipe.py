@@ -75,7 +75,7 @@ def test_the_grid_goes_on_and_tabulates(tmp_path, capsys):
     recipe_grid.main([*words, "--learning-rates", "0.05", "0.2", *NETWORK])
     assert path.read_text().startswith(first)
     lines = list(csv.DictReader(path.open()))
-    assert len(lines) == 8 and {line["num_train"] for line in lines} == {"1286", "900"}
+    assert len(lines) == 8 + 4 and {line["num_train"] for line in lines} == {"1286", "900"}
     # The best cell by its mean over seeds, computed anew.
     aucs = {
         rate: np.mean(
@@ -83,14 +83,21 @@ def test_the_grid_goes_on_and_tabulates(tmp_path, capsys):
                 float(line["val_auc"])
                 for line in lines
                 if (line["log"], float(line["learning_rate"])) == ("small", rate)
+                and float(line["dense_learning_rate"]) == 0.002
             ]
         )
         for rate in (0.05, 0.2)
     }
     best = max(aucs, key=aucs.get)
-    row = next(line for line in capsys.readouterr().out.splitlines()[::-1] if "| small" in line)
+    said = capsys.readouterr().out.splitlines()
+    row = next(line for line in said[::-1] if line.startswith("| small | 1,286 | 64 |"))
     assert f"| {best:g} | 0.002 | 0.3 | {aucs[best]:.4f} ±" in row
     assert len({line["val_auc"] for line in lines}) > 4
+    # What the recipe decides is among them.
+    recipe = decide(1286, "rwsadagrad")
+    kept = [float(line["val_auc"]) for line in lines if line["log"] == "small"][-2:]
+    mine = f"| small | {recipe.mini_batch_size}, {recipe.learning_rate:g} and "
+    assert any(line.startswith(mine) and f"| {np.mean(kept):.4f} ±" in line for line in said)
     path.write_text("log,auc\nx,1\n")
     with pytest.raises(ValueError, match="has other columns"):
         recipe_grid.main([*words, *NETWORK])

@@ -12,6 +12,7 @@ import torch
 from slipstream.tools.cpu import tune_cpu
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+BF16_CAPABILITY = 8  # of CUDA devices that compute in bf16 themselves: from Ampere on
 
 
 def choose_device(name: str) -> torch.device:
@@ -23,6 +24,14 @@ def choose_device(name: str) -> torch.device:
             "--device cuda: this PyTorch finds no CUDA device; use --device cpu or auto"
         )
     return torch.device(name)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bf16 itself: CUDA from Ampere on, AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= BF16_CAPABILITY
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def set_precision(device: torch.device, precision: str) -> None:

@@ -92,6 +92,11 @@ class EpochPlan:
         hot_order, cold_order: inputs in training order, from `epoch_order`.
         batch_size: inputs a batch; the last of each kind may be smaller.
         schedule: `interleaved` or `phased`.
+
+    Attributes:
+        num_hot_inputs: of the epoch.
+        num_trained: inputs given out so far, by hot.
+        num_batches_at_first: mini-batches of the epoch, where nothing is replaced.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class EpochPlan:
         self._num_replaced = {True: 0, False: 0}
         self._weights: dict[bool, np.ndarray | None] = {True: None, False: None}
         self._mix()
+        self.num_batches_at_first = sum(self._mixed)
 
     def _num_batches(self, hot: bool) -> int:
         return -(-(len(self._inputs[hot]) - self._next[hot]) // self.batch_size)

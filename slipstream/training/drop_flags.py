@@ -10,6 +10,7 @@ from slipstream.training.dropping import DropSettings
 from slipstream.training.policies import BUILT_IN
 
 DEFAULTS = DropSettings()
+MIN_STEPS = 100  # an epoch of fewer is short, see bench/README.md
 FLAGS = (
     Flag(
         "--drop-policy",
@@ -88,6 +89,13 @@ FLAGS = (
         DEFAULTS.count_untouched_as_stale,
         "as in the original code: a row that no batch touched in the window is stale",
     ),
+    Flag(
+        "--drop-min-steps",
+        cli.nonnegative_int,
+        MIN_STEPS,
+        "mini-batches of an epoch, below which nothing is dropped: a short one needs all it has; "
+        "0: always drop",
+    ),
 )
 
 
@@ -129,4 +137,5 @@ def settings_of(args: argparse.Namespace) -> DropSettings:
         stratify=args.stratify_drop,
         negatives_only=args.drop_negatives_only,
         count_untouched_as_stale=args.count_untouched_as_stale,
+        min_steps=args.drop_min_steps,
     )

@@ -75,6 +75,7 @@ class DropSettings:
         stratify: take the quantile per label, so that the share of positives does not shift.
         negatives_only: choose among inputs without a click; D stays a share of all.
         count_untouched_as_stale: the original's reading of a row no batch touched.
+        min_steps: of an epoch, below which nothing is dropped; 0: always drop.
     """
 
     policy: str = "stale"
@@ -89,6 +90,7 @@ class DropSettings:
     stratify: bool = False
     negatives_only: bool = False
     count_untouched_as_stale: bool = False
+    min_steps: int = 0
 
 
 class DropRule:
@@ -125,6 +127,7 @@ class DropRule:
         self._touched: Tensor | None = None
         self._active = self.policy.score is not None and self.num_hot > 0
         self._next_start = self.settings.start if self._active else math.inf
+        self._is_short = False
 
     def end_epoch(self, plan: EpochPlan) -> None:
         """Report an epoch without a choice."""
@@ -141,6 +144,11 @@ class DropRule:
         )
         if not (self._active and plan.num_hot_inputs):
             reason = "no input is hot: segregate with a larger --hot-emb-gpu-mem"
+        elif self._is_short:
+            reason = (
+                f"an epoch of {plan.num_batches_at_first:,} mini-batches is short, each of them "
+                f"counts: below {self.settings.min_steps:,} nothing is dropped (--drop-min-steps)"
+            )
         elif not is_whole:
             reason = "the run ended before --snapshot-start and --snapshot-window were through"
         policy = self.policy.name
@@ -204,6 +212,9 @@ class DropRule:
     def before_batch(self, plan: EpochPlan, reach: Reach) -> None:
         """Take the snapshot or make the choice if the hot stream has come that far."""
         trained = plan.num_trained[True]
+        self._is_short = plan.num_batches_at_first < self.settings.min_steps
+        if self._is_short:
+            return
         if self._before is None:
             if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:
                 with reach.count("snapshot"):

@@ -21,6 +21,7 @@ from slipstream.training.recipe import (
     ADAM_RATE,
     DECAY_SHARE,
     MINI_BATCHES,
+    REFERENCE,
     ROWS_RATE,
     SGD_RATE,
     Recipe,
@@ -97,8 +98,8 @@ TRAINING = (
         "--learning-rate",
         cli.positive_float,
         None,
-        f"learning rate of the rows; not given: {ROWS_RATE} for rwsadagrad; for sgd {SGD_RATE} at "
-        "mini-batch 1024, and in proportion to it",
+        f"learning rate of the rows; not given: at mini-batch {REFERENCE} {ROWS_RATE} for "
+        f"rwsadagrad, below by the root of it; for sgd {SGD_RATE}, and in proportion to it",
     ),
     Flag(
         "--dense-optimizer",
@@ -156,10 +157,11 @@ MACHINE = (
     ),
     Flag(
         "--precision",
-        PRECISIONS,
-        "fp32",
-        "of the MLPs and the interaction; weights and rows stay fp32. tf32 is CUDA's; bf16 pays on "
-        "CUDA and on CPUs with AVX512-BF16",
+        ("auto", *PRECISIONS),
+        "auto",
+        "of the MLPs and the interaction; weights and rows stay fp32. tf32 is CUDA's. auto: bf16 "
+        "for dlrm where the device multiplies in it (CUDA from Ampere on, AVX512-BF16, AMX), else "
+        "fp32; a run that goes on keeps what it had",
     ),
     Flag(
         "--compile",

@@ -1,7 +1,11 @@
 """What a run's mini-batch, rates and decay are, unless they are given: by its training inputs.
 
-One rule for all three methods, chosen by validation AUC (`python -m bench.recipe_grid`; the table
-is in bench/README.md).
+One rule for all three methods, chosen by validation AUC on six logs (`python -m bench.recipe_grid`;
+the table is in bench/README.md):
+
+- the mini-batch grows as the square root of the training inputs: 128 for 7 k, 1024 for 1 M;
+- with row-wise Adagrad and Adam both rates grow as the square root of the mini-batch up to 1024,
+  and no further. A larger rate makes up for fewer steps until Adam's becomes unstable.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from dataclasses import dataclass
 
 from slipstream.training.optimizers import usual_optimizer
 
-STEPS_AN_EPOCH = 256  # about as many are needed
-MINI_BATCHES = 32, 1024  # at least and at most
-ROWS_RATE, ADAM_RATE = 0.05, 0.002
-SGD_RATE = 1.0  # at mini-batch 1024, and in proportion to it: DLRM's 0.1 at 128, and a little more
+MINI_BATCH_OF_ROOT = 1.3  # times the root of the training inputs
+MINI_BATCHES = 32, 4096  # at least and at most
+REFERENCE = 1024  # the mini-batch of these rates
+ROWS_RATE, ADAM_RATE = 0.1, 0.002
+SGD_RATE = 1.0  # in proportion to the mini-batch: DLRM's 0.1 at 128, and a little more
 DECAY_SHARE = 0.3
 FEW_STEPS = 100
 
@@ -54,8 +59,9 @@ def decide(
     """
     size = mini_batch_size or mini_batch_for(num_train)
     dense_optimizer = dense_optimizer or usual_optimizer(optimizer)
-    usual = SGD_RATE * size / 1024 if optimizer == "sgd" else ROWS_RATE
-    rate = learning_rate or usual
+    share = size / REFERENCE
+    usual = SGD_RATE * share if optimizer == "sgd" else ROWS_RATE * math.sqrt(min(share, 1))
+    rate = learning_rate or float(f"{usual:.3g}")
     ratio = ADAM_RATE / ROWS_RATE if dense_optimizer == "adam" else 1.0
     return Recipe(
         size,
@@ -68,9 +74,9 @@ def decide(
 
 
 def mini_batch_for(num_train: int) -> int:
-    """The power of two that leaves about `STEPS_AN_EPOCH` steps, between `MINI_BATCHES`."""
+    """The power of two nearest to so many times the root, between `MINI_BATCHES`."""
     least, most = MINI_BATCHES
-    wanted = max(num_train / STEPS_AN_EPOCH, 1)
+    wanted = MINI_BATCH_OF_ROOT * math.sqrt(max(num_train, 1))
     return min(max(2 ** round(math.log2(wanted)), least), most)
 
 

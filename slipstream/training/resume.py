@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slipstream.model.dlrm import bottom_sizes
 from slipstream.model.features import features_of
-from slipstream.model.networks import NetworkSpec
+from slipstream.model.networks import NETWORKS, NetworkSpec
+from slipstream.tools.device import PRECISIONS, has_bf16
 from slipstream.tools.runlog import RunLog
 from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
@@ -19,7 +22,7 @@ from slipstream.training.saved import NETWORK_OPTIMIZER, Saved, differences, fin
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
-BOTTOM = "--arch-mlp-bot"
+BOTTOM, PRECISION = "--arch-mlp-bot", "--precision"
 RATE = ("learning_rate", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps")
 
 
@@ -114,7 +117,9 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
         if found and is_same_folder(run):
             raise ValueError(f"of another run: {found[0]}; choose another --save-model")
         step = saved.step
-        rates = differences(identity["rate"], saved.identity.get("rate", identity["rate"]))
+        rate = saved.identity.get("rate", identity["rate"])
+        rate = {name: value for name, value in rate.items() if name != PRECISION}
+        rates = differences(identity["rate"], rate)
     if found:
         print(f"{saved.folder}: the weights of step {step}, but not its place: {'; '.join(found)}")
     elif not run.inference_only:
@@ -122,6 +127,25 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
         if rates:
             print(f"note: from there on otherwise than before: {'; '.join(rates)}")
     return saved, not found and not run.inference_only
+
+
+def settle_precision(settings: Settings, device: torch.device, saved: Saved | None) -> Settings:
+    """The settings with a precision in place of `auto`: that of a run that goes on, if it can.
+
+    Else by what the device can, which two machines agree about, never by how fast it is. A network
+    of one's own may need all of fp32.
+    """
+    asked = settings.machine.precision
+    kept = saved.identity.get("rate", {}).get(PRECISION) if saved is not None else None
+    if asked == "auto":
+        is_own = settings.model.model not in NETWORKS
+        asked = "bf16" if has_bf16(device) and not is_own else "fp32"
+        if kept in PRECISIONS and (kept != "tf32" or device.type == "cuda"):
+            asked = kept
+    if kept not in (None, asked):
+        print(f"note: from there on {PRECISION} {asked}, {kept} before")
+    machine = dataclasses.replace(settings.machine, precision=asked)
+    return dataclasses.replace(settings, machine=machine)
 
 
 def _check_network(saved: Saved, asked: str) -> None:

@@ -28,7 +28,15 @@ from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.policies import find_policy
 from slipstream.training.progress import Progress, drop_report
 from slipstream.training.recipe import Recipe, describe
-from slipstream.training.resume import find_saved, go_on, identity_of, is_same_folder, stop_program
+from slipstream.training.resume import (
+    PRECISION,
+    find_saved,
+    go_on,
+    identity_of,
+    is_same_folder,
+    settle_precision,
+    stop_program,
+)
 from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
@@ -47,9 +55,7 @@ def run_training(
 
     `schedule` and `drop_settings` are what makes the method, with the data in `prepared`.
     """
-    machine, run = settings.machine, settings.run
-    device = choose_device(machine.device)
-    tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
+    run, device = settings.run, choose_device(settings.machine.device)
     if not run.inference_only:
         _say_recipe(settings.training, prepared.data.num_train)
     spec, policy = network_of(settings.model), None
@@ -61,20 +67,22 @@ def run_training(
         if run.save_model:
             folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
         saved, resumes = find_saved(run, identity)
+        settings = settle_precision(settings, device, saved if resumes else None)
+        machine = settings.machine
+        identity["rate"][PRECISION] = machine.precision
+        tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
         model, table = build_model(settings, spec, prepared, device, saved, policy)
         # The same command begins and goes on, so its name may be taken.
         log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         progress = Progress()
         stack.enter_context(log.until_the_end(lambda: progress.step))
-        own: dict[str, Plugin | None] = {"network": spec.plugin}
-        own["policy"] = policy.plugin if policy is not None else None
+        own = {"network": spec.plugin, "policy": policy.plugin if policy is not None else None}
         _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
-            report = drop_report(log, progress.drops)
-            seed = settings.training.seed
-            rule = DropRule(drop_settings, prepared.num_hot, seed, report, policy)
+            asked = (drop_settings, prepared.num_hot, settings.training.seed)
+            rule = DropRule(*asked, drop_report(log, progress.drops), policy)
         checkpoints = None
         if folder is not None:
             network = spec.describe() | {"features": describe_features(prepared, settings.model)}
