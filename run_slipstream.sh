@@ -12,12 +12,11 @@ set -euo pipefail
 
 DROP=(
   --drop-policy stale
-  --drop-negatives-only true
-  --drop-percentage 64.5
-  --stale-keep-rate 0.3333
-  --alpha 0.8
-  --snapshot-start 0.05
-  --snapshot-window 0.05
+  --drop-of-all 25
+  --drop-percentage 80
+  --alpha 0.5
+  --snapshot-start 0.4
+  --snapshot-window 0.1
 )
 flags=()
 for flag in "$@"; do

@@ -39,7 +39,7 @@ def reach(hot, table, cold=None, counts=None):
     )
 
 
-def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
+def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1, num_cold=0):
     """Train hot batches under a rule; each step touches all rows, and moves row r by r / 1000."""
     rng = np.random.default_rng(seed)
     slots = np.sort(rng.integers(0, NUM_HOT, (num_inputs, NUM_FEATURES)), axis=1)
@@ -52,7 +52,7 @@ def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
     results = []
     for epoch in range(epochs):
         order = np.random.default_rng(epoch).permutation(num_inputs)
-        plan = EpochPlan(order, np.empty(0, np.int64), batch_size, "interleaved")
+        plan = EpochPlan(order, np.arange(num_cold), batch_size, "interleaved")
         rule.begin_epoch(epoch)
         trained, weights = [], []
         while True:
@@ -60,6 +60,8 @@ def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1):
             batch = plan.next_batch()
             if batch is None:
                 break
+            if not batch.hot:
+                continue
             rule.touch(torch.arange(NUM_HOT).unsqueeze(1))
             weight += torch.arange(NUM_HOT).unsqueeze(1) / 1000
             trained += batch.inputs.tolist()
@@ -116,6 +118,18 @@ def test_kept_stale_inputs_make_up_for_the_dropped():
     assert len(trained) == 600 - record["dropped"]
     # The sum of loss weights, and so the expected gradient, is that of all inputs.
     assert weights.sum() == pytest.approx(600)
+
+
+def test_at_most_a_share_of_all_inputs_is_dropped():
+    """400 of 600 hot inputs are left, and 300 cold ones count, too."""
+    for of_all, expected in ((0.1, 90), (0.25, 200), (1.0, 200)):
+        settings = DropSettings(drop_fraction=0.5, of_all=of_all)
+        _, _, [record] = run_epoch(settings, num_cold=300)
+        assert record["hot_remaining"] == 400
+        assert record["dropped"] == record["target"] == expected
+    settings = DropSettings(drop_fraction=0.5, of_all=0.1, stratify=True)
+    _, _, [record] = run_epoch(settings, num_cold=300)
+    assert record["target"] == pytest.approx(90, abs=1)
 
 
 def test_stratified_drops_keep_the_share_of_positives():

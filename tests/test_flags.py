@@ -28,6 +28,7 @@ DROP_FLAGS = {
     "--stratify-drop true": ("stratify", True),
     "--count-untouched-as-stale true": ("count_untouched_as_stale", True),
     "--drop-min-steps 7": ("min_steps", 7),
+    "--drop-of-all 12.5": ("of_all", 0.125),
 }
 
 

@@ -112,16 +112,16 @@ def test_slipstream_as_in_the_paper(checkout, tmp_path):
         assert rows.optimizer == parsed[-1]["optimizer"]
         assert rows.segregated_data_dir == parsed[-1]["segregated_data_dir"]
     ours, paper = parsed
-    assert (ours["drop_policy"], ours["drop_negatives_only"]) == ("stale", True)
-    assert (paper["drop_policy"], paper["alpha"], paper["stale_keep_rate"]) == ("stale", 1, 0)
+    assert (ours["drop_policy"], ours["drop_of_all"]) == ("stale", 25)
+    assert (paper["drop_policy"], paper["alpha"], paper["drop_of_all"]) == ("stale", 1, 100)
     assert (ours["optimizer"], ours["mini_batch_size"]) == ("rwsadagrad", None)
     assert (paper["optimizer"], paper["mini_batch_size"]) == ("sgd", 1024)
     assert Path(ours["segregated_data_dir"]).name == "hot_cold"
     assert Path(paper["segregated_data_dir"]).name == "hot_cold_sgd"
     differing = {name for name in ours if ours[name] != paper[name]}
     assert differing == {
-        *("drop_percentage", "drop_negatives_only", "stale_keep_rate", "alpha"),
-        *("snapshot_start", "count_untouched_as_stale", "segregated_data_dir"),
+        *("drop_percentage", "drop_of_all", "alpha", "snapshot_start", "snapshot_window"),
+        *("count_untouched_as_stale", "segregated_data_dir"),
         *("optimizer", "mini_batch_size", "learning_rate", "lr_decay_share"),
     }
 

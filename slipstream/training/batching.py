@@ -165,6 +165,11 @@ class EpochPlan:
         self.num_trained = dict(zip(sizes, map(_count, values["num_trained"]), strict=True))
 
     @property
+    def num_inputs(self) -> int:
+        """Inputs of the epoch, where nothing is replaced."""
+        return self.num_hot_inputs + self._num_cold_inputs
+
+    @property
     def num_left(self) -> int:
         """Inputs still to train."""
         return sum(len(self._inputs[hot]) - self._next[hot] for hot in KIND_NAMES)

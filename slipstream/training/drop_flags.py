@@ -28,6 +28,13 @@ FLAGS = (
         "D: percentage (0 to 100) of the hot inputs left at the choice that are dropped",
     ),
     Flag(
+        "--drop-of-all",
+        cli.percent,
+        100 * DEFAULTS.of_all,
+        "at most so many: percentage (0 to 100) of all the epoch's inputs, so that logs with more "
+        "and with fewer hot inputs lose the same share; 100: as many as D says",
+    ),
+    Flag(
         "--alpha",
         cli.positive_share,
         DEFAULTS.alpha,
@@ -127,6 +134,7 @@ def settings_of(args: argparse.Namespace) -> DropSettings:
     return DropSettings(
         policy=args.drop_policy,
         drop_fraction=args.drop_percentage / 100,
+        of_all=args.drop_of_all / 100,
         alpha=args.alpha,
         threshold=args.threshold,
         sample_rate=args.sample_rate,

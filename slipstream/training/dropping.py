@@ -62,6 +62,7 @@ class DropSettings:
         policy: the name of what scores inputs, see `slipstream.training.policies`.
         drop_fraction: D, of the hot inputs that remain when the choice is made; that many go, of
             whichever pool.
+        of_all: and at most so many, as a share of all the epoch's inputs.
         alpha: of `stale`: share of an input's rows that must be stale.
         threshold: of `stale`: T by hand; None finds it from D.
         sample_rate: of `stale`: share of the remaining hot inputs from which T is estimated.
@@ -80,6 +81,7 @@ class DropSettings:
 
     policy: str = "stale"
     drop_fraction: float = 0.3
+    of_all: float = 1.0
     alpha: float = 1.0
     threshold: float | None = None
     sample_rate: float = 1.0
@@ -257,7 +259,9 @@ class DropRule:
         groups = self._groups(self._labels(plan, reach, candidates))
         if not self._targets:
             of = [hot] if settings.negatives_only else self._groups(reach.hot.labels[hot])
-            self._targets = [round(settings.drop_fraction * len(group)) for group in of]
+            bound = settings.of_all * plan.num_inputs / max(len(hot), 1)
+            fraction = min(settings.drop_fraction, bound)
+            self._targets = [round(fraction * len(group)) for group in of]
 
         def scores_of(inputs: np.ndarray) -> np.ndarray:
             return self._scores(plan, reach, rows, inputs, for_policy)

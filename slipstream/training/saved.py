@@ -170,9 +170,9 @@ def open_checkpoint(folder: str | Path) -> Saved:
         identity, values = described["identity"], described["values"]
         if described["version"] == 1:
             described |= _upgraded(identity)
-        # Before there was a number of steps below which nothing is dropped.
-        if identity["run"].get("the drop rule"):
-            identity["run"]["the drop rule"].setdefault("min_steps", 0)
+        if rule := identity["run"].get("the drop rule"):
+            # Before there were these bounds.
+            identity["run"]["the drop rule"] = {"min_steps": 0, "of_all": 1.0, **rule}
         network, vocabulary = described["network"], described["vocabulary"]
         state = described["state"]
     except (ValueError, KeyError) as error:
