@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Criteo Terabyte (day_0 ... day_23, plain or .gz) with the paper's model and mini-batch, by one of the
-# methods; rate 0.1, but for the wrappers' decay at the end. `slipstream --paper` drops as the paper does.
+# Criteo Terabyte (day_0 ... day_23, plain or .gz) with the papers' model, by one of the methods.
+# `slipstream --paper --mini-batch-size 2048` drops and trains as the paper does.
 #
 #   RAW_DATA=input/terabyte/day bench/dlrm_s_criteo_terabyte.sh slipstream [flags of the trainer]
 #
@@ -21,7 +21,6 @@ export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-1073741824}"
 recipe \
   --arch-mlp-bot 13-512-256-64 \
   --arch-mlp-top 512-512-256-1 \
-  --mini-batch-size 2048 \
   --data-randomize day \
-  --test-freq 10240 \
+  --test-freq 2048 \
   "$@"

@@ -160,11 +160,12 @@ def test_recipes(checkout, tmp_path, data_set, method):
     last = parsed[WRAPPERS[METHODS[method]][-1]]
     assert last.nepochs == 2
     assert parsed["data_utils"].data_set == data_set
-    assert last.arch_mlp_bot[0] == (13 if criteo else 1)
+    assert last.arch_mlp_bot[0] == {"avazu": 1, "taobao": 0}.get(data_set, 13)
+    assert last.arch_interaction_itself == (data_set == "taobao")
     assert (last.optimizer, last.learning_rate) == ("rwsadagrad", None)
     if data_set == "terabyte":
         assert parsed["data_utils"].max_ind_range == 10_000_000
-        assert last.arch_mlp_bot == [13, 512, 256, 64] and last.mini_batch_size == 2048
+        assert last.arch_mlp_bot == [13, 512, 256, 64]
         if method != "baseline":
             assert parsed["input_segregation"].arch_sparse_feature_size == 64
 
