@@ -122,24 +122,24 @@ def _cell_of(line: dict[str, Any]) -> Cell:
     return Cell(log, int(size), *(float(rate) for rate in rates), int(seed))
 
 
-def means(results: Iterable[dict[str, Any]]) -> dict[tuple, dict[str, float]]:
-    """Mean and standard deviation of validation AUC over seeds, by cell without its seed."""
+def means(results: Iterable[dict[str, Any]], num_seeds: int) -> dict[tuple, dict[str, float]]:
+    """Mean and deviation of validation AUC, by cell without its seed; cells of fewer seeds: none."""
     found: dict[tuple, list[float]] = {}
     for line in results:
         found.setdefault(_cell_of(line)[:-1], []).append(float(line["val_auc"]))
     return {
-        key: {"n": len(aucs), "mean": float(np.mean(aucs)), "sd": float(np.std(aucs, ddof=1))}
+        key: {"mean": float(np.mean(aucs)), "sd": float(np.std(aucs, ddof=min(1, num_seeds - 1)))}
         for key, aucs in found.items()
-        if len(aucs) > 1
+        if len(aucs) >= num_seeds
     }
 
 
-def table(results: Iterable[dict[str, Any]]) -> str:
+def table(results: Iterable[dict[str, Any]], num_seeds: int) -> str:
     """For a README: the best cell of each log and mini-batch."""
     results = list(results)
     sizes = {line["log"]: int(line["num_train"]) for line in results}
     best: dict[tuple[str, int], tuple[dict[str, float], tuple]] = {}
-    for key, found in means(results).items():
+    for key, found in means(results, num_seeds).items():
         place = key[:2]
         if place not in best or found["mean"] > best[place][0]["mean"]:
             best[place] = found, key
@@ -155,18 +155,16 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def decided_table(results: Iterable[dict[str, Any]], cells: dict[str, Cell]) -> str:
+def decided_table(results: Iterable[dict[str, Any]], cells: dict[str, Cell], num_seeds: int) -> str:
     """For a README: what the recipe decides for each log, and how far below the best cell it is."""
-    found = means(results)
+    found = means(results, num_seeds)
     lines = [
         "| log | decided: mini-batch, rates | validation AUC | best cell | its AUC |",
         "|---|---|---|---|---|",
     ]
     for log, cell in cells.items():
-        mine = found.get(cell[:-1])
+        mine = found[cell[:-1]]
         best = max((key for key in found if key[0] == log), key=lambda key: found[key]["mean"])
-        if mine is None:  # of one seed
-            continue
         size, *rates = (f"{value:g}" for value in cell[1:4])
         lines.append(
             f"| {log} | {size}, {' and '.join(rates)} | {mine['mean']:.4f} ± {mine['sd']:.4f} "
@@ -251,8 +249,8 @@ def main(argv: list[str] | None = None) -> None:
                 writer.writerow(line)
                 file.flush()
     lines = list(read_results(path).values())
-    print(table(lines))
-    print(f"\n{decided_table(lines, ours)}")
+    print(table(lines, args.num_seeds))
+    print(f"\n{decided_table(lines, ours, args.num_seeds)}")
 
 
 if __name__ == "__main__":
