@@ -13,7 +13,7 @@ ROWS="${ROWS:-2000000}"
 WORK_DIR="${WORK_DIR:-input/bench}"
 DEVICE="${DEVICE:-cuda}"
 read -ra methods <<<"${METHODS:-plain+hybrid plain+gpu baseline baseline+resident fae+hot fae \
-  slipstream fae+budget=16777216 slipstream+budget=16777216 fae+eager fae+bf16 slipstream+bf16}"
+  slipstream fae+adaptive fae+budget=16777216 slipstream+budget=16777216 fae+eager fae+bf16 slipstream+bf16}"
 status=0
 export SLIPSTREAM_TRACEBACK=1 # of whatever fails; the rest goes on
 

@@ -123,7 +123,7 @@ def _cell_of(line: dict[str, Any]) -> Cell:
 
 
 def means(results: Iterable[dict[str, Any]], num_seeds: int) -> dict[tuple, dict[str, float]]:
-    """Mean and deviation of validation AUC, by cell without its seed; cells of fewer seeds: none."""
+    """Validation AUC's mean and deviation by cell without its seed, where it has all seeds."""
     found: dict[tuple, list[float]] = {}
     for line in results:
         found.setdefault(_cell_of(line)[:-1], []).append(float(line["val_auc"]))

@@ -12,9 +12,10 @@ import slipstream_train
 from dlrm_s_pytorch import DLRM_Net
 from slipstream.training.drop_flags import MIN_STEPS
 from slipstream.training.dropping import DropSettings
-from slipstream.training.recipe import ADAM_RATE, ROWS_RATE
+from slipstream.training.recipe import decide
 from slipstream.training.trainer import Trainer
 
+ADAM_AT_32 = decide(1, "rwsadagrad", mini_batch_size=32).dense_learning_rate
 DROP_FLAGS = {
     "--drop-policy random": ("policy", "random"),
     "--drop-percentage 12": ("drop_fraction", 0.12),
@@ -118,7 +119,7 @@ def test_model_flags(processed, tmp_path, monkeypatch):
     ("flags", "optimizer", "ratio"),
     [
         ("--optimizer sgd", "SGD", 1),
-        ("--optimizer rwsadagrad", "Adam", ADAM_RATE / ROWS_RATE),
+        ("--optimizer rwsadagrad", "Adam", ADAM_AT_32 / 0.2),
         ("--optimizer rwsadagrad --dense-optimizer adagrad", "Adagrad", 1),
         ("--optimizer sgd --dense-optimizer adam --dense-learning-rate 0.05", "Adam", 0.25),
         ("--optimizer rwsadagrad --dense-optimizer sgd --dense-learning-rate 0.4", "SGD", 2),

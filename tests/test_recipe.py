@@ -28,9 +28,16 @@ def test_what_is_given_stays_and_the_rest_is_decided():
         "lr_decay_share": 0.0,
     }
     usual, faster = decide(10_000, "rwsadagrad"), decide(10_000, "rwsadagrad", learning_rate=0.4)
-    assert usual.dense_optimizer == "adam"
-    ratios = [one.dense_learning_rate / one.learning_rate for one in (usual, faster)]
-    assert ratios[0] == pytest.approx(ratios[1]) and faster.learning_rate == 0.4
+    assert usual.dense_optimizer == "adam" and faster.learning_rate == 0.4
+    assert usual.dense_learning_rate == faster.dense_learning_rate < usual.learning_rate
+    mixed = decide(10_000, "sgd", "adam")
+    assert mixed.dense_learning_rate == usual.dense_learning_rate
+    # Both rates by the root of the mini-batch up to a size, and no further.
+    sizes = [decide(1, "rwsadagrad", mini_batch_size=4**power) for power in (3, 4, 5, 6)]
+    for name in ("learning_rate", "dense_learning_rate"):
+        rates = [getattr(recipe, name) for recipe in sizes]
+        assert rates[:3] == pytest.approx([rates[2] / 4, rates[2] / 2, rates[2]], rel=1e-2)
+        assert rates[3] == rates[2]
     # SGD's rate is in proportion to the mini-batch, and both optimizers' are one.
     small, large = (decide(1, "sgd", mini_batch_size=size) for size in (128, 1024))
     assert large.learning_rate == 8 * small.learning_rate == large.dense_learning_rate

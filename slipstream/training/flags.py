@@ -111,8 +111,8 @@ TRAINING = (
         "--dense-learning-rate",
         cli.positive_float,
         None,
-        f"learning rate of the network, under the same schedule; not given: of adam "
-        f"{ADAM_RATE / ROWS_RATE:g} times the rows', else theirs",
+        f"learning rate of the network, under the same schedule; not given: of adam {ADAM_RATE} at "
+        f"mini-batch {REFERENCE}, below by the root of it; else the rows'",
     ),
     Flag(
         "--lr-num-warmup-steps",

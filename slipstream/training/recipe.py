@@ -54,23 +54,28 @@ def decide(
 ) -> Recipe:
     """The recipe for as many training inputs; what is given stays as it is.
 
-    A rate that is not given follows from the mini-batch, the network's also from the rows': Adam's
-    keeps its ratio, another optimizer's is the same.
+    A rate that is not given follows from the mini-batch; the network's, unless by Adam, is the
+    rows'.
     """
     size = mini_batch_size or mini_batch_for(num_train)
     dense_optimizer = dense_optimizer or usual_optimizer(optimizer)
     share = size / REFERENCE
-    usual = SGD_RATE * share if optimizer == "sgd" else ROWS_RATE * math.sqrt(min(share, 1))
-    rate = learning_rate or float(f"{usual:.3g}")
-    ratio = ADAM_RATE / ROWS_RATE if dense_optimizer == "adam" else 1.0
+    root = math.sqrt(min(share, 1))
+    rate = learning_rate or _rounded(SGD_RATE * share if optimizer == "sgd" else ROWS_RATE * root)
+    dense_rate = _rounded(ADAM_RATE * root) if dense_optimizer == "adam" else rate
     return Recipe(
         size,
         optimizer,
         rate,
         dense_optimizer,
-        dense_learning_rate or rate * ratio,
+        dense_learning_rate or dense_rate,
         DECAY_SHARE if lr_decay_share is None else lr_decay_share,
     )
+
+
+def _rounded(rate: float) -> float:
+    """To three digits, as it is printed."""
+    return float(f"{rate:.3g}")
 
 
 def mini_batch_for(num_train: int) -> int:
