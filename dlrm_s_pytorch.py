@@ -12,37 +12,29 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from slipstream.logs.processed import generated_log, load_processed
 from slipstream.model.dlrm import DLRM_Net
 from slipstream.tools import cli
-from slipstream.training import flags
+from slipstream.training import data_flags, dlrm_flags, flags
 from slipstream.training.run import run_training
-from slipstream.training.sets import baseline_data
 
 __all__ = ["DLRM_Net", "main", "parse_args"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
-    parser = cli.Parser(__doc__)
-    cli.add_flags(parser, "data", flags.GENERATED)
+    parser = cli.Parser(__doc__, dlrm_flags.TRAINERS)
+    cli.add_flags(parser, "data", data_flags.GENERATED)
     flags.add_trainer_flags(parser)
     args = parser.parse_args(argv)
     flags.check_trainer_flags(parser, args)
-    flags.check_generated(parser, args)
+    data_flags.check_generated(parser, args)
     return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train the baseline; returns the summary."""
     args = parse_args(argv)
-    kind = args.data_generation
-    if kind == "dataset":
-        log = load_processed(args.processed_data_file, args.max_memory)
-    else:
-        num_dense = (args.arch_mlp_bot or [0])[0] or flags.NUM_GENERATED_DENSE
-        log = generated_log(kind, args.arch_embedding_size, args.data_size, num_dense, args.seed)
-    prepared = baseline_data(log)
+    prepared = data_flags.open_baseline(args)
     settings = flags.settings_of(args, prepared.data.num_train)
     return run_training("baseline", settings, prepared, "interleaved")
 

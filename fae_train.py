@@ -13,24 +13,25 @@ import argparse
 from typing import Any
 
 from slipstream.tools import cli
-from slipstream.training import flags
+from slipstream.training import data_flags, dlrm_flags, flags
 from slipstream.training.run import run_training
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
-    parser = cli.Parser(__doc__)
-    cli.add_flags(parser, "data", flags.SEGREGATED)
+    parser = cli.Parser(__doc__, dlrm_flags.TRAINERS)
+    cli.add_flags(parser, "data", data_flags.SEGREGATED)
     flags.add_trainer_flags(parser)
     args = parser.parse_args(argv)
     flags.check_trainer_flags(parser, args)
+    data_flags.check_segregated(parser, args)
     return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with FAE; returns the summary."""
     args = parse_args(argv)
-    prepared = flags.open_segregated(args)
+    prepared = data_flags.open_segregated(args)
     settings = flags.settings_of(args, prepared.data.num_train)
     return run_training("fae", settings, prepared, args.schedule)
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from slipstream.tools import cli
 from slipstream.tools.runtime import exclusive
-from slipstream.training.flags import OPTIMIZER
-from slipstream.training.segregation import FILE_FLAGS, HOT_ROW_FLAGS, segregate
+from slipstream.training.segregation import FILE_FLAGS, HOT_ROW_FLAGS, default_folder, segregate
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,9 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_flags(parser, "hot rows", HOT_ROW_FLAGS)
     args = parser.parse_args(argv)
     if args.segregated_data_dir is None:
-        # Rows of another optimizer take other memory: two names, and neither replaces the other.
-        name = "hot_cold" if args.optimizer == OPTIMIZER.default else f"hot_cold_{args.optimizer}"
-        args.segregated_data_dir = str(Path(args.processed_data_file).parent / name)
+        args.segregated_data_dir = default_folder(args.processed_data_file, args.optimizer)
     return args
 
 

@@ -15,18 +15,19 @@ import argparse
 from typing import Any
 
 from slipstream.tools import cli
-from slipstream.training import drop_flags, flags
+from slipstream.training import data_flags, dlrm_flags, drop_flags, flags
 from slipstream.training.run import run_training
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
-    parser = cli.Parser(__doc__)
-    cli.add_flags(parser, "data", flags.SEGREGATED)
+    parser = cli.Parser(__doc__, dlrm_flags.TRAINERS)
+    cli.add_flags(parser, "data", data_flags.SEGREGATED)
     cli.add_flags(parser, "dropping", drop_flags.FLAGS)
     flags.add_trainer_flags(parser)
     args = parser.parse_args(argv)
     flags.check_trainer_flags(parser, args)
+    data_flags.check_segregated(parser, args)
     drop_flags.check(parser, args)
     return args
 
@@ -34,11 +35,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with Slipstream; returns the summary."""
     args = parse_args(argv)
-    prepared = flags.open_segregated(args)
+    prepared = data_flags.open_segregated(args)
     settings = flags.settings_of(args, prepared.data.num_train)
-    return run_training(
-        "slipstream", settings, prepared, args.schedule, drop_flags.settings_of(args)
-    )
+    drop = drop_flags.settings_of(args, len(prepared.data.hot), settings.training.mini_batch_size)
+    return run_training("slipstream", settings, prepared, args.schedule, drop)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from bench.run_figures import COLOURS, Rows
 from slipstream.tools.device import tune_process
 from slipstream.tools.runlog import Clocks, NoLog
 from slipstream.training.build import build_model, build_trainer, network_of
+from slipstream.training.drop_flags import settings_of as drop_settings_of
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.flags import Settings, settings_of
 from slipstream.training.policies import find_policy
@@ -146,7 +147,10 @@ def thresholds(args: argparse.Namespace, axes: Any) -> Rows:
     """T against the drop percentage D, a line an alpha; infinite where too few can be stale."""
     training = Training(args)
     flags = training.flags
-    settings = DropSettings(start=flags.snapshot_start, window=flags.snapshot_window)
+    asked = drop_settings_of(
+        flags, len(training.prepared.data.hot), training.settings().training.mini_batch_size
+    )
+    settings = DropSettings(start=asked.start, window=asked.window)
     rule = Quantiles(settings, training.prepared.num_hot, flags.seed, lambda record: None)
     training.run(rule)
     if not rule.found:

@@ -57,7 +57,7 @@ def defaults_for(num_train: int) -> dict[str, Any]:
 
 def words_of(values: dict[str, Any], dim: int) -> list[str]:
     """A run's values as flags of the trainer."""
-    words = []
+    words = ["--optimizer", "rwsadagrad"] if values else []
     for name, value in values.items():
         if name == "width":
             bottom, top = WIDTHS[value]

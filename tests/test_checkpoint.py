@@ -20,7 +20,7 @@ import slipstream_train
 from slipstream.tools import cli
 from slipstream.tools.npz import fingerprint, open_npz
 from slipstream.training import build
-from slipstream.training import flags as flags_module
+from slipstream.training import data_flags as flags_module
 from slipstream.training.saved import (
     checkpoints_in,
     checksum_of,
@@ -171,6 +171,8 @@ def test_weights_move_between_methods_and_budgets(folder, optimizer, capsys):
         "--nepochs",
         "1",
         "--learning-rate",
+        "1e-30",
+        "--dense-learning-rate",
         "1e-30",
     )
     assert still["auc"] == first["auc"] and still["step"] > 0

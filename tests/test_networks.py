@@ -176,9 +176,9 @@ def _steps(processed, monkeypatch):
     """The `TrainStep` of a short run."""
     found, plain = [], step_module.TrainStep.__init__
 
-    def noted(step, *values):
+    def noted(step, *values, **more):
         found.append(step)
-        plain(step, *values)
+        plain(step, *values, **more)
 
     monkeypatch.setattr(step_module.TrainStep, "__init__", noted)
     train(processed, "--num-batches", 1)

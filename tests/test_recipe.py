@@ -49,7 +49,9 @@ def test_mini_batches_grow_with_the_log():
     assert sizes == sorted(sizes) and (sizes[0], sizes[-1]) == MINI_BATCHES
     assert all(size & (size - 1) == 0 for size in sizes)
     for num_train in (1, 40):  # not even one full mini-batch, and it says so
-        assert "are few to learn from" in describe(decide(num_train, "sgd"), num_train, 1)
+        assert "note: few mini-batches to learn from (1)" in describe(
+            decide(num_train, "sgd"), num_train, 1
+        )
 
 
 def test_a_run_says_and_logs_what_was_decided(tmp_path, capsys):
@@ -69,7 +71,7 @@ def test_a_model_that_learned_nothing_is_said_to_be_one(tmp_path, capsys):
     words = ["--processed-data-file", str(processed), "--runs-dir", str(tmp_path), *NETWORK]
     dlrm_s_pytorch.main([*words, "--learning-rate", "1e-9", "--num-batches", "1"])
     said = capsys.readouterr().out
-    assert "note: 1 mini-batches are few" in said
+    assert "note: few mini-batches to learn from (1)" in said
     assert "the log loss is above that of always answering the share of clicks" in said
 
 
@@ -154,7 +156,7 @@ def test_tuning_goes_on_and_falls_back_to_the_defaults(tmp_path, capsys, monkeyp
     )
     words[1] = str(write_processed(tmp_path / "q.npz", 1600))
     found = tune.main([*words, "5"])
-    assert found[:1] == ["--mini-batch-size"] and float(found[3]) > 0.1
+    assert found[:3] == ["--optimizer", "rwsadagrad", "--mini-batch-size"] and float(found[5]) > 0.1
 
 
 def test_tuning_without_its_library_is_one_line(tmp_path, monkeypatch):

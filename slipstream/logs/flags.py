@@ -16,7 +16,7 @@ def bad_lines_of(text: str) -> int:
     raise argparse.ArgumentTypeError(f"got {text!r}; expected stop, or skip:N")
 
 
-FILE_FLAGS = (
+DATA_SET, RAW_FILE = (
     cli.Flag(
         "--data-set",
         tuple(sources.DATA_SETS),
@@ -32,6 +32,10 @@ FILE_FLAGS = (
         " the prefix .../day for .../day_0, .../day_1, ... (terabyte), or the folder that holds"
         " them; custom: a file, or a folder of files",
     ),
+)
+FILE_FLAGS = (
+    DATA_SET,
+    RAW_FILE,
     cli.Flag(
         "--columns",
         str,
@@ -61,7 +65,7 @@ FILE_FLAGS = (
         "BYTES",
     ),
 )
-ROW_FLAGS = (
+MAX_IND_RANGE, SUB_SAMPLE_RATE = (
     cli.Flag(
         "--max-ind-range",
         int,
@@ -75,5 +79,16 @@ ROW_FLAGS = (
         0.0,
         "share of the negative rows to drop, from 0 (off) to less than 1",
     ),
-    cli.SEED,
+)
+ROW_FLAGS = (MAX_IND_RANGE, SUB_SAMPLE_RATE, cli.SEED)
+# Of a script that preprocesses the log first, as DLRM's trainer does.
+RAW_FLAGS = (
+    DATA_SET._replace(default="kaggle", help="of --raw-data-file: which log it is"),
+    RAW_FILE._replace(
+        default=None,
+        help="preprocess this log first, unless --processed-data-file is up to date with it; not"
+        " given: --processed-data-file as it is",
+    ),
+    MAX_IND_RANGE._replace(help=f"of preprocessing: {MAX_IND_RANGE.help}"),
+    SUB_SAMPLE_RATE._replace(help=f"of preprocessing: {SUB_SAMPLE_RATE.help}"),
 )

@@ -15,6 +15,7 @@ and `eval()`, and save. A network in float64 is given float64.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ class ClickModel:
         layout: of the id columns.
         precision: one of `PRECISIONS`.
         compiled: compile it with `torch.compile`.
+        least_probability: outputs are cut to it, and to one minus it; 0: as they are.
 
     Raises `ValueError` where the data have sequences and the network takes none.
     """
@@ -183,10 +185,13 @@ class ClickModel:
         layout: FeatureLayout,
         precision: str = "fp32",
         compiled: bool = False,
+        least_probability: float = 0.0,
     ) -> None:
         self.network, self.layout, self.precision = network, layout, precision
         self._call: Callable[..., Tensor] = torch.compile(network) if compiled else network
         self._pool = Pooling(layout)
+        least = least_probability
+        self._most = math.log((1 - least) / least) if least else math.inf
         self._takes_sequences = "sequences" in inspect.signature(network.forward).parameters
         self._norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
         parameters = [p for p in network.parameters() if p.is_floating_point()]
@@ -210,7 +215,8 @@ class ClickModel:
         more = {"sequences": sequences} if self._takes_sequences else {}
         with autocast(rows.device, self.precision), self._one_input(len(dense)):
             logits = self._call(dense, vectors, **more)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return logits if math.isinf(self._most) else logits.clamp(-self._most, self._most)
 
     @contextmanager
     def _one_input(self, num_inputs: int) -> Iterator[None]:

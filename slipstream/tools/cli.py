@@ -13,8 +13,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from slipstream.tools.foreign import Foreign, Refused, translate
 
 Values = TypeVar("Values")
 MAX_NUMBER = 1e300
@@ -28,10 +30,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes `--mini_batch_size` for `--mini-batch-size`, and no
     abbreviations.
+
+    `foreign` are other programs' flags, see `slipstream.tools.foreign`.
     """
 
-    def __init__(self, description: str | None) -> None:
+    def __init__(
+        self, description: str | None, foreign: Mapping[str, Foreign] | None = None
+    ) -> None:
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+        self._foreign = foreign or {}
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, without the usage, and exit with status 2."""
@@ -39,7 +46,17 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # noqa: D102 - argparse's own
         tokens = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args([_hyphenated(token) for token in tokens], namespace)
+        try:
+            tokens, notes = translate(
+                [_hyphenated(token) for token in tokens],
+                self._option_string_actions,
+                self._foreign,
+            )
+        except Refused as error:
+            self.error(str(error))
+        for note in notes:
+            print(f"note: {note}")
+        return super().parse_known_args(tokens, namespace)
 
 
 def _hyphenated(token: str) -> str:
@@ -114,6 +131,11 @@ def boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected true or false")
     return values[text.lower()]
+
+
+def steps(text: str) -> int:
+    """Parse a number of mini-batches; DLRM's -1 is 0, never."""
+    return max(0, int(number(int, -1, math.inf)(text)))
 
 
 def byte_size(text: str) -> int:
@@ -194,6 +216,7 @@ def add_flag(container: argparse._ActionsContainer, flag: Flag) -> None:
     default, metavar = flag.default, flag.metavar
     if flag.type is boolean:
         default, metavar = str(default).lower(), "true|false"
+        options |= {"nargs": "?", "const": True}
     if flag.nargs is not None:
         options["nargs"] = flag.nargs
     if default is REQUIRED:

@@ -123,7 +123,9 @@ def build_model(
         layout.has_absent,
     )
     torch.manual_seed(training.seed)
-    model = ClickModel(network.to(device), layout, machine.precision, machine.compile)
+    model = ClickModel(
+        *(network.to(device), layout, machine.precision, machine.compile), training.loss_threshold
+    )
     return model, table
 
 
@@ -186,7 +188,10 @@ def build_trainer(
     batch_size, graph = training.mini_batch_size, machine.cuda_graph
     rate_ratio = training.dense_learning_rate / training.learning_rate
     return Trainer(
-        step=TrainStep(model, table, optimizer, batch_size, graph, rate_ratio),
+        step=TrainStep(
+            *(model, table, optimizer, batch_size, graph, rate_ratio),
+            label_weights=training.loss_weights if training.loss_function == "wbce" else None,
+        ),
         overlap=machine.overlap == "true" or (machine.overlap == "auto" and on_cuda),
         hot_rows_resident=table.num_resident >= prepared.num_hot,
         learning_rate=LearningRate(

@@ -11,6 +11,15 @@ from slipstream.training.policies import BUILT_IN
 
 DEFAULTS = DropSettings()
 MIN_STEPS = 100  # an epoch of fewer is short, see bench/README.md
+
+
+def share_or_batches(text: str) -> tuple[float, int]:
+    """Parse a share, `0.25`, or mini-batches, `1000b`: (share, batches), one is 0."""
+    if text.endswith("b"):
+        return 0.0, int(cli.nonnegative_int(text[:-1]))
+    return float(cli.share(text)), 0
+
+
 FLAGS = (
     Flag(
         "--drop-policy",
@@ -54,9 +63,11 @@ FLAGS = (
     ),
     Flag(
         "--snapshot-start",
-        cli.share,
-        DEFAULTS.start,
-        "share (0 to 1) of the epoch's hot inputs trained before the snapshot",
+        share_or_batches,
+        str(DEFAULTS.start),
+        "share (0 to 1) of the epoch's hot inputs trained before the snapshot; or hot "
+        "mini-batches, as 1000b",
+        "SHARE|BATCHESb",
     ),
     Flag(
         "--snapshot-window",
@@ -108,7 +119,7 @@ FLAGS = (
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what decides on dropping and does not fit together, by `parser.error`."""
-    if args.snapshot_start + args.snapshot_window >= 1:
+    if args.snapshot_start[0] + args.snapshot_window >= 1:
         parser.error(
             "--snapshot-start plus --snapshot-window must be below 1: nothing would be left to drop"
         )
@@ -129,8 +140,21 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         print(f"note: --drop-percentage {args.drop_percentage:g} is in percent, not a share")
 
 
-def settings_of(args: argparse.Namespace) -> DropSettings:
-    """The values of `FLAGS`."""
+def settings_of(
+    args: argparse.Namespace, num_hot_inputs: int = 0, batch_size: int = 1
+) -> DropSettings:
+    """The values of `FLAGS`, for an epoch of so many hot inputs.
+
+    Raises `ValueError` where as many mini-batches leave no room for the window.
+    """
+    start, batches = args.snapshot_start
+    if batches:
+        start = batches * batch_size / max(num_hot_inputs, 1)
+        if start + args.snapshot_window >= 1:
+            raise ValueError(
+                f"--snapshot-start {batches}b: the epoch has {num_hot_inputs // batch_size:,} hot "
+                "mini-batches; nothing would be left to drop"
+            )
     return DropSettings(
         policy=args.drop_policy,
         drop_fraction=args.drop_percentage / 100,
@@ -138,7 +162,7 @@ def settings_of(args: argparse.Namespace) -> DropSettings:
         alpha=args.alpha,
         threshold=args.threshold,
         sample_rate=args.sample_rate,
-        start=args.snapshot_start,
+        start=start,
         window=args.snapshot_window,
         recalibrate_every=args.recalibrate_every,
         keep_rate=args.stale_keep_rate,

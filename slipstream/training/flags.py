@@ -8,14 +8,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from slipstream.logs.formats import KAGGLE_DAYS
 from slipstream.model import flags as model_flags
 from slipstream.model.flags import ModelSettings
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
-from slipstream.training.batching import RANDOMIZE, SCHEDULES
-from slipstream.training.embedding import OPTIMIZERS, bytes_per_row
+from slipstream.training.batching import RANDOMIZE
+from slipstream.training.embedding import OPTIMIZERS
 from slipstream.training.optimizers import DENSE_OPTIMIZERS
 from slipstream.training.recipe import (
     ADAM_RATE,
@@ -27,56 +26,34 @@ from slipstream.training.recipe import (
     Recipe,
     decide,
 )
-from slipstream.training.sets import PreparedData, load_segregated
 
-NUM_GENERATED_DENSE = 13  # as Criteo
+
+def loss_function(text: str) -> str:
+    """Parse `bce` or `wbce`; DLRM's other one, mse, is not trained here."""
+    if text not in ("bce", "wbce"):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected bce, the log loss, or wbce, the same with weights"
+        )
+    return text
+
+
+def loss_weights(text: str) -> list[float]:
+    """Parse two weights, as `1.0-2.5`."""
+    try:
+        weights = [float(weight) for weight in text.split("-")]
+    except ValueError:
+        weights = []
+    if len(weights) != 2 or not all(0 < weight < math.inf for weight in weights):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected two weights, as 1.0-2.5")
+    return weights
+
+
 OPTIMIZER = Flag(
     "--optimizer",
     OPTIMIZERS,
-    "rwsadagrad",
-    "of the rows: rwsadagrad, row-wise Adagrad (4 more bytes a row), or the papers' sgd",
-)
-GENERATED = (
-    Flag(
-        "--data-generation",
-        ("dataset", "random", "synthetic"),
-        "dataset",
-        "dataset: --processed-data-file; random: uniform, nothing to learn; synthetic: power-law "
-        "ids and labels of a planted model",
-    ),
-    Flag(
-        "--processed-data-file",
-        str,
-        None,
-        "a processed .npz of data_utils.py, or of the older DLRM scripts",
-    ),
-    Flag(
-        "--data-size",
-        cli.positive_int,
-        100_000,
-        "inputs that random and synthetic make, held-out ones included",
-    ),
-    Flag(
-        "--arch-embedding-size",
-        cli.layer_sizes,
-        "1000-500-100-100-50-50-20-10",
-        "rows per table, for random and synthetic; a data set brings its own",
-    ),
-)
-SEGREGATED = (
-    Flag("--segregated-data-dir", str, cli.REQUIRED, "a folder made by input_segregation.py"),
-    Flag(
-        "--processed-data-file",
-        str,
-        None,
-        "refuse a folder that was not made from this processed .npz; not given: no check",
-    ),
-    Flag(
-        "--schedule",
-        SCHEDULES,
-        "interleaved",
-        "hot and cold batches evenly mixed, or all cold, then all hot (the published code)",
-    ),
+    None,
+    "of the rows: rwsadagrad, row-wise Adagrad (4 more bytes a row), or the papers' sgd; not "
+    "given: rwsadagrad, but with --learning-rate alone sgd for all, as in DLRM",
 )
 TRAINING = (
     OPTIMIZER,
@@ -139,6 +116,26 @@ TRAINING = (
         RANDOMIZE,
         "total",
         "shuffle all inputs, or within each day, or not at all; anew every epoch",
+    ),
+    Flag(
+        "--loss-function",
+        loss_function,
+        "bce",
+        "bce: the log loss; wbce: with --loss-weights",
+        "bce|wbce",
+    ),
+    Flag(
+        "--loss-weights",
+        loss_weights,
+        "1.0-1.0",
+        "of wbce: weights of an input without and with a click",
+        "W0-W1",
+    ),
+    Flag(
+        "--loss-threshold",
+        cli.number(float, 0, 0.5),
+        0.0,
+        "probabilities are cut to at least this and at most one minus this; 0: as they are",
     ),
     cli.SEED,
 )
@@ -213,17 +210,22 @@ MACHINE = (
     ),
 )
 EVALUATION = (
-    Flag("--test-mini-batch-size", cli.positive_int, 16384, "inputs a mini-batch in evaluation"),
+    Flag(
+        "--test-mini-batch-size",
+        cli.number(int, -1, math.inf),
+        16384,
+        "inputs a mini-batch in evaluation; -1: as in training",
+    ),
     Flag(
         "--test-freq",
-        cli.nonnegative_int,
+        cli.steps,
         0,
         "mini-batches between evaluations on the test set, for a curve: nothing is chosen by them; "
         "0: at the end only",
     ),
     Flag(
         "--val-freq",
-        cli.nonnegative_int,
+        cli.steps,
         0,
         "mini-batches between evaluations on the validation set; with --save-model the best model "
         "is kept in its folder best. 0: at the end only",
@@ -308,6 +310,9 @@ class TrainingSettings:
     lr_num_decay_steps: int
     lr_decay_share: float
     data_randomize: str
+    loss_function: str
+    loss_weights: list[float]
+    loss_threshold: float
     seed: int
 
 
@@ -380,8 +385,15 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
         parser.error("--lr-decay-start-step comes before --lr-num-warmup-steps are over")
     if args.lr_num_decay_steps and args.lr_decay_share:
         parser.error("--lr-num-decay-steps and --lr-decay-share are two decays; set one to 0")
+    if args.test_mini_batch_size == 0:
+        parser.error("--test-mini-batch-size: got 0; expected inputs, or -1 for those of training")
     if (args.mlperf_auc_threshold or args.mlperf_acc_threshold) and not args.val_freq:
-        parser.error("--mlperf-auc-threshold and --mlperf-acc-threshold need --val-freq")
+        if not args.test_freq:
+            parser.error("--mlperf-auc-threshold and --mlperf-acc-threshold need --val-freq")
+        args.val_freq = args.test_freq
+        print(f"note: thresholds are judged on the validation set: --val-freq {args.val_freq}")
+    if args.loss_function != "wbce" and args.loss_weights != [1.0, 1.0]:
+        parser.error("--loss-weights goes with --loss-function wbce")
     if args.patience and not (args.val_freq and args.save_model):
         parser.error("--patience needs --val-freq, and --save-model to keep the best weights in")
     if args.load_model == "auto" and not args.save_model:
@@ -393,13 +405,17 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
 
 def settings_of(args: argparse.Namespace, num_train: int) -> Settings:
     """The values of `add_trainer_flags`, out of what was parsed, for as many training inputs."""
+    training = dataclasses.replace(
+        cli.values_of(args, TrainingSettings), **dataclasses.asdict(recipe_of(args, num_train))
+    )
+    evaluation = cli.values_of(args, EvaluationSettings)
+    if evaluation.test_mini_batch_size == -1:
+        evaluation = dataclasses.replace(evaluation, test_mini_batch_size=training.mini_batch_size)
     return Settings(
         cli.values_of(args, ModelSettings),
-        dataclasses.replace(
-            cli.values_of(args, TrainingSettings), **dataclasses.asdict(recipe_of(args, num_train))
-        ),
+        training,
         cli.values_of(args, MachineSettings),
-        cli.values_of(args, EvaluationSettings),
+        evaluation,
         cli.values_of(args, RunSettings),
         dict(vars(args)),
     )
@@ -418,21 +434,3 @@ def recipe_of(args: argparse.Namespace, num_train: int) -> Recipe:
         args.dense_learning_rate,
         share,
     )
-
-
-def open_segregated(args: argparse.Namespace) -> PreparedData:
-    """The folder that `SEGREGATED` names, made for rows as large as the trainer's."""
-    row_bytes = bytes_per_row(args.arch_sparse_feature_size, args.optimizer)
-    return load_segregated(
-        args.segregated_data_dir, args.processed_data_file, row_bytes, args.max_memory
-    )
-
-
-def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse values of `GENERATED` that do not fit together, by `parser.error`."""
-    if args.data_generation == "dataset" and args.processed_data_file is None:
-        parser.error("--processed-data-file is needed with --data-generation=dataset")
-    if args.data_generation != "dataset" and args.processed_data_file is not None:
-        parser.error("--processed-data-file goes with --data-generation=dataset")
-    if args.data_size < KAGGLE_DAYS:
-        parser.error(f"--data-size {args.data_size}: expected at least {KAGGLE_DAYS}")

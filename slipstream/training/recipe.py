@@ -45,7 +45,7 @@ class Recipe:
 
 def decide(
     num_train: int,
-    optimizer: str,
+    optimizer: str | None = None,
     dense_optimizer: str | None = None,
     mini_batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -55,8 +55,13 @@ def decide(
     """The recipe for as many training inputs; what is given stays as it is.
 
     A rate that is not given follows from the mini-batch; the network's, unless by Adam, is the
-    rows'.
+    rows'. A rate without an optimizer means what it means in DLRM: SGD for all, and no decay.
     """
+    if optimizer is None:
+        is_dlrm = learning_rate is not None and dense_optimizer is None
+        optimizer = "sgd" if is_dlrm else "rwsadagrad"
+        if is_dlrm and lr_decay_share is None:
+            lr_decay_share = 0.0
     size = mini_batch_size or mini_batch_for(num_train)
     dense_optimizer = dense_optimizer or usual_optimizer(optimizer)
     share = size / REFERENCE
@@ -97,7 +102,7 @@ def describe(recipe: Recipe, num_train: int, num_steps: int) -> str:
         line += f", falling to 0 over the last {share:.0%}"
     if num_steps < FEW_STEPS:
         line += (
-            f"\nnote: {num_steps:,} mini-batches are few to learn from; a smaller "
-            "--mini-batch-size makes more of them"
+            f"\nnote: few mini-batches to learn from ({num_steps:,}); a smaller --mini-batch-size "
+            "makes more of them"
         )
     return line

@@ -49,6 +49,9 @@ def identity_of(
     data["the log"] = prepared.log_identity
     if not prepared.layout.is_plain:
         data["features"] = prepared.layout.describe()
+    loss = {}
+    if training.loss_function == "wbce" or training.loss_threshold:
+        loss = flags(training, "loss_function", "loss_weights", "loss_threshold")
     rule = drop_settings and dataclasses.asdict(drop_settings)
     if rule and policy is not None and policy.plugin.text is not None:
         rule |= {"policy": policy.name, "policy's file": policy.plugin.sha256}
@@ -59,6 +62,7 @@ def identity_of(
             "the method": method,
             **flags(training, "seed", "mini_batch_size", "optimizer", "data_randomize"),
             NETWORK_OPTIMIZER: training.dense_optimizer,
+            **loss,
             "--schedule": schedule,
             "the sets": prepared.sets_identity,
             "the drop rule": rule,

@@ -209,14 +209,18 @@ def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str,
 
 def _worse_than_none(summary: dict[str, Any]) -> str | None:
     """A line where the share of clicks alone does as well as the model; None: it does not."""
-    rate, found = summary["test_click_rate"], []
+    rate = summary["test_click_rate"]
     if summary["normalized_entropy"] > 1:
-        found.append("the log loss is above that of always answering the share of clicks")
+        return (
+            "note: the log loss is above that of always answering the share of clicks: more data, "
+            "or another --learning-rate?"
+        )
     if rate is not None and abs(summary["accuracy"] - max(rate, 1 - rate)) < 1e-9:
-        found.append("the accuracy is that of always giving one answer")
-    if not found:
-        return None
-    return f"note: {' and '.join(found)}: more data or epochs, or another --learning-rate?"
+        return (
+            "note: the accuracy is that of always giving one answer, as it is where clicks are "
+            "rare, or little is learned: judge by AUC and log loss"
+        )
+    return None
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

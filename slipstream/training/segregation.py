@@ -93,9 +93,21 @@ HOT_ROW_FLAGS = (
         "percentage of the training inputs whose accesses are counted",
     ),
     DIM,
-    OPTIMIZER,
+    OPTIMIZER._replace(
+        default="rwsadagrad",
+        help="of the trainers: rows of rwsadagrad take 4 bytes more than those of sgd",
+    ),
     cli.SEED,
 )
+
+
+def default_folder(processed_file: str | Path, optimizer: str) -> Path:
+    """Beside the processed file. Rows of another optimizer take other memory: two names, so that
+    neither replaces the other.
+    """
+    return Path(processed_file).absolute().parent / (
+        "hot_cold" if optimizer == "rwsadagrad" else f"hot_cold_{optimizer}"
+    )
 
 
 def segregate(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,7 @@ class TrainStep:
         batch_size: the full size, by which every batch's loss is divided.
         use_graph: replay full batches as a CUDA graph, where the device and optimizer allow it.
         rate_ratio: the network's learning rate over the rows'.
+        label_weights: of the loss of an input without and with a click; None: 1.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TrainStep:
         batch_size: int,
         use_graph: bool = True,
         rate_ratio: float = 1.0,
+        label_weights: Sequence[float] | None = None,
     ) -> None:
         self.model, self.table, self.optimizer = model, table, optimizer
         self.batch_size = batch_size
@@ -65,7 +67,7 @@ class TrainStep:
             saved_name(name): value for name, value in model.network.named_parameters()
         }
         self._loss_sum = torch.zeros((), device=table.device)
-        self.rate_ratio = rate_ratio
+        self.rate_ratio, self.label_weights = rate_ratio, label_weights
         # SGD's step follows from the gradient, so a short batch, whose loss is divided by the full
         # size, steps in proportion. Others step by the rate: theirs is scaled, and not the loss.
         self._scales_rate = is_adaptive(optimizer) or table.optimizer != "sgd"
@@ -166,6 +168,10 @@ class TrainStep:
         num_inputs = self.batch_size
         if self._scales_rate and len(labels) < self.batch_size:
             learning_rate, num_inputs = learning_rate * len(labels) / num_inputs, len(labels)
+        if self.label_weights is not None:
+            without, with_click = self.label_weights
+            by_label = without + (with_click - without) * labels
+            weights = by_label if weights is None else weights * by_label
         loss_sum = nn_functional.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), weight=weights, reduction="sum"
         )

@@ -1,0 +1,161 @@
+"""The flags that say which data a trainer trains on, and those data: opened, made, or generated."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from slipstream.logs.flags import RAW_FLAGS
+from slipstream.logs.formats import KAGGLE_DAYS
+from slipstream.logs.processed import ClickLog, generated_log, load_processed
+from slipstream.logs.sources import default_processed_file
+from slipstream.tools import cli
+from slipstream.tools.cli import Flag
+from slipstream.tools.runtime import exclusive
+from slipstream.training.batching import SCHEDULES
+from slipstream.training.embedding import bytes_per_row
+from slipstream.training.flags import recipe_of
+from slipstream.training.segregation import HOT_ROW_FLAGS, ROWS_FILE, default_folder, segregate
+from slipstream.training.sets import PreparedData, baseline_data, load_segregated
+
+NUM_GENERATED_DENSE = 13  # as Criteo
+DATA_SIZE = 100_000
+GENERATED = (
+    Flag(
+        "--data-generation",
+        ("dataset", "random", "synthetic"),
+        "dataset",
+        "dataset: --processed-data-file; random: uniform, nothing to learn; synthetic: power-law "
+        "ids and labels of a planted model",
+    ),
+    Flag(
+        "--processed-data-file",
+        str,
+        None,
+        "a processed .npz of data_utils.py, or of the older DLRM scripts",
+    ),
+    *RAW_FLAGS,
+    Flag(
+        "--data-size",
+        cli.positive_int,
+        None,
+        "inputs that random and synthetic make, held-out ones included; not given: as many as "
+        f"--num-batches needs, or {DATA_SIZE:,}",
+    ),
+    Flag(
+        "--arch-embedding-size",
+        cli.layer_sizes,
+        "1000-500-100-100-50-50-20-10",
+        "rows per table, for random and synthetic; a data set brings its own",
+    ),
+)
+SEGREGATED = (
+    Flag(
+        "--segregated-data-dir",
+        str,
+        None,
+        "a folder made by input_segregation.py; not given: hot_cold beside --processed-data-file "
+        "(with sgd hot_cold_sgd), made first where there is none",
+    ),
+    Flag(
+        "--processed-data-file",
+        str,
+        None,
+        "refuse a folder that was not made from this processed .npz; not given: no check",
+    ),
+    *RAW_FLAGS,
+    Flag(
+        "--schedule",
+        SCHEDULES,
+        "interleaved",
+        "hot and cold batches evenly mixed, or all cold, then all hot (the published code)",
+    ),
+)
+
+
+def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse values of `GENERATED` that do not fit together, by `parser.error`."""
+    named = args.processed_data_file is not None or args.raw_data_file is not None
+    if args.data_generation == "dataset" and not named:
+        parser.error("--processed-data-file is needed with --data-generation=dataset")
+    if args.data_generation != "dataset" and named:
+        parser.error("--processed-data-file goes with --data-generation=dataset")
+    if args.data_size is not None and args.data_size < KAGGLE_DAYS:
+        parser.error(f"--data-size {args.data_size}: expected at least {KAGGLE_DAYS}")
+
+
+def check_segregated(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse values of `SEGREGATED` that name no data, by `parser.error`."""
+    if not (args.segregated_data_dir or args.processed_data_file or args.raw_data_file):
+        parser.error("give --segregated-data-dir, or --processed-data-file to segregate it first")
+
+
+def processed_file(args: argparse.Namespace) -> str | None:
+    """The processed file that `RAW_FLAGS` name, preprocessed first where a raw log is named.
+
+    A raw log that is not there any more is not needed where its processed file is.
+    """
+    raw, processed = args.raw_data_file, args.processed_data_file
+    if raw is None:
+        return processed
+    processed = processed or str(default_processed_file(args.data_set, raw))
+    if Path(processed).exists() and not Path(raw).parent.joinpath(Path(raw).name).exists():
+        is_day = args.data_set == "terabyte" and any(Path(raw).parent.glob(f"{Path(raw).name}_*"))
+        if not is_day:
+            print(f"note: {raw} is not there; using {processed} as it is")
+            return processed
+    from slipstream.logs.preprocess import preprocess  # polars, which training does without
+
+    preprocess(
+        args.data_set,
+        raw,
+        processed,
+        max_ind_range=args.max_ind_range,
+        data_sub_sample_rate=args.data_sub_sample_rate,
+        seed=args.seed,
+    )
+    return processed
+
+
+def open_baseline(args: argparse.Namespace) -> PreparedData:
+    """The data that `GENERATED` names, for the baseline."""
+    kind = args.data_generation
+    if kind == "dataset":
+        path = processed_file(args)
+        assert path is not None
+        return baseline_data(load_processed(path, args.max_memory))
+    return baseline_data(_generated(args, kind))
+
+
+def _generated(args: argparse.Namespace, kind: str) -> ClickLog:
+    num_dense = (args.arch_mlp_bot or [0])[0] or NUM_GENERATED_DENSE
+    num_rows = args.data_size
+    if num_rows is None:
+        num_rows = DATA_SIZE
+        if args.num_batches and args.mini_batch_size:  # one day of seven is held out
+            needed = args.num_batches * args.mini_batch_size // max(args.nepochs, 1)
+            num_rows = max(KAGGLE_DAYS, -(-needed * KAGGLE_DAYS // (KAGGLE_DAYS - 1)))
+    return generated_log(kind, args.arch_embedding_size, num_rows, num_dense, args.seed)
+
+
+def open_segregated(args: argparse.Namespace) -> PreparedData:
+    """The folder that `SEGREGATED` names, made for rows as large as the trainer's.
+
+    One that is not named and not there is made, with the defaults of input_segregation.py.
+    """
+    optimizer, dim = recipe_of(args, 1).optimizer, args.arch_sparse_feature_size
+    processed, folder = processed_file(args), args.segregated_data_dir
+    if folder is None:
+        assert processed is not None
+        folder = default_folder(processed, optimizer)
+        if not (folder / ROWS_FILE).exists():
+            defaults = {
+                flag.name.removeprefix("--").replace("-", "_"): flag.default
+                for flag in HOT_ROW_FLAGS
+                if flag is not cli.SEED
+            }
+            defaults |= {"arch_sparse_feature_size": dim, "optimizer": optimizer}
+            with exclusive(folder.parent):
+                segregate(processed, folder, **defaults, seed=args.seed)
+    row_bytes = bytes_per_row(dim, optimizer)
+    return load_segregated(folder, processed, row_bytes, args.max_memory)
