@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from slipstream.logs import flags
 from slipstream.logs.preprocess import preprocess
 from slipstream.tools import cli
+from slipstream.training.dlrm_flags import PREPROCESSING
 
 __all__ = ["main", "parse_args", "preprocess"]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, PREPROCESSING)
     cli.add_flags(parser, "files", flags.FILE_FLAGS)
     cli.add_flags(parser, "rows and tables", flags.ROW_FLAGS)
     return parser.parse_args(argv)

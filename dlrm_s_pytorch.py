@@ -24,6 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = cli.Parser(__doc__, dlrm_flags.TRAINERS)
     cli.add_flags(parser, "data", data_flags.GENERATED)
+    cli.add_flags(parser, "random data", data_flags.LOOKUPS)
     flags.add_trainer_flags(parser)
     args = parser.parse_args(argv)
     flags.check_trainer_flags(parser, args)
@@ -34,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train the baseline; returns the summary."""
     args = parse_args(argv)
+    data_flags.take_saved_model(args)
     prepared = data_flags.open_baseline(args)
     settings = flags.settings_of(args, prepared.data.num_train)
     return run_training("baseline", settings, prepared, "interleaved")

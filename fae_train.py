@@ -31,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with FAE; returns the summary."""
     args = parse_args(argv)
+    data_flags.take_saved_model(args)
     prepared = data_flags.open_segregated(args)
     settings = flags.settings_of(args, prepared.data.num_train)
     return run_training("fae", settings, prepared, args.schedule)

@@ -14,27 +14,32 @@ from pathlib import Path
 
 from slipstream.tools import cli
 from slipstream.tools.runtime import exclusive
+from slipstream.training.data_flags import processed_file
+from slipstream.training.dlrm_flags import SEGREGATION
 from slipstream.training.segregation import FILE_FLAGS, HOT_ROW_FLAGS, default_folder, segregate
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, SEGREGATION)
     cli.add_flags(parser, "files", FILE_FLAGS)
     cli.add_flags(parser, "hot rows", HOT_ROW_FLAGS)
     args = parser.parse_args(argv)
-    if args.segregated_data_dir is None:
-        args.segregated_data_dir = default_folder(args.processed_data_file, args.optimizer)
+    if args.processed_data_file is None and args.raw_data_file is None:
+        parser.error("--processed-data-file is needed, or --raw-data-file")
     return args
 
 
 def main(argv: list[str] | None = None) -> bool:
     """Segregate; returns whether anything was built."""
-    options = vars(parse_args(argv))
-    processed = options.pop("processed_data_file")
-    folder = Path(options.pop("segregated_data_dir")).absolute()
+    args = parse_args(argv)
+    processed = processed_file(args)
+    assert processed is not None
+    named = args.segregated_data_dir or default_folder(processed, args.optimizer)
+    folder = Path(named).absolute()
+    names = [flag.name.split()[-1].removeprefix("--").replace("-", "_") for flag in HOT_ROW_FLAGS]
     with exclusive(folder.parent):
-        return segregate(processed, folder, **options)
+        return segregate(processed, folder, **{name: getattr(args, name) for name in names})
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train with Slipstream; returns the summary."""
     args = parse_args(argv)
+    data_flags.take_saved_model(args)
     prepared = data_flags.open_segregated(args)
     settings = flags.settings_of(args, prepared.data.num_train)
     drop = drop_flags.settings_of(args, len(prepared.data.hot), settings.training.mini_batch_size)

@@ -11,6 +11,8 @@
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"
+# shellcheck disable=SC2034 # recipe.sh reads it
+source_of="https://www.kaggle.com/c/avazu-ctr-prediction/data"
 
 export DATA_SET=avazu
 export RAW_DATA="${RAW_DATA:-$here/input/avazu/train.csv}"

@@ -10,6 +10,8 @@
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"
+# shellcheck disable=SC2034 # recipe.sh reads it
+source_of="https://ailab.criteo.com/ressources/ (dac.tar.gz)"
 
 export DATA_SET=kaggle
 export RAW_DATA="${RAW_DATA:-$here/input/kaggle/train.txt}"

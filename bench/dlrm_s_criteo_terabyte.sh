@@ -11,6 +11,8 @@
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"
+# shellcheck disable=SC2034 # recipe.sh reads it
+source_of="https://ailab.criteo.com/download-criteo-1tb-click-logs-dataset/"
 
 export DATA_SET=terabyte
 export RAW_DATA="${RAW_DATA:-$here/input/terabyte/day}"

@@ -12,6 +12,8 @@
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"
+# shellcheck disable=SC2034 # recipe.sh reads it
+source_of="https://tianchi.aliyun.com/dataset/649"
 
 export DATA_SET=taobao
 export RAW_DATA="${RAW_DATA:-$here/input/taobao/UserBehavior.csv}"

@@ -67,7 +67,9 @@ check_path() { # name of a variable
 }
 
 prepare() {
-  local modules=(torch numpy sklearn tqdm) synthetic="" options=() name
+  local modules=(torch numpy sklearn tqdm) synthetic="" name
+  # shellcheck disable=SC2154 # recipe.sh sets it
+  local options=(${preprocess_flags[@]+"${preprocess_flags[@]}"})
   for name in RAW_DATA COLUMNS_FILE; do
     if [ -n "${!name:-}" ]; then check_path "$name"; fi
   done

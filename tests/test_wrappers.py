@@ -203,9 +203,26 @@ def test_other_logs_train_by_their_recipe(checkout, tmp_path, what):
 
 
 def test_recipes_name_their_methods(checkout):
-    for flags in ([], ["sgd"]):
+    done = run(checkout, "bench/dlrm_s_criteo_kaggle.sh", "sgd")
+    assert done.returncode != 0 and "[baseline|fae|slipstream]" in done.stderr
+    for flags in ([], ["fae"], ["--max-ind-range=7"]):
         done = run(checkout, "bench/dlrm_s_criteo_kaggle.sh", *flags)
-        assert done.returncode != 0 and "baseline|fae|slipstream" in done.stderr
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "kaggle/train.txt is not there: get it from https://" in done.stderr
+
+
+@pytest.mark.parametrize("data_set", ["kaggle", "terabyte"])
+def test_recipes_without_a_method_preprocess(checkout, tmp_path, data_set):
+    """As the original's README has it; its flags reach data_utils.py."""
+    raw = tmp_path / "elsewhere" / RAW_NAMES[data_set]
+    raw.parent.mkdir()
+    (raw.with_name("day_0") if data_set == "terabyte" else raw).touch()
+    flags = [f"--raw-data-file={raw}", "--processed_data_file", tmp_path / "p.npz"]
+    flags += ["--bad-lines", "skip:3"]
+    calls = recorded(checkout, tmp_path, f"bench/dlrm_s_criteo_{data_set}.sh", *flags)
+    parsed = check_calls(calls, ["data_utils"])["data_utils"]
+    assert (parsed.raw_data_file, parsed.data_set) == (str(raw), data_set)
+    assert parsed.processed_data_file == str(tmp_path / "p.npz") and parsed.bad_lines == 3
 
 
 def test_a_missing_log_is_an_error_never_random_data(checkout):

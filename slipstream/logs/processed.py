@@ -142,11 +142,60 @@ def _int32(values: np.ndarray, source: str) -> np.ndarray:
     return converted
 
 
+@dataclass(frozen=True)
+class Lookups:
+    """How random data look rows up, as DLRM's generator does.
+
+    Attributes:
+        num: rows of a table for an input, at most; their sum reaches the network.
+        is_fixed: as many for each input; else from 1 to `num`. A row that is drawn twice for an
+            input counts once.
+        dist: `uniform` over the table, or `gaussian`.
+        low, high: of gaussian ids, which are cut to them.
+        mean, deviation: of gaussian ids; a mean of -1 is half-way between `low` and `high`.
+    """
+
+    num: int = 1
+    is_fixed: bool = False
+    dist: str = "uniform"
+    low: float = 0.0
+    high: float = 1.0
+    mean: float = -1.0
+    deviation: float = 1.0
+
+    def draw(self, rng: np.random.Generator, size: int, num_rows: int) -> np.ndarray:
+        """Ids (num_rows, num) int32 of a table of `size` rows; absent ones are -1."""
+        shape = (num_rows, self.num)
+        if self.dist == "gaussian":
+            mean = (self.low + self.high) / 2 if self.mean == -1 else self.mean
+            drawn = rng.normal(mean, self.deviation, shape)
+            high = min(self.high, size - 1)
+            ids = np.clip(drawn, min(self.low, high), high).astype(np.int32)
+        else:
+            ids = rng.integers(0, size, shape, dtype=np.int32)
+        if self.num == 1:
+            return ids
+        if not self.is_fixed:
+            count = np.maximum(1, np.rint(rng.random(num_rows) * min(size, self.num)))
+            ids[np.arange(self.num) >= count[:, None]] = -1
+        ids.sort(axis=1)
+        ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = -1
+        return ids
+
+
 def generated_log(
-    kind: str, table_sizes: list[int], num_rows: int, num_dense: int, seed: int
+    kind: str,
+    table_sizes: list[int],
+    num_rows: int,
+    num_dense: int,
+    seed: int,
+    lookups: Lookups | None = None,
 ) -> ClickLog:
-    """A log made in memory: `random` (uniform, nothing to learn) or `synthetic` (planted model)."""
-    sizes = np.array(table_sizes, np.int64)
+    """A log made in memory: `random` (nothing to learn) or `synthetic` (planted model).
+
+    `lookups` are of random data; None: one row of each table, all alike.
+    """
+    sizes, manifest = np.array(table_sizes, np.int64), None
     if kind == "synthetic":
         clicks = planted_clicks(num_rows, table_sizes, seed, num_dense=num_dense)
         dense, ids = np.ascontiguousarray(clicks.X_int), np.ascontiguousarray(clicks.X_cat)
@@ -154,12 +203,27 @@ def generated_log(
     else:
         rng = np.random.default_rng(seed)
         dense = rng.integers(0, 100, (num_rows, num_dense), dtype=np.int32)
-        ids = rng.integers(0, sizes, (num_rows, len(sizes)))
+        if lookups is None:
+            ids = rng.integers(0, sizes, (num_rows, len(sizes)))
+        else:
+            ids = np.concatenate([lookups.draw(rng, size, num_rows) for size in sizes], axis=1)
+            if lookups.num > 1:
+                manifest = {"features": _multi_hot(len(sizes), lookups.num)}
         labels = rng.integers(0, 2, num_rows, dtype=np.int8)
-    identity = f"{kind} data, {num_rows} rows of seed {seed}"
+    identity = f"{kind} data, {num_rows} rows of seed {seed}" + (f", {lookups}" if lookups else "")
     return make_click_log(
-        dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data", identity=identity
+        *(dense, ids, labels, sizes, equal_days(num_rows), f"{kind} data"),
+        manifest=manifest,
+        identity=identity,
     )
+
+
+def _multi_hot(num_tables: int, num: int) -> list[dict[str, Any]]:
+    return [
+        {"name": f"categorical {table + 1}", "table": table, "pooling": "sum"}
+        | {"columns": list(range(table * num, (table + 1) * num))}
+        for table in range(num_tables)
+    ]
 
 
 def planted_limit(manifest: dict[str, Any]) -> float | None:

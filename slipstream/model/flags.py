@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,24 @@ class ModelSettings:
     arch_mlp_top: list[int]
     arch_interaction_op: str
     arch_interaction_itself: bool
+
+
+def default_of(flag: cli.Flag) -> Any:
+    """A flag's value where it is not given."""
+    text = flag.default
+    return flag.type(text) if isinstance(text, str) and callable(flag.type) else text
+
+
+def take_saved(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
+    """Let a checkpoint's model stand where the command line says nothing of it.
+
+    `saved` are its values by flag. A network of a file must be named all the same: its text is
+    kept, and never run.
+    """
+    for flag in FLAGS:
+        name = flag.name.removeprefix("--").replace("-", "_")
+        if flag.name in saved and getattr(args, name) == default_of(flag):
+            setattr(args, name, saved[flag.name])
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""The flags that say which data a trainer trains on, and those data: opened, made, or generated."""
+"""The flags that say which data a trainer trains on, and those data: opened, made, or generated.
+
+And what a saved model says in place of flags, where it is evaluated alone.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from pathlib import Path
 
 from slipstream.logs.flags import RAW_FLAGS
 from slipstream.logs.formats import KAGGLE_DAYS
-from slipstream.logs.processed import ClickLog, generated_log, load_processed
+from slipstream.logs.processed import ClickLog, Lookups, generated_log, load_processed
 from slipstream.logs.sources import default_processed_file
+from slipstream.model import flags as model_flags
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
 from slipstream.tools.runtime import exclusive
 from slipstream.training.batching import SCHEDULES
 from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import recipe_of
+from slipstream.training.saved import found_checkpoint
 from slipstream.training.segregation import HOT_ROW_FLAGS, ROWS_FILE, default_folder, segregate
 from slipstream.training.sets import PreparedData, baseline_data, load_segregated
 
@@ -49,6 +54,25 @@ GENERATED = (
         "rows per table, for random and synthetic; a data set brings its own",
     ),
 )
+LOOKUPS = (
+    Flag(
+        "--num-indices-per-lookup",
+        cli.positive_int,
+        1,
+        "of random data: rows of each table for an input, which are added up; at most",
+    ),
+    Flag(
+        "--num-indices-per-lookup-fixed",
+        cli.boolean,
+        False,
+        "as many for every input; else from 1 to that number",
+    ),
+    Flag("--rand-data-dist", ("uniform", "gaussian"), "uniform", "of random data: of the ids"),
+    Flag("--rand-data-min", float, 0.0, "of gaussian ids: the least"),
+    Flag("--rand-data-max", float, 1.0, "of gaussian ids: the largest"),
+    Flag("--rand-data-mu", float, -1.0, "of gaussian ids: the mean; -1: half-way between the two"),
+    Flag("--rand-data-sigma", cli.positive_float, 1.0, "of gaussian ids: the standard deviation"),
+)
 SEGREGATED = (
     Flag(
         "--segregated-data-dir",
@@ -80,6 +104,11 @@ def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--processed-data-file is needed with --data-generation=dataset")
     if args.data_generation != "dataset" and named:
         parser.error("--processed-data-file goes with --data-generation=dataset")
+    if args.data_generation != "random":
+        for flag in LOOKUPS:
+            name = flag.name.removeprefix("--").replace("-", "_")
+            if getattr(args, name) != flag.default:
+                parser.error(f"{flag.name} goes with --data-generation random")
     if args.data_size is not None and args.data_size < KAGGLE_DAYS:
         parser.error(f"--data-size {args.data_size}: expected at least {KAGGLE_DAYS}")
 
@@ -135,7 +164,30 @@ def _generated(args: argparse.Namespace, kind: str) -> ClickLog:
         if args.num_batches and args.mini_batch_size:  # one day of seven is held out
             needed = args.num_batches * args.mini_batch_size // max(args.nepochs, 1)
             num_rows = max(KAGGLE_DAYS, -(-needed * KAGGLE_DAYS // (KAGGLE_DAYS - 1)))
-    return generated_log(kind, args.arch_embedding_size, num_rows, num_dense, args.seed)
+    lookups = Lookups(
+        args.num_indices_per_lookup,
+        args.num_indices_per_lookup_fixed,
+        args.rand_data_dist,
+        args.rand_data_min,
+        args.rand_data_max,
+        args.rand_data_mu,
+        args.rand_data_sigma,
+    )
+    sizes = args.arch_embedding_size
+    given = None if lookups == Lookups() else lookups
+    return generated_log(kind, sizes, num_rows, num_dense, args.seed, given)
+
+
+def take_saved_model(args: argparse.Namespace) -> None:
+    """With --inference-only the checkpoint says what the model is, where the flags do not.
+
+    Raises `ValueError` and `FileNotFoundError` where there is none that is whole.
+    """
+    if not args.inference_only:
+        return
+    model = found_checkpoint(args.load_model).identity["model"]
+    if "the text of its file" not in model:
+        model_flags.take_saved(args, {name: model[name] for name in model if name != "--model"})
 
 
 def open_segregated(args: argparse.Namespace) -> PreparedData:

@@ -74,6 +74,20 @@ DLRM = (
 )
 # Of FAE's profiler and trainers, and of Slipstream's.
 FAE = (
+    Foreign(
+        "--data-generation",
+        "a log is segregated: --processed-data-file",
+        refuses=True,
+        harmless=("dataset",),
+    ),
+    *(
+        Foreign(f"--{name}", "is of generated data")
+        for name in (
+            *("data-size", "arch-embedding-size", "num-indices-per-lookup", "rand-data-dist"),
+            *("rand-data-min", "rand-data-max", "rand-data-mu", "rand-data-sigma"),
+        )
+    ),
+    Foreign("--num-indices-per-lookup-fixed", "is of generated data", -1),
     Foreign("--train-hot-file", "the sets are those of --segregated-data-dir"),
     Foreign("--train-normal-file", "the sets are those of --segregated-data-dir"),
     Foreign("--hot-emb-dict-file", "hot rows are those of --segregated-data-dir"),

@@ -28,15 +28,6 @@ from slipstream.training.recipe import (
 )
 
 
-def loss_function(text: str) -> str:
-    """Parse `bce` or `wbce`; DLRM's other one, mse, is not trained here."""
-    if text not in ("bce", "wbce"):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}; expected bce, the log loss, or wbce, the same with weights"
-        )
-    return text
-
-
 def loss_weights(text: str) -> list[float]:
     """Parse two weights, as `1.0-2.5`."""
     try:
@@ -119,10 +110,9 @@ TRAINING = (
     ),
     Flag(
         "--loss-function",
-        loss_function,
+        ("bce", "wbce"),
         "bce",
-        "bce: the log loss; wbce: with --loss-weights",
-        "bce|wbce",
+        "bce: the log loss; wbce: with --loss-weights. DLRM's mse is not trained here",
     ),
     Flag(
         "--loss-weights",
@@ -159,6 +149,19 @@ MACHINE = (
         "of the MLPs and the interaction; weights and rows stay fp32. tf32 is CUDA's. auto: bf16 "
         "for dlrm where the device multiplies in it (CUDA from Ampere on, AVX512-BF16, AMX), else "
         "fp32; a run that goes on keeps what it had",
+    ),
+    Flag(
+        "--enable-profiling",
+        cli.boolean,
+        False,
+        "profile some mini-batches: a trace in the run's folder, for a browser's chrome://tracing, "
+        "and a table of the costliest operations",
+    ),
+    Flag(
+        "--debug-mode",
+        cli.boolean,
+        False,
+        "print the network, the tables and the first inputs before training",
     ),
     Flag(
         "--compile",
@@ -323,6 +326,8 @@ class MachineSettings:
     device: str
     num_threads: int
     precision: str
+    enable_profiling: bool
+    debug_mode: bool
     compile: bool
     deterministic: bool
     overlap: str

@@ -18,7 +18,13 @@ from slipstream.tools.runlog import RunLog
 from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
 from slipstream.training.policies import Policy
-from slipstream.training.saved import NETWORK_OPTIMIZER, Saved, differences, find_checkpoint
+from slipstream.training.saved import (
+    NETWORK_OPTIMIZER,
+    Saved,
+    differences,
+    find_checkpoint,
+    found_checkpoint,
+)
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
@@ -107,11 +113,9 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
     is_auto = run.load_model == "auto"
     folder = run.save_model if is_auto else run.load_model
     assert folder is not None
-    saved = find_checkpoint(folder)
+    saved = find_checkpoint(folder) if is_auto else found_checkpoint(folder)
     if saved is None:
-        if is_auto:
-            return None, False
-        raise FileNotFoundError(f"--load-model: no checkpoint in {folder}")
+        return None, False
     with saved.reading():
         _check_network(saved, identity["model"]["--model"])
         for kind in ("model", "data"):
@@ -124,9 +128,11 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
         rate = saved.identity.get("rate", identity["rate"])
         rate = {name: value for name, value in rate.items() if name != PRECISION}
         rates = differences(identity["rate"], rate)
-    if found:
+    if run.inference_only:
+        print(f"evaluating {saved.folder}, step {step}")
+    elif found:
         print(f"{saved.folder}: the weights of step {step}, but not its place: {'; '.join(found)}")
-    elif not run.inference_only:
+    else:
         print(f"going on with {saved.folder}, step {step}")
         if rates:
             print(f"note: from there on otherwise than before: {'; '.join(rates)}")

@@ -25,6 +25,7 @@ from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.flags import RunSettings, Settings, TrainingSettings
+from slipstream.training.inspection import inspected
 from slipstream.training.policies import find_policy
 from slipstream.training.progress import Progress, drop_report
 from slipstream.training.recipe import Recipe, describe
@@ -83,10 +84,8 @@ def run_training(
         if drop_settings is not None:
             asked = (drop_settings, prepared.num_hot, settings.training.seed)
             rule = DropRule(*asked, drop_report(log, progress.drops), policy)
-        checkpoints = None
-        if folder is not None:
-            network = spec.describe() | {"features": describe_features(prepared, settings.model)}
-            checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
+        network = spec.describe() | {"features": describe_features(prepared, settings.model)}
+        checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
         stop = stack.enter_context(StopRequest())
         trainer = build_trainer(
             settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
@@ -95,7 +94,8 @@ def run_training(
         if saved is not None:
             go_on(trainer, saved, resumes, log)
             saved = None  # a file that is mapped takes room after its deletion
-        trainer.evaluate_only() if run.inference_only else trainer.run()
+        with inspected(settings.machine, trainer, prepared, log.path.parent):
+            trainer.evaluate_only() if run.inference_only else trainer.run()
         if stop.signal:
             stop_program(stop.signal, trainer, log)
         summary = _end(method, trainer, prepared, log)
@@ -117,14 +117,16 @@ def _say_recipe(training: TrainingSettings, num_train: int) -> None:
 
 def _checkpoints(
     run: RunSettings,
-    folder: Path,
+    folder: Path | None,
     identity: dict[str, dict[str, Any]],
     network: dict[str, Any],
     table: EmbeddingTable,
     prepared: PreparedData,
     saved: Saved | None,
-) -> Checkpoints:
-    """What writes the run's checkpoints, those that it goes on from being there."""
+) -> Checkpoints | None:
+    """What writes the run's checkpoints, those that it goes on from being there; None: nothing."""
+    if folder is None:
+        return None
     start = saved if is_same_folder(run) else None
     every, slots = Every(*run.checkpoint_every), prepared.slot_of_row
     return Checkpoints(folder, identity, network, table, slots, every, run.keep, start)

@@ -231,6 +231,22 @@ def find_checkpoint(folder: str | Path) -> Saved | None:
     return None
 
 
+def found_checkpoint(folder: str | Path) -> Saved:
+    """As `find_checkpoint`, but one that --load-model names must be there.
+
+    Raises `FileNotFoundError` where it is not, and `ValueError` for a file of PyTorch's.
+    """
+    if Path(folder).is_file():
+        raise ValueError(
+            f"--load-model {folder} is a file, as DLRM's own script writes; ours is a folder: "
+            "python -m bench.convert_dlrm makes one of it"
+        )
+    saved = find_checkpoint(folder)
+    if saved is None:
+        raise FileNotFoundError(f"--load-model: no checkpoint in {folder}")
+    return saved
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """The folders of checkpoints below `folder`, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step-*/{DESCRIPTION}") if _is_own(path))

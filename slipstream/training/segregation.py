@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from slipstream.logs.flags import RAW_FLAGS
 from slipstream.logs.inputs import ClickInputs
 from slipstream.logs.processed import ClickLog, load_processed
 from slipstream.model.flags import DIM
@@ -64,7 +65,8 @@ OWN_FILES = [
     for suffix in ("", ".partial")
 ]
 FILE_FLAGS = (
-    cli.Flag("--processed-data-file", str, cli.REQUIRED, "a processed .npz of data_utils.py"),
+    cli.Flag("--processed-data-file", str, None, "a processed .npz of data_utils.py"),
+    *RAW_FLAGS,
     cli.Flag(
         "--segregated-data-dir",
         str,

@@ -127,6 +127,7 @@ class Trainer:
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
         self.save_failure: OSError | None = None
+        self.after_step: Callable[[], None] | None = None  # called once a mini-batch
         self._plan: EpochPlan | None = None  # of the epoch in progress
         self._saved: Saved | None = None  # its plan is to be gone on with
 
@@ -352,6 +353,8 @@ class Trainer:
         self.progress.step += 1
         self.progress.samples += num_inputs
         self.progress.hot_samples += num_inputs if batch.planned.hot else 0
+        if self.after_step is not None:
+            self.after_step()
 
     def _settle_step(self, bar: tqdm) -> None:
         """What is due after a step, once: checkpoint, report, evaluations, in this order.
@@ -404,7 +407,8 @@ class Trainer:
             return
         tqdm.write(
             f"step {progress.step}: loss {progress.loss:.4f}, {progress.samples:,} samples, "
-            f"{progress.samples / max(seconds, 1e-9):,.0f} samples/s"
+            f"{progress.samples / max(seconds, 1e-9):,.0f} samples/s, "
+            f"{1e3 * seconds / progress.step:.2f} ms a mini-batch"
         )
 
     def _take_loss(self) -> None:
