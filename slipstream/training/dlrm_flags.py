@@ -114,6 +114,7 @@ OF_TRAINERS = tuple(
         *("arch-mlp-bot", "arch-mlp-top", "arch-embedding-size", "arch-interaction-op"),
         *("loss-function", "learning-rate", "mini-batch-size", "test-mini-batch-size", "nepochs"),
         *("print-freq", "test-freq", "num-batches", "data-generation", "data-randomize"),
+        *("arch-sparse-feature-size", "optimizer"),
     )
 )
 TRAINERS = by_name(DLRM, FAE, SLIPSTREAM)
