@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL_FLAGS, segregate_small, write_processed
+from helpers import MODEL_FLAGS, TABLE_SIZES, saved_rows, segregate_small, write_processed
 from test_data_utils import write_log
 
 import data_utils
@@ -14,6 +14,7 @@ import dlrm_s_pytorch
 import fae_train
 import input_segregation
 import slipstream_train
+from bench import convert_dlrm
 from slipstream.logs.processed import Lookups, generated_log
 from slipstream.tools.foreign import Foreign, Refused, translate
 from slipstream.training import dlrm_flags
@@ -303,6 +304,38 @@ def test_a_file_of_pytorch_is_named_for_what_it_is(tmp_path):
     for more in ([], ["--inference-only"]):
         with pytest.raises(ValueError, match=r"model.pt is a file, as DLRM's own script writes"):
             dlrm_s_pytorch.main([*words, *more])
+
+
+def test_a_model_of_dlrms_script_is_converted(processed, tmp_path, capsys):
+    """One made of our own weights, as DLRM writes them, gives the same AUC."""
+    words = ["--processed-data-file", str(processed), "--runs-dir", str(tmp_path), *MODEL_FLAGS]
+    words += ["--arch-interaction-itself", "true"]
+    first = dlrm_s_pytorch.main([*words, "--save-model", str(tmp_path / "m")])
+    saved = saved_rows(tmp_path / "m")
+    state = {
+        name.removeprefix("network."): torch.from_numpy(value)
+        for name, value in saved.items()
+        if name.startswith("network.")
+    }
+    ends = np.cumsum(TABLE_SIZES)
+    for table, (end, size) in enumerate(zip(ends, TABLE_SIZES, strict=True)):
+        state[f"emb_l.{table}.weight"] = torch.from_numpy(saved["rows"][end - size : end])
+    whole = {"state_dict": state, "iter": 3, "train_acc": np.float64(0.5), "opt_state_dict": {}}
+    torch.save(whole, tmp_path / "dlrm.pt")
+    files = ["--pt", str(tmp_path / "dlrm.pt"), "--processed-data-file", str(processed)]
+    convert_dlrm.main([*files, "--save-model", str(tmp_path / "converted")])
+    words = ["--processed-data-file", str(processed), "--inference-only", "--precision", "fp32"]
+    words += ["--load-model", str(tmp_path / "converted"), "--runs-dir", str(tmp_path)]
+    again = dlrm_s_pytorch.main(words)
+    for name in ("auc", "log_loss"):
+        assert again[name] == pytest.approx(first[name], rel=1e-6)
+    other = write_processed(tmp_path / "q.npz", table_sizes=TABLE_SIZES + 1)
+    files[3] = str(other)
+    with pytest.raises(ValueError, match="it was trained on another file"):
+        convert_dlrm.main([*files, "--save-model", str(tmp_path / "none")])
+    (tmp_path / "dlrm.pt").write_bytes(b"not a zip")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        convert_dlrm.main([*files, "--save-model", str(tmp_path / "none")])
 
 
 def test_translation():
