@@ -52,9 +52,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([*NUMBERS, scalar]):
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
     weights = saved.get("state_dict") if isinstance(saved, dict) else None
     if not isinstance(weights, dict) or "bot_l.0.weight" not in weights:
         raise ValueError(f"{path} has no weights of DLRM: expected state_dict with bot_l.0.weight")
@@ -131,9 +130,8 @@ def main(argv: list[str] | None = None) -> Path:
         rows = weights[name].float()
         table.write(np.arange(start, start + len(rows)), rows)
         start += len(rows)
-    identity: dict[str, Any] = identity_of(
-        settings, spec, "baseline", prepared, "interleaved", None
-    )
+    run: tuple[Any, ...] = (settings, spec, "baseline", prepared, "interleaved", None)
+    identity = identity_of(*run)
     identity["rate"][PRECISION] = "fp32"
     network = spec.describe() | {"features": describe_features(prepared, settings.model)}
     with checkpoint_folder(args.save_model, False) as folder:
