@@ -14,7 +14,6 @@ read as weights alone (`weights_only`), so no code of it runs. Then
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,9 @@ def read_weights(path: str) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([*NUMBERS, scalar]):
             saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # PyTorch's own reader, whatever it meets
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be read as weights: {reason}") from error
     weights = saved.get("state_dict") if isinstance(saved, dict) else None
