@@ -178,8 +178,8 @@ def plain_arrays(rows, log, modulus):
         raise Bad("rows")
     if log["key"] in ("hour", "day"):
         days = np.cumsum([0, *(keys.count(day) for day in sorted(set(keys)))])
-        if len(days) < 3:
-            raise Bad("all rows are of one day")
+        if len(days) < 3 or days[-1] - days[-2] < 2:
+            raise Bad("all rows are of one day, or nothing is held out")
     else:
         days = np.cumsum([0, *map(len, np.array_split(label, num_days))])
     ranks = [

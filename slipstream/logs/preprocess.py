@@ -42,6 +42,7 @@ VERSION = 2
 BLOCK_BYTES = 1 << 23
 PROCESS_BYTES = 150 << 20  # Python and its libraries
 MIN_STAGE_BYTES = 128 << 20
+MAX_SHOWN_FILES, FEW_HELD_OUT = 50, 1000
 BLOCK_COPIES = 6  # of a block's bytes, in all forms it takes while it is parsed
 
 
@@ -310,6 +311,16 @@ def print_summary(processed: Path, numbers: dict[str, Any], seconds: float) -> N
     for column in numbers["dense_columns"]:
         name, largest = column["name"][:24], column["largest"]
         print(f"{name:<24} {largest:>17,.6g} {column['zero_share']:>9.2%}")
+    sources_read, days = numbers["sources"], numbers["days"]
+    if len(sources_read) > 1:
+        for source in sources_read[:MAX_SHOWN_FILES]:
+            print(f"read {source['name']}: {source['rows']:,} rows")
+    held_out = days[-1] - days[-2]
+    print(
+        f"{len(days) - 1:,} days: {days[-2]:,} training rows, {held_out:,} of the last day held out"
+    )
+    if held_out < FEW_HELD_OUT:
+        print(f"warning: {held_out:,} held-out rows are few to judge a model by")
     counts = [column["distinct"] for column in columns]
     print(
         f"wrote {processed}: {num_rows:,} rows, {numbers['num_positive'] / num_rows:.2%} positive\n"

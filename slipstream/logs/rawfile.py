@@ -44,10 +44,16 @@ class RawFile:
         self.num_read = 0
         self._hash = hashlib.sha256()
         self._described: dict[str, Any] = {}
+        self._content: Any = None  # hashes what a .gz holds
 
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps of a file that has been read to its end."""
-        return self._described or {**self.size_and_time, "sha256": self._hash.hexdigest()}
+        if self._described:
+            return self._described
+        described = {**self.size_and_time, "sha256": self._hash.hexdigest()}
+        if self._content is not None:
+            described["content_sha256"] = self._content.hexdigest()
+        return described
 
     def read(self, size: int = -1) -> bytes:
         """Read raw bytes; this method makes the object a file to `gzip`."""
@@ -65,12 +71,15 @@ class RawFile:
         with open(self.path, "rb") as self._file:
             stream: Any = self
             if self.path.suffix == ".gz":
+                self._content = hashlib.sha256()
                 stream = gzip.GzipFile(fileobj=stream, mode="rb")
             rest, is_first, is_empty = b"", True, True
             while chunk := self._read_text(stream, max(block_bytes, len(BYTE_ORDER_MARK))):
                 if is_first:
                     chunk, is_first = chunk.removeprefix(BYTE_ORDER_MARK), False
                 is_empty = is_empty and not chunk
+                if self._content is not None:
+                    self._content.update(chunk)
                 cut = chunk.rfind(b"\n") + 1
                 if cut:
                     yield b"".join((rest, memoryview(chunk)[:cut]))
@@ -226,19 +235,21 @@ def parquet_blocks(raw: RawFile, log_format: LogFormat) -> Iterator[Any]:
     """A Parquet file's rows as frames of strings, columns `0`, `1`, ... as the format has them."""
     pl = import_polars()
     try:
-        table = pl.scan_parquet(raw.path)
+        table = pl.scan_parquet(raw.path, glob=False)
         types = table.collect_schema()
         missing = [name for name in log_format.names if name not in types]
         if missing:
             raise ValueError(
                 f"{raw.path} has no column {missing[0]!r}; it has {', '.join(types)[:200]}"
             )
+        # By position: `pl.col` would take a name such as ^a.*$ for a pattern.
+        places = [list(types).index(name) for name in log_format.names]
         columns = [
-            (pl.col(name).cast(pl.Int8) if types[name] == pl.Boolean else pl.col(name))
+            (pl.nth(place).cast(pl.Int8) if types[name] == pl.Boolean else pl.nth(place))
             .cast(pl.String)
             .replace("", None)
             .alias(str(column))
-            for column, name in enumerate(log_format.names)
+            for column, (place, name) in enumerate(zip(places, log_format.names, strict=True))
         ]
         num_rows = table.select(pl.len()).collect().item()
         if not num_rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +49,19 @@ DATA_SETS = {
 def find_raw_files(data_set: str, raw_data_file: str | Path, num_days: int) -> list[Path]:
     """The log's files in order; each plain or `.gz`. `FileNotFoundError` names a missing one.
 
-    A folder stands for the data set's usual file in it; of a custom log, for all its files by name.
+    A folder stands for the data set's usual file in it; of a custom log, for all its files by name,
+    numbers in names by their value (`log_9` before `log_10`), but for what `is_by_product` knows.
     """
     raw = Path(raw_data_file)
     if data_set == "custom" and raw.is_dir():
         # An interrupted run leaves a .npz.partial there.
         ours = (".npz", ".npz.partial")
-        files = sorted(p for p in raw.iterdir() if p.is_file() and not p.name.endswith(ours))
+        found = [p for p in raw.iterdir() if p.is_file() and not p.name.endswith(ours)]
+        files = sorted((p for p in found if not is_by_product(p.name)), key=_natural)
         if not files:
             raise FileNotFoundError(f"{raw} holds no files; expected a log")
+        if others := sorted(p.name for p in found if is_by_product(p.name)):
+            print(f"left out, as no part of a log: {', '.join(others)}")
         return files
     names = DATA_SETS[data_set].names
     if data_set == "terabyte":
@@ -77,6 +82,17 @@ def find_raw_files(data_set: str, raw_data_file: str | Path, num_days: int) -> l
             )
         paths.append(found[0])
     return paths
+
+
+def is_by_product(name: str) -> bool:
+    """Whether a file is what Spark, a Mac or a download leaves beside the parts of a log."""
+    return name.startswith((".", "_")) or name.endswith((".crc", "~"))
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
+    """A key by which numbers in names are in order of their value."""
+    words = re.split(r"(\d+)", path.name)
+    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words], path.name
 
 
 def default_processed_file(data_set: str, raw_data_file: str | Path) -> Path:
@@ -100,7 +116,7 @@ def estimate_rows(paths: Sequence[Path], log_format: LogFormat) -> tuple[int, fl
         num_rows = 0
         for path in paths:
             try:
-                num_rows += pl.scan_parquet(path).select(pl.len()).collect().item()
+                num_rows += pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
                 raise ValueError(f"{path} is corrupt, or not Parquet") from error
         return num_rows, 1.0

@@ -42,6 +42,7 @@ from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
 from slipstream.tools.runtime import num_threads, ordered, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
+MIN_HELD_OUT = 2  # rows of the last day: a half each for test and validation
 SORT_BYTES = 64  # of memory a row while a bucket is sorted
 INT32, INT8, INT64 = (np.dtype(name) for name in ("int32", "int8", "int64"))
 
@@ -207,6 +208,11 @@ class Work:
                 rows_of[int(day)] = rows_of.get(int(day), 0) + num
         if len(rows_of) < 2:
             raise ValueError("all rows are of one day; expected at least two, the last is held out")
+        if rows_of[max(rows_of)] < MIN_HELD_OUT:
+            raise ValueError(
+                f"the last of {len(rows_of):,} days has {rows_of[max(rows_of)]} row: no test and "
+                "validation set; where each row has a time of its own, name it by order, not day"
+            )
         return np.cumsum([0, *(rows_of[day] for day in sorted(rows_of))])
 
     def _is_sorted(self, parts: Sequence[Part]) -> bool:
@@ -221,6 +227,12 @@ class Work:
         num_rows = sum(part.num_rows for part in parts)
         dropped: dict[str, int] = {}
         infos = [part.info for part in parts]
+        rows_of_file: dict[int, int] = {}
+        for part in parts:
+            file = part.info["file"]
+            rows_of_file[file] = rows_of_file.get(file, 0) + part.num_rows
+        read = {info["file"]: info["source"] for info in infos if "source" in info}
+        check_twins([source for file, source in read.items() if rows_of_file[file]])
         for info in infos:
             for reason, num in info.get("dropped", {}).items():
                 dropped[reason] = dropped.get(reason, 0) + num
@@ -233,7 +245,7 @@ class Work:
             "num_positive": sum(info["num_positive"] for info in infos),
             "rows_dropped": dropped,
             "bad_lines": [line for info in infos for line in info.get("examples", [])][:5],
-            "sources": [info["source"] for info in infos if "source" in info],
+            "sources": [{**source, "rows": rows_of_file[file]} for file, source in read.items()],
             "dense_columns": [
                 {"name": name, "zero_share": share, "largest": most} for name, share, most in dense
             ],
@@ -321,7 +333,7 @@ class Work:
         finally:
             writer.close()
         self.remove()
-        return plan["manifest"]
+        return {**plan["manifest"], "days": plan["days"]}
 
     def _specs(self, plan: dict[str, Any]) -> dict[str, Spec]:
         num_rows, schema = plan["num_rows"], self.schema
@@ -386,6 +398,18 @@ class Columns:
                 ranked[:, table] = ranks[ids[:, table]]
             ids = ranked
         return labels, dense, ids, *keys
+
+
+def check_twins(sources: Sequence[dict[str, Any]]) -> None:
+    """Raise `ValueError` where two files hold the same: held-out rows would be trained on, too."""
+    known: dict[str, str] = {}
+    for source in sources:
+        content = source.get("content_sha256", source["sha256"])
+        if content in known:
+            raise ValueError(
+                f"{known[content]} and {source['name']} hold the same rows; take one of them away"
+            )
+        known[content] = source["name"]
 
 
 def work_folder(processed: Path) -> Path:
