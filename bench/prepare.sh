@@ -94,10 +94,17 @@ prepare() {
     fi
   fi
   if [ -z "${PROCESSED_DATA:-}" ]; then
-    local folder
+    local folder end
     folder="$(basename "$(dirname "$RAW_DATA")")"
     name="$(basename "$RAW_DATA" .gz)"
-    PROCESSED_DATA="input/$folder/${name%.*}_processed.npz"
+    # Of clicks.2024-03-01 the date stays: one log, one file.
+    for end in .txt .csv .tsv .parquet; do name="${name%"$end"}"; done
+    case "$(realpath -ms -- "$RAW_DATA")" in
+      "$PWD"/input/*) ;;
+      # Of two logs elsewhere, in folders of the same name, neither replaces the other's file.
+      *) folder="$folder-$(printf %s "$RAW_DATA" | cksum | cut -d ' ' -f 1)" ;;
+    esac
+    PROCESSED_DATA="input/$folder/${name}_processed.npz"
     if [ -n "$synthetic" ]; then PROCESSED_DATA="$SYNTHETIC_DIR/train_processed.npz"; fi
   fi
   if [ ! -f "$PROCESSED_DATA" ]; then modules+=(polars); fi # it reads raw logs

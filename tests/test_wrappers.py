@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_a_custom_log_and_its_options_reach_the_script(checkout, tmp_path):
     args = parsed["data_utils"]
     assert (args.data_set, args.bad_lines, args.max_memory) == ("custom", 7, 3 << 30)
     assert args.columns == str(checkout / "my.json")
-    assert args.processed_data_file == "input/logs/shop_processed.npz"
+    assert re.fullmatch(r"input/logs-\d+/shop_processed.npz", args.processed_data_file)
     assert parsed["fae_train"].arch_mlp_bot[0] == 0  # as many as the data have
 
 
@@ -282,6 +283,23 @@ def test_two_runs_at_once_take_turns(checkout):
             process.kill()
     assert [process.returncode for process in both] == [0, 0], said
     assert "".join(out for out, _ in said).count("segregated into") == 1
+
+
+def test_one_log_one_file(checkout, tmp_path):
+    """Logs of one name in folders of one name, and of days in their names."""
+    found = []
+    for raw in (
+        "a/logs/train.csv",
+        "b/logs/train.csv",
+        "a/logs/c.2024-03-01",
+        "a/logs/c.2024-03-02",
+    ):
+        (tmp_path / "log").unlink(missing_ok=True)
+        calls = recorded(checkout, tmp_path, "run_dlrm_baseline.sh", RAW_DATA=str(tmp_path / raw))
+        calls = check_calls(calls, WRAPPERS["run_dlrm_baseline.sh"])
+        found.append(calls["data_utils"].processed_data_file)
+        assert calls["dlrm_s_pytorch"].processed_data_file == found[-1]
+    assert len(set(found)) == 4
 
 
 def test_an_unfit_python_is_named(checkout):
