@@ -49,6 +49,6 @@ exec "$PYTHON" slipstream_train.py \
   --arch-mlp-top 512-256-1 \
   --optimizer "$OPTIMIZER" \
   --nepochs 1 \
-  "${rate[@]}" \
   "${DROP[@]}" \
+  "${rate[@]}" \
   "${flags[@]}"

@@ -21,7 +21,7 @@ from slipstream.training.run import run_training
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
-    parser = cli.Parser(__doc__, dlrm_flags.TRAINERS)
+    parser = cli.Parser(__doc__, dlrm_flags.SLIPSTREAM_TRAINER)
     cli.add_flags(parser, "data", data_flags.SEGREGATED)
     cli.add_flags(parser, "dropping", drop_flags.FLAGS)
     flags.add_trainer_flags(parser)

@@ -70,23 +70,35 @@ def sizes_of(weights: dict[str, Tensor], mlp: str) -> list[int]:
     return [weights[layers[0]].shape[1], *(weights[name].shape[0] for name in layers)]
 
 
-def interaction_flags(num_inputs: int, num_tables: int, dim: int) -> list[str]:
-    """How vectors meet, told from the top MLP's input; `ValueError` where none fits."""
+INTERACTIONS: dict[str, list[str]] = {
+    "dot": [],
+    "itself": ["--arch-interaction-itself"],
+    "cat": ["--arch-interaction-op", "cat"],
+}
+
+
+def interaction_flags(num_inputs: int, num_tables: int, dim: int, given: str | None) -> list[str]:
+    """How vectors meet, told from the top MLP's input; `ValueError` where it cannot be told."""
     num = num_tables + 1
-    known = {
-        num * (num - 1) // 2 + dim: [],
-        num * (num + 1) // 2 + dim: ["--arch-interaction-itself"],
-        num * dim: ["--arch-interaction-op", "cat"],
+    sizes = {
+        "dot": num * (num - 1) // 2 + dim,
+        "itself": num * (num + 1) // 2 + dim,
+        "cat": num * dim,
     }
-    if num_inputs not in known:
+    fitting = [name for name, size in sizes.items() if size == num_inputs]
+    if given is not None:
+        fitting = [name for name in fitting if name == given]
+    if len(fitting) != 1:
         raise ValueError(
-            f"a top MLP of {num_inputs} inputs fits {num_tables} tables of dim {dim}"
-            " by neither dot nor cat"
+            f"a top MLP of {num_inputs} inputs with {num_tables} tables of dim {dim} fits "
+            f"{' and '.join(fitting) or 'no interaction'}; name it by --interaction"
         )
-    return known[num_inputs]
+    return INTERACTIONS[fitting[0]]
 
 
-def network_flags(weights: dict[str, Tensor], prepared: PreparedData) -> list[str]:
+def network_flags(
+    weights: dict[str, Tensor], prepared: PreparedData, interaction: str | None
+) -> list[str]:
     """The network's flags; `ValueError` where its tables are not the processed file's."""
     tables = [value for name, value in weights.items() if name.startswith("emb_l.")]
     sizes = [len(table) for table in tables]
@@ -101,7 +113,7 @@ def network_flags(weights: dict[str, Tensor], prepared: PreparedData) -> list[st
         *("--arch-sparse-feature-size", str(dim)),
         *("--arch-mlp-bot", "-".join(map(str, bottom))),
         *("--arch-mlp-top", "-".join(map(str, top[1:]))),
-        *interaction_flags(top[0], len(tables), dim),
+        *interaction_flags(top[0], len(tables), dim, interaction),
     ]
 
 
@@ -111,6 +123,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pt", required=True, help="the file that DLRM's --save-model wrote")
     parser.add_argument("--processed-data-file", required=True, help="what it was trained on")
     parser.add_argument("--save-model", required=True, help="folder to write")
+    parser.add_argument(
+        "--interaction",
+        choices=INTERACTIONS,
+        default=None,
+        help="how vectors meet: dot, dot also with themselves, or cat; not given: by the weights",
+    )
     return parser.parse_args(argv)
 
 
@@ -120,7 +138,7 @@ def main(argv: list[str] | None = None) -> Path:
     weights = read_weights(args.pt)
     prepared = baseline_data(load_processed(args.processed_data_file))
     words = ["--processed-data-file", args.processed_data_file, "--optimizer", "sgd"]
-    words += [*network_flags(weights, prepared), "--device", "cpu"]
+    words += [*network_flags(weights, prepared, args.interaction), "--device", "cpu"]
     settings = settings_of(dlrm_s_pytorch.parse_args(words), prepared.data.num_train)
     spec = network_of(settings.model)
     model, table = build_model(settings, spec, prepared, torch.device("cpu"))

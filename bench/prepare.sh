@@ -57,6 +57,17 @@ find_python() { # modules
   PYTHON=.venv/bin/python
 }
 
+# Its own log is the trainer's, and this one would be preprocessed all the same, to the same file.
+if [ -z "${preprocess_flags+set}" ]; then
+  for name in "$@"; do
+    name="${name%%=*}"
+    if [ "${name//_/-}" = --raw-data-file ] || [ "${name//_/-}" = --processed-data-file ]; then
+      echo "$0: error: $name: name the log by RAW_DATA, or a processed file by PROCESSED_DATA" >&2
+      exit 2
+    fi
+  done
+fi
+
 # Before minutes of installation: what the scripts would refuse after it.
 check_path() { # name of a variable
   if [ -e "${!1}" ] || { [ "$1$DATA_SET" = RAW_DATAterabyte ] && compgen -G "${!1}*" >/dev/null; }; then

@@ -13,6 +13,7 @@ many is lucky in part, and the flags of the better one are printed. The test set
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,8 @@ def words_of(values: dict[str, Any], dim: int) -> list[str]:
             bottom, top = WIDTHS[value]
             words += ["--arch-mlp-bot", f"auto-{bottom}-{dim}", "--arch-mlp-top", top]
         else:
-            words += [f"--{name.replace('_', '-')}", f"{value:.4g}"]
+            text = str(value) if isinstance(value, int) else f"{value:.4g}"
+            words += [f"--{name.replace('_', '-')}", text]
     return words
 
 
@@ -166,7 +168,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=1_000_000,
         help="newest training inputs that a run trains on",
     )
-    parser.add_argument("--num-seeds", type=cli.positive_int, default=3, help="of the last runs")
+    parser.add_argument(
+        "--num-seeds", type=cli.number(int, 2, math.inf), default=3, help="of the last runs"
+    )
     parser.add_argument(
         "--journal", default=None, help="file of the runs; not given: beside the processed file"
     )

@@ -622,6 +622,27 @@ def test_the_best_is_of_this_folder(folder, monkeypatch):
     assert open_checkpoint(folder / "b/best").step == summary["best_val"]["step"] == 75
 
 
+def test_a_best_that_is_newer_than_the_checkpoint_is_the_best(folder, monkeypatch):
+    """After a crash between the two; it is not taken for that of an older validation."""
+    value = [0.5]
+
+    def rising(*_):
+        value[0] += 0.01
+        names = ("auc", "log_loss", "normalized_entropy", "accuracy")
+        return dict.fromkeys(names, value[0])
+
+    monkeypatch.setattr("slipstream.training.evaluation.evaluate", rising)
+    flags = ["--val-freq", "20", "--checkpoint-every", "50", "--save-model", folder / "m"]
+    first = train(fae_train, folder, *flags, "--num-batches", "60")
+    assert first["best_val"]["step"] == 60
+    shutil.rmtree(folder / "m/step-0000000060")
+    value[0] = 0.1
+    auto = ["--load-model", "auto", "--num-batches", "80", "--patience", "9"]
+    again = train(fae_train, folder, *flags, *auto)
+    assert again["best_val"] == first["best_val"] and again["weights_of_step"] == 60
+    assert open_checkpoint(folder / "m/best").step == 60
+
+
 def test_mlps_that_are_not_finite_are_not_saved(folder, monkeypatch):
     plain = fae_train.run_training.__globals__["build_model"]
 

@@ -18,6 +18,7 @@ from bench import convert_dlrm
 from slipstream.logs.processed import Lookups, generated_log
 from slipstream.tools.foreign import Foreign, Refused, translate
 from slipstream.training import dlrm_flags
+from slipstream.training.staleness import num_stale_rows_needed
 
 # Every flag of DLRM's trainer, with a value that its lines give it; None: it stands alone.
 DLRM = {
@@ -156,6 +157,12 @@ def test_the_originals_flags_become_ours(capsys):
     assert "note: --target-drop-percentage=0.3: --drop-percentage=30" in said
 
 
+@pytest.mark.parametrize("needed", range(1, 27))
+def test_alpha_is_the_originals_count(needed):
+    words = ["--segregated-data-dir", "x", "--non_changing_index", str(needed)]
+    assert num_stale_rows_needed(slipstream_train.parse_args(words).alpha, 26) == needed
+
+
 def test_a_start_in_mini_batches(processed, tmp_path):
     """100 hot mini-batches, as the original counts, are a share of the epoch's hot inputs."""
     folder = segregate_small(processed)
@@ -277,6 +284,7 @@ def test_weights_of_labels_and_least_probability(processed, tmp_path):
         ("--quantize-emb-with-bit=8", "is not here: rows are fp32"),
         ("--activation-function=tanh", "is not here: it is relu"),
         ("--num-workers", "--num-workers: expected a value"),
+        ("--rand-data-max nan --data-generation random", "expected a number"),
         ("--mlperf-auc-threshold=0.8", "need --val-freq"),
         ("--test-mini-batch-size=0", "expected inputs, or -1"),
         ("--no-such-flag", "unrecognized arguments"),
@@ -336,6 +344,32 @@ def test_a_model_of_dlrms_script_is_converted(processed, tmp_path, capsys):
     (tmp_path / "dlrm.pt").write_bytes(b"not a zip")
     with pytest.raises(ValueError, match="cannot be read as weights"):
         convert_dlrm.main([*files, "--save-model", str(tmp_path / "none")])
+
+
+def test_how_vectors_meet_is_not_guessed():
+    """3 tables of dim 2: 6 pairs and 2 values, or 4 vectors side by side."""
+    flags = convert_dlrm.interaction_flags
+    assert flags(27 * 26 // 2 + 16, 26, 16, None) == []
+    assert flags(27 * 28 // 2 + 16, 26, 16, None) == ["--arch-interaction-itself"]
+    with pytest.raises(ValueError, match="fits dot and cat; name it by --interaction"):
+        flags(8, 3, 2, None)
+    assert flags(8, 3, 2, "dot") == [] and flags(8, 3, 2, "cat")[1] == "cat"
+    with pytest.raises(ValueError, match="fits no interaction"):
+        flags(8, 3, 2, "itself")
+
+
+def test_another_log_in_the_same_folder(tmp_path, capsys):
+    """Neither an older folder of hot rows is used, nor a seed's own data made."""
+    runs = ["--runs-dir", str(tmp_path / "runs"), "--arch-sparse-feature-size", "4"]
+    small = ["--arch-mlp-bot", "auto-8-4", "--arch-mlp-top", "8-1", "--num-batches", "3"]
+    for name, seed in (("a.txt", 1), ("b.txt", 2)):
+        write_log(tmp_path / name, 400, seed=seed)
+        raw = ["--raw-data-file", str(tmp_path / name), "--data-sub-sample-rate", "0.5"]
+        fae_train.main([*raw, *runs, *small])
+        before = (tmp_path / name).with_suffix("").with_name(f"{name[0]}_processed.npz")
+        content = before.read_bytes()
+        fae_train.main([*raw, *runs, *small, "--seed", "7"])
+        assert before.read_bytes() == content
 
 
 def test_translation():

@@ -169,6 +169,13 @@ def test_precision_reaches_training_and_evaluation(processed, tmp_path, monkeypa
     torch.testing.assert_close(*weights.values(), rtol=0.05, atol=1e-2)
 
 
+def test_a_threshold_takes_all_that_is_stale(capsys):
+    with pytest.raises(SystemExit):
+        words = "--segregated-data-dir x --threshold 0.1 --drop-of-all 25".split()
+        slipstream_train.parse_args(words)
+    assert "give --drop-of-all 100 with it" in capsys.readouterr().err
+
+
 def test_settings_are_logged(processed, tmp_path, monkeypatch):
     run(processed, tmp_path, monkeypatch, "--num-batches", "1", "--num-threads", "1")
     [path] = tmp_path.glob("baseline-*/log.jsonl")

@@ -36,7 +36,7 @@ def test_a_network_of_ones_own_is_exact(processed, tmp_path):
     assert_same_weights(a, b)
     train(processed, "--save-model", c, "--seed", "5")
     assert not np.array_equal(saved_rows(a)["rows"], saved_rows(c)["rows"])
-    # The same AUC each time, that of training's end.
+    # The same AUC each time, that of training's end; the checkpoint has dim and options.
     aucs = [
         train(processed, "--load-model", a, "--inference-only", "true")["auc"] for _ in range(3)
     ]

@@ -42,6 +42,8 @@ def test_what_is_given_stays_and_the_rest_is_decided():
     small, large = (decide(1, "sgd", mini_batch_size=size) for size in (128, 1024))
     assert large.learning_rate == 8 * small.learning_rate == large.dense_learning_rate
     assert small.dense_optimizer == "sgd"
+    # A larger one diverges: 4 at mini-batch 4096 ended in NaN.
+    assert decide(39_000_000, "sgd").learning_rate == large.learning_rate
 
 
 def test_mini_batches_grow_with_the_log():

@@ -285,6 +285,13 @@ def test_two_runs_at_once_take_turns(checkout):
     assert "".join(out for out, _ in said).count("segregated into") == 1
 
 
+@pytest.mark.parametrize("flag", ["--raw-data-file=x.txt", "--processed_data_file"])
+def test_a_wrappers_log_is_named_by_a_variable(checkout, flag):
+    done = run(checkout, "run_fae_baseline.sh", flag, "x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "name the log by RAW_DATA" in done.stderr and done.stdout == ""
+
+
 def test_one_log_one_file(checkout, tmp_path):
     """Logs of one name in folders of one name, and of days in their names."""
     found = []

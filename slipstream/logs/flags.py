@@ -83,7 +83,10 @@ MAX_IND_RANGE, SUB_SAMPLE_RATE = (
 ROW_FLAGS = (MAX_IND_RANGE, SUB_SAMPLE_RATE, cli.SEED)
 # Of a script that preprocesses the log first, as DLRM's trainer does.
 RAW_FLAGS = (
-    DATA_SET._replace(default="kaggle", help="of --raw-data-file: which log it is"),
+    DATA_SET._replace(
+        type=tuple(name for name in sources.DATA_SETS if name != "custom"),
+        help="of --raw-data-file: which log it is; data_utils.py reads others, too",
+    ),
     RAW_FILE._replace(
         default=None,
         help="preprocess this log first, unless --processed-data-file is up to date with it; not"

@@ -170,7 +170,7 @@ class Lookups:
             mean = (self.low + self.high) / 2 if self.mean == -1 else self.mean
             drawn = rng.normal(mean, self.deviation, shape)
             high = min(self.high, size - 1)
-            ids = np.clip(drawn, min(self.low, high), high).astype(np.int32)
+            ids = np.clip(drawn, max(min(self.low, high), 0), high).astype(np.int32)
         else:
             ids = rng.integers(0, size, shape, dtype=np.int32)
         if self.num == 1:

@@ -65,7 +65,10 @@ def translate(
             continue
         if flag.refuses:
             raise Refused(f"{name}{equals}{value} is not here: {flag.text}")
-        words = list(flag.becomes(value)) if flag.becomes is not None else []
+        try:
+            words = list(flag.becomes(value)) if flag.becomes is not None else []
+        except ValueError:
+            raise Refused(f"{name}: got {value!r}; expected a number") from None
         kept += words
         notes.append(f"{name}{equals}{value}: {' '.join(words) or flag.text}")
     return kept, notes

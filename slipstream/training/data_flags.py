@@ -6,6 +6,7 @@ And what a saved model says in place of flags, where it is evaluated alone.
 from __future__ import annotations
 
 import argparse
+import glob
 from pathlib import Path
 
 from slipstream.logs.flags import RAW_FLAGS
@@ -15,6 +16,7 @@ from slipstream.logs.sources import default_processed_file
 from slipstream.model import flags as model_flags
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
+from slipstream.tools.npz import fingerprint, open_npz, unpack_manifest
 from slipstream.tools.runtime import exclusive
 from slipstream.training.batching import SCHEDULES
 from slipstream.training.embedding import bytes_per_row
@@ -25,6 +27,7 @@ from slipstream.training.sets import PreparedData, baseline_data, load_segregate
 
 NUM_GENERATED_DENSE = 13  # as Criteo
 DATA_SIZE = 100_000
+FINITE = cli.number(float, -1e9, 1e9)
 GENERATED = (
     Flag(
         "--data-generation",
@@ -68,9 +71,9 @@ LOOKUPS = (
         "as many for every input; else from 1 to that number",
     ),
     Flag("--rand-data-dist", ("uniform", "gaussian"), "uniform", "of random data: of the ids"),
-    Flag("--rand-data-min", float, 0.0, "of gaussian ids: the least"),
-    Flag("--rand-data-max", float, 1.0, "of gaussian ids: the largest"),
-    Flag("--rand-data-mu", float, -1.0, "of gaussian ids: the mean; -1: half-way between the two"),
+    Flag("--rand-data-min", FINITE, 0.0, "of gaussian ids: the least"),
+    Flag("--rand-data-max", FINITE, 1.0, "of gaussian ids: the largest"),
+    Flag("--rand-data-mu", FINITE, -1.0, "of gaussian ids: the mean; -1: half-way between the two"),
     Flag("--rand-data-sigma", cli.positive_float, 1.0, "of gaussian ids: the standard deviation"),
 )
 SEGREGATED = (
@@ -99,7 +102,7 @@ SEGREGATED = (
 
 def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values of `GENERATED` that do not fit together, by `parser.error`."""
-    named = args.processed_data_file is not None or args.raw_data_file is not None
+    named = bool(args.processed_data_file or args.raw_data_file)
     if args.data_generation == "dataset" and not named:
         parser.error("--processed-data-file is needed with --data-generation=dataset")
     if args.data_generation != "dataset" and named:
@@ -122,16 +125,24 @@ def check_segregated(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 def processed_file(args: argparse.Namespace) -> str | None:
     """The processed file that `RAW_FLAGS` name, preprocessed first where a raw log is named.
 
-    A raw log that is not there any more is not needed where its processed file is.
+    A raw log that is not there any more is not needed where its processed file is, nor is it where
+    the file is one of DLRM's own scripts. Whatever is random in it does not depend on --seed.
     """
-    raw, processed = args.raw_data_file, args.processed_data_file
-    if raw is None:
+    raw, processed = args.raw_data_file, args.processed_data_file or None
+    if not raw:
         return processed
     processed = processed or str(default_processed_file(args.data_set, raw))
-    if Path(processed).exists() and not Path(raw).parent.joinpath(Path(raw).name).exists():
-        is_day = args.data_set == "terabyte" and any(Path(raw).parent.glob(f"{Path(raw).name}_*"))
-        if not is_day:
-            print(f"note: {raw} is not there; using {processed} as it is")
+    if Path(processed).exists():
+        near = Path(raw).parent
+        names = [Path(raw).name, f"{Path(raw).name}.gz"]
+        days = near.glob(f"{glob.escape(Path(raw).name)}_*") if args.data_set == "terabyte" else ()
+        reason = None
+        if not any((near / name).exists() for name in names) and not any(days):
+            reason = f"{raw} is not there"
+        elif not unpack_manifest(open_npz(processed)):
+            reason = f"{processed} was not made by data_utils.py"
+        if reason is not None:
+            print(f"note: {reason}; using {processed} as it is")
             return processed
     from slipstream.logs.preprocess import preprocess  # polars, which training does without
 
@@ -141,7 +152,6 @@ def processed_file(args: argparse.Namespace) -> str | None:
         processed,
         max_ind_range=args.max_ind_range,
         data_sub_sample_rate=args.data_sub_sample_rate,
-        seed=args.seed,
     )
     return processed
 
@@ -185,9 +195,13 @@ def take_saved_model(args: argparse.Namespace) -> None:
     """
     if not args.inference_only:
         return
-    model = found_checkpoint(args.load_model).identity["model"]
-    if "the text of its file" not in model:
-        model_flags.take_saved(args, {name: model[name] for name in model if name != "--model"})
+    identity = found_checkpoint(args.load_model).identity
+    model, run = identity["model"], identity["run"]
+    taken = {name: model[name] for name in model if name != "--model"}
+    if "the text of its file" in model and not args.model_args:
+        args.model_args = list(taken.pop("--model-args").items())
+    model_flags.take_saved(args, taken)
+    args.loss_threshold = args.loss_threshold or run.get("--loss-threshold", 0.0)
 
 
 def open_segregated(args: argparse.Namespace) -> PreparedData:
@@ -200,7 +214,7 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
     if folder is None:
         assert processed is not None
         folder = default_folder(processed, optimizer)
-        if not (folder / ROWS_FILE).exists():
+        if not _is_of(folder, processed):
             defaults = {
                 flag.name.removeprefix("--").replace("-", "_"): flag.default
                 for flag in HOT_ROW_FLAGS
@@ -208,6 +222,15 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
             }
             defaults |= {"arch_sparse_feature_size": dim, "optimizer": optimizer}
             with exclusive(folder.parent):
-                segregate(processed, folder, **defaults, seed=args.seed)
+                segregate(processed, folder, **defaults, seed=cli.SEED.default)
     row_bytes = bytes_per_row(dim, optimizer)
     return load_segregated(folder, processed, row_bytes, args.max_memory)
+
+
+def _is_of(folder: Path, processed: str) -> bool:
+    """Whether a segregated folder is there, and made from that file."""
+    try:
+        manifest = unpack_manifest(open_npz(folder / ROWS_FILE, others=False))
+    except (OSError, ValueError):
+        return False
+    return manifest.get("source") == fingerprint(processed)

@@ -21,7 +21,7 @@ ORIGINAL_FEATURES = 26  # of Criteo, by which the original counts `non_changing_
 
 
 def _alpha(value: str) -> Sequence[str]:
-    return (f"--alpha={min(float(value) / ORIGINAL_FEATURES, 1.0):.4g}",)
+    return (f"--alpha={min(float(value) / ORIGINAL_FEATURES, 1.0):.12g}",)
 
 
 def _percent(value: str) -> Sequence[str]:
@@ -117,6 +117,11 @@ OF_TRAINERS = tuple(
         *("arch-sparse-feature-size", "optimizer"),
     )
 )
-TRAINERS = by_name(DLRM, FAE, SLIPSTREAM)
+DROPPING_ELSEWHERE = tuple(
+    Foreign(name, "is slipstream_train.py's")
+    for name in (*(flag.name for flag in SLIPSTREAM), "--sample-rate")
+)
+TRAINERS = by_name(DLRM, FAE, DROPPING_ELSEWHERE)
+SLIPSTREAM_TRAINER = by_name(DLRM, FAE, SLIPSTREAM)
 SEGREGATION = by_name(OF_TRAINERS, DLRM, FAE)
 PREPROCESSING = by_name(OF_TRAINERS, DLRM)

@@ -134,6 +134,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--drop-policy: got {policy!r}; expected {known}, or path/to/file.py:name")
     if args.threshold is not None and args.drop_policy != "stale":
         parser.error(f"--threshold is stale's; {args.drop_policy} takes --drop-percentage")
+    if args.threshold is not None and args.drop_of_all < 100:
+        parser.error("--threshold takes all that is stale: give --drop-of-all 100 with it")
     if args.stratify_drop and args.drop_negatives_only:
         parser.error("--stratify-drop and --drop-negatives-only exclude each other")
     if 0 < args.drop_percentage < 1:

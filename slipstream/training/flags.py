@@ -67,7 +67,7 @@ TRAINING = (
         cli.positive_float,
         None,
         f"learning rate of the rows; not given: at mini-batch {REFERENCE} {ROWS_RATE} for "
-        f"rwsadagrad, below by the root of it; for sgd {SGD_RATE}, and in proportion to it",
+        f"rwsadagrad, below by the root of it; for sgd {SGD_RATE}, below in proportion to it",
     ),
     Flag(
         "--dense-optimizer",
@@ -292,7 +292,8 @@ RUN = (
         "--inference-only",
         cli.boolean,
         False,
-        "evaluate the model of --load-model, without training",
+        "evaluate the model of --load-model, without training; it says what its network is, where "
+        "a flag does not, or has its usual value",
     ),
 )
 
@@ -401,6 +402,7 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
         parser.error("--loss-weights goes with --loss-function wbce")
     if args.patience and not (args.val_freq and args.save_model):
         parser.error("--patience needs --val-freq, and --save-model to keep the best weights in")
+    args.load_model = args.load_model or None  # DLRM's lines may hold an empty one
     if args.load_model == "auto" and not args.save_model:
         parser.error("--load-model auto goes on from --save-model, which is not given")
     if args.inference_only and (not args.load_model or args.save_model):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.training.checkpoint import Checkpoints, Parts
 from slipstream.training.progress import Progress
+from slipstream.training.saved import BEST, open_checkpoint
 from slipstream.training.step import TrainStep
 
 
@@ -90,6 +92,21 @@ class Keeper:
         num_bytes = sum(file.stat().st_size for file in path.iterdir())
         self._log.write("checkpoint", step=step, path=path, bytes=num_bytes, seconds=seconds)
         tqdm.write(f"step {step}: wrote {path} ({num_bytes / 1e6:,.1f} MB, {seconds:.2f} s)")
+
+    def best_kept(self, known: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The validation of the folder's `best`, for a run that goes on there; elsewhere: none.
+
+        A crash may leave one that is newer than the checkpoint it is gone on from.
+        """
+        if self.checkpoints is None:
+            return known
+        if self.checkpoints.last_path is None:
+            return None  # it lies in the other folder
+        try:
+            saved = open_checkpoint(self.checkpoints.folder / BEST)
+        except (OSError, ValueError):
+            return known
+        return saved.values["trainer"]["progress"]["best"] or known
 
     def load_best(self) -> bool:
         """Take the weights of the best validation; False where there are none."""

@@ -19,7 +19,8 @@ MINI_BATCH_OF_ROOT = 1.3  # times the root of the training inputs
 MINI_BATCHES = 32, 4096  # at least and at most
 REFERENCE = 1024  # the mini-batch of these rates
 ROWS_RATE, ADAM_RATE = 0.1, 0.002
-SGD_RATE = 1.0  # in proportion to the mini-batch: DLRM's 0.1 at 128, and a little more
+# Below in proportion to it: DLRM's 0.1 at 128, and a little more. A larger rate diverges.
+SGD_RATE = 1.0
 DECAY_SHARE = 0.3
 FEW_STEPS = 100
 
@@ -66,7 +67,8 @@ def decide(
     dense_optimizer = dense_optimizer or usual_optimizer(optimizer)
     share = size / REFERENCE
     root = math.sqrt(min(share, 1))
-    rate = learning_rate or _rounded(SGD_RATE * share if optimizer == "sgd" else ROWS_RATE * root)
+    usual = SGD_RATE * min(share, 1) if optimizer == "sgd" else ROWS_RATE * root
+    rate = learning_rate or _rounded(usual)
     dense_rate = _rounded(ADAM_RATE * root) if dense_optimizer == "adam" else rate
     return Recipe(
         size,

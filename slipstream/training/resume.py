@@ -139,14 +139,20 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
     return saved, not found and not run.inference_only
 
 
-def settle_precision(settings: Settings, device: torch.device, saved: Saved | None) -> Settings:
-    """The settings with a precision in place of `auto`: that of a run that goes on, if it can.
+def settle_precision(
+    settings: Settings, device: torch.device, saved: Saved | None, resumes: bool = False
+) -> Settings:
+    """The settings with a precision in place of `auto`: that of a run that goes on, or of the model
+    that is evaluated, if it can.
 
     Else by what the device can, which two machines agree about, never by how fast it is. A network
     of one's own may need all of fp32.
     """
     asked = settings.machine.precision
-    kept = saved.identity.get("rate", {}).get(PRECISION) if saved is not None else None
+    kept = None
+    if saved is not None and (resumes or settings.run.inference_only):
+        # Before it was kept it was fp32, unless told otherwise.
+        kept = saved.identity.get("rate", {}).get(PRECISION, "fp32")
     if asked == "auto":
         is_own = settings.model.model not in NETWORKS
         asked = "bf16" if has_bf16(device) and not is_own else "fp32"

@@ -68,7 +68,7 @@ def run_training(
         if run.save_model:
             folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
         saved, resumes = find_saved(run, identity)
-        settings = settle_precision(settings, device, saved if resumes else None)
+        settings = settle_precision(settings, device, saved, resumes)
         machine = settings.machine
         identity["rate"][PRECISION] = machine.precision
         tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)

@@ -3,7 +3,7 @@
 The table takes no part in autograd: its gradient is that of the rows a batch looked up. Weights and
 rows are fp32; `precision` says in what the MLPs and the interaction compute:
 
-    fp32   the default, the same bits in every run on a CPU
+    fp32   the same bits in every run on a CPU
     tf32   CUDA: matrix products with 10 bits of mantissa
     bf16   autocast; 1.1 (mini-batch 128) to 1.5 times fp32's speed on a CPU with AVX512-BF16
 

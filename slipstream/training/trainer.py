@@ -163,9 +163,7 @@ class Trainer:
                 progress["loss"] = math.nan
             # In place: others hold it, too.
             vars(self.progress).update(vars(Progress(**progress, drops=self.progress.drops)))
-            # What was best lies in the other folder.
-            if self.checkpoints is not None and self.checkpoints.last_path is None:
-                self.progress.best = None
+            self.progress.best = self.keeper.best_kept(self.progress.best)
             self._settled_step = int(values["settled_step"])
             self._loss_weight = float(values["loss_weight"])
             self.window = self.loader.window = int(values["window"])
