@@ -16,5 +16,5 @@ exec "$PYTHON" dlrm_s_pytorch.py \
   --arch-mlp-top 512-256-1 \
   --optimizer "$OPTIMIZER" \
   --nepochs 1 \
-  "${rate[@]}" \
+  "${more[@]}" \
   "$@"

@@ -18,5 +18,5 @@ exec "$PYTHON" fae_train.py \
   --arch-mlp-top 512-256-1 \
   --optimizer "$OPTIMIZER" \
   --nepochs 1 \
-  "${rate[@]}" \
+  "${more[@]}" \
   "$@"

@@ -50,5 +50,5 @@ exec "$PYTHON" slipstream_train.py \
   --optimizer "$OPTIMIZER" \
   --nepochs 1 \
   "${DROP[@]}" \
-  "${rate[@]}" \
+  "${more[@]}" \
   "${flags[@]}"
