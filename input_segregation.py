@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> bool:
     assert processed is not None
     named = args.segregated_data_dir or default_folder(processed, args.optimizer)
     folder = Path(named).absolute()
-    names = [flag.name.split()[-1].removeprefix("--").replace("-", "_") for flag in HOT_ROW_FLAGS]
+    options = {flag.dest: getattr(args, flag.dest) for flag in HOT_ROW_FLAGS}
     with exclusive(folder.parent):
-        return segregate(processed, folder, **{name: getattr(args, name) for name in names})
+        return segregate(processed, folder, **options)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import dlrm_s_pytorch
 from slipstream.tools.device import choose_device, tune_process
 from slipstream.tools.runlog import Clocks, NoLog
 from slipstream.training.build import build_model, build_trainer, network_of
-from slipstream.training.evaluation import logits_of
+from slipstream.training.evaluation import outputs_of
 from slipstream.training.flags import Settings, settings_of
 from slipstream.training.resume import settle_precision
 from slipstream.training.sets import PreparedData
@@ -39,9 +40,11 @@ def train_baseline(prepared: PreparedData, words: list[str]) -> tuple[Trainer, S
 
 def predict(trainer: Trainer, inputs: Any) -> np.ndarray:
     """A trained model's logits (n,) of some inputs."""
-    size = trainer.judge.batch_size
-    found = [
-        logits_of(trainer.step.model, trainer.table, inputs, slice(start, start + size))[0]
-        for start in range(0, len(inputs), size)
-    ]
-    return torch.cat(found).cpu().numpy() if found else np.empty(0, np.float32)
+    return outputs_of(trainer.step.model, trainer.table, inputs, trainer.judge.batch_size)
+
+
+def with_training(prepared: PreparedData, start: int, stop: int) -> PreparedData:
+    """The same log with some of its training inputs alone, and without the test set."""
+    data: Any = prepared.data
+    cold, nothing = data.cold.rows(start, stop), data.test.rows(0, 0)
+    return replace(prepared, data=replace(data, cold=cold, test=nothing))

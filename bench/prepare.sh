@@ -8,8 +8,9 @@
 # and reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of
 # preprocessing, as 2G), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
-# row), OPTIMIZER (rwsadagrad, sgd), LEARNING_RATE (of the rows). Relative paths in these variables start where the
-# script was called; those of SYNTHETIC_DIR and of flags at the repository, which it goes to.
+# row), OPTIMIZER (rwsadagrad, sgd), LEARNING_RATE (of the rows). Relative paths in these variables
+# start where the script was called; those of SYNTHETIC_DIR and of flags at the repository, which it
+# goes to.
 
 if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
   for name in RAW_DATA COLUMNS_FILE PROCESSED_DATA HOT_COLD; do
@@ -58,7 +59,7 @@ find_python() { # modules
   PYTHON=.venv/bin/python
 }
 
-# Its own log is the trainer's, and this one would be preprocessed all the same, to the same file.
+# The trainer would preprocess a log that a flag names into the file of the one that is named here.
 if [ -z "${preprocess_flags+set}" ]; then
   for name in "$@"; do
     name="${name%%=*}"

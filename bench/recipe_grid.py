@@ -20,7 +20,6 @@ import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +30,12 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/recipe_grid.py`
 
+from bench.baseline_run import train_baseline, with_training  # noqa: E402
+from slipstream.logs.processed import load_processed  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.npz import open_npz  # noqa: E402
 from slipstream.training.recipe import decide  # noqa: E402
+from slipstream.training.sets import baseline_data  # noqa: E402
 
 COLUMNS = (
     *("log", "num_train", "mini_batch_size", "learning_rate", "dense_learning_rate"),
@@ -55,8 +58,6 @@ def train(
     cell: Cell, path: str, num_rows: int, num_threads: int, flags: list[str]
 ) -> dict[str, Any]:
     """Train one cell's model; its line of the CSV."""
-    from bench.baseline_run import train_baseline
-
     prepared = _prepared(path, num_rows)
     words = [*flags, "--optimizer", "rwsadagrad", "--dense-optimizer", "adam"]
     words += ["--num-threads", str(num_threads)]
@@ -75,15 +76,9 @@ def train(
 
 @lru_cache(2)
 def _prepared(path: str, num_rows: int) -> Any:
-    from slipstream.logs.processed import load_processed
-    from slipstream.training.sets import baseline_data
-
     prepared = baseline_data(load_processed(path))
-    cold, data = prepared.data.cold, prepared.data
-    if not num_rows or num_rows >= len(cold):
-        return prepared
-    nothing = data.test.rows(0, 0)
-    return replace(prepared, data=replace(data, cold=cold.rows(0, num_rows), test=nothing))
+    num_train = prepared.data.num_train
+    return with_training(prepared, 0, min(num_rows or num_train, num_train))
 
 
 def train_all(
@@ -176,8 +171,6 @@ def decided_table(results: Iterable[dict[str, Any]], cells: dict[str, Cell], num
 
 def decided(log: tuple[str, str, int]) -> Cell:
     """The cell, but for its seed, that the recipe decides for a log."""
-    from slipstream.tools.npz import open_npz
-
     num_train = int(open_npz(log[1], ("days",))["days"][-2])
     recipe = decide(min(num_train, log[2] or num_train), "rwsadagrad")
     return Cell(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/tune.py`
 
+from bench.baseline_run import train_baseline, with_training  # noqa: E402
 from bench.compare import half_interval  # noqa: E402
 from slipstream.logs.processed import load_processed  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
@@ -34,15 +34,6 @@ from slipstream.training.sets import PreparedData, baseline_data  # noqa: E402
 FACTORS = (0.25, 0.5, 1, 2, 4)  # of the default mini-batch
 RATES, DENSE_RATES = (0.01, 0.5), (1e-4, 0.01)
 WIDTHS = {"small": ("64", "256-64-1"), "usual": ("512-256-64", "512-256-1")}
-
-
-def newest(prepared: PreparedData, num_inputs: int) -> PreparedData:
-    """The same log with its newest training inputs alone, and without the test set."""
-    data = prepared.data
-    cold = data.cold
-    cold = cold.rows(max(0, len(cold) - num_inputs), len(cold))  # type: ignore[attr-defined]
-    nothing = data.test.rows(0, 0)  # type: ignore[attr-defined]
-    return replace(prepared, data=replace(data, cold=cold, test=nothing))
 
 
 def defaults_for(num_train: int) -> dict[str, Any]:
@@ -73,8 +64,6 @@ def validated(
     prepared: PreparedData, values: dict[str, Any], args: argparse.Namespace, seed: int
 ) -> float:
     """The validation AUC of a model that is trained with these values; 0.5 where it diverges."""
-    from bench.baseline_run import train_baseline
-
     words = [*args.flags, *words_of(values, args.dim), "--seed", str(seed)]
     try:
         trainer, _ = train_baseline(prepared, words)
@@ -191,7 +180,8 @@ def main(argv: list[str] | None = None) -> list[str]:
     except ImportError:
         raise ValueError("the search needs Optuna: pip install optuna") from None
     whole = baseline_data(load_processed(args.processed_data_file))
-    prepared = newest(whole, args.max_inputs)
+    num_train = whole.data.num_train
+    prepared = with_training(whole, max(0, num_train - args.max_inputs), num_train)
     values = confirm(prepared, search(prepared, args), args)
     sizes = [mini_batch_for(data.data.num_train) for data in (prepared, whole)]
     if values:  # the mini-batch grows as the defaults' does, from the sample to the whole

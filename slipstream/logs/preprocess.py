@@ -129,7 +129,7 @@ def build(
     started = time.perf_counter()
     process_bytes = PROCESS_BYTES + BLOCK_COPIES * (num_threads() + 2) * block_bytes
     stage_bytes = check_memory(max_memory, process_bytes)
-    raws = [RawFile(path) for path in paths]
+    raws = [RawFile(path, len(paths) > 1) for path in paths]
     identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
     work = Work(processed, identity, schema, stage_bytes)
     done = work.files_done()

@@ -36,10 +36,13 @@ MAX_LINE_BYTES = 1 << 16  # a valid line of Criteo has 500 at most
 
 
 class RawFile:
-    """One raw file. `size_and_time` tells whether a file is still the one that was read."""
+    """One raw file. `size_and_time` tells whether a file is still the one that was read.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `is_compared`: with other files of the log, so what a `.gz` holds is hashed, too.
+    """
+
+    def __init__(self, path: Path, is_compared: bool = False) -> None:
+        self.path, self._is_compared = path, is_compared
         self.size_and_time = size_and_time(path)
         self.num_read = 0
         self._hash = hashlib.sha256()
@@ -71,7 +74,7 @@ class RawFile:
         with open(self.path, "rb") as self._file:
             stream: Any = self
             if self.path.suffix == ".gz":
-                self._content = hashlib.sha256()
+                self._content = hashlib.sha256() if self._is_compared else None
                 stream = gzip.GzipFile(fileobj=stream, mode="rb")
             rest, is_first, is_empty = b"", True, True
             while chunk := self._read_text(stream, max(block_bytes, len(BYTE_ORDER_MARK))):

@@ -79,12 +79,6 @@ class ModelSettings:
     arch_interaction_itself: bool
 
 
-def default_of(flag: cli.Flag) -> Any:
-    """A flag's value where it is not given."""
-    text = flag.default
-    return flag.type(text) if isinstance(text, str) and callable(flag.type) else text
-
-
 def take_saved(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
     """Let a checkpoint's model stand where the command line says nothing of it.
 
@@ -92,9 +86,8 @@ def take_saved(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
     kept, and never run.
     """
     for flag in FLAGS:
-        name = flag.name.removeprefix("--").replace("-", "_")
-        if flag.name in saved and getattr(args, name) == default_of(flag):
-            setattr(args, name, saved[flag.name])
+        if flag.name in saved and getattr(args, flag.dest) == flag.usual:
+            setattr(args, flag.dest, saved[flag.name])
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -204,11 +204,22 @@ class Flag(NamedTuple):
     metavar: str | None = None
     nargs: str | None = None
 
+    @property
+    def dest(self) -> str:
+        """The name of its parsed value."""
+        return self.name.split()[-1].removeprefix("--").replace("-", "_")
+
+    @property
+    def usual(self) -> Any:
+        """Its parsed value where it is not given."""
+        is_parsed = isinstance(self.default, str) and not isinstance(self.type, tuple)
+        return self.type(self.default) if is_parsed else self.default  # type: ignore[operator]
+
 
 def add_flag(container: argparse._ActionsContainer, flag: Flag) -> None:
     """Add one flag to a parser or a group of one."""
     names = flag.name.split()
-    options: dict[str, Any] = {"dest": names[-1].removeprefix("--").replace("-", "_")}
+    options: dict[str, Any] = {"dest": flag.dest}
     if isinstance(flag.type, tuple):
         options["choices"] = flag.type
     else:

@@ -6,13 +6,12 @@ And what a saved model says in place of flags, where it is evaluated alone.
 from __future__ import annotations
 
 import argparse
-import glob
 from pathlib import Path
 
 from slipstream.logs.flags import RAW_FLAGS
 from slipstream.logs.formats import KAGGLE_DAYS
 from slipstream.logs.processed import ClickLog, Lookups, generated_log, load_processed
-from slipstream.logs.sources import default_processed_file
+from slipstream.logs.sources import default_processed_file, find_raw_files
 from slipstream.model import flags as model_flags
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
@@ -82,7 +81,7 @@ SEGREGATED = (
         str,
         None,
         "a folder made by input_segregation.py; not given: hot_cold beside --processed-data-file "
-        "(with sgd hot_cold_sgd), made first where there is none",
+        "(with sgd hot_cold_sgd), made first where there is none of that file",
     ),
     Flag(
         "--processed-data-file",
@@ -109,8 +108,7 @@ def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--processed-data-file goes with --data-generation=dataset")
     if args.data_generation != "random":
         for flag in LOOKUPS:
-            name = flag.name.removeprefix("--").replace("-", "_")
-            if getattr(args, name) != flag.default:
+            if getattr(args, flag.dest) != flag.usual:
                 parser.error(f"{flag.name} goes with --data-generation random")
     if args.data_size is not None and args.data_size < KAGGLE_DAYS:
         parser.error(f"--data-size {args.data_size}: expected at least {KAGGLE_DAYS}")
@@ -133,13 +131,12 @@ def processed_file(args: argparse.Namespace) -> str | None:
         return processed
     processed = processed or str(default_processed_file(args.data_set, raw))
     if Path(processed).exists():
-        near = Path(raw).parent
-        names = [Path(raw).name, f"{Path(raw).name}.gz"]
-        days = near.glob(f"{glob.escape(Path(raw).name)}_*") if args.data_set == "terabyte" else ()
         reason = None
-        if not any((near / name).exists() for name in names) and not any(days):
+        try:
+            find_raw_files(args.data_set, raw, 1)
+        except FileNotFoundError:
             reason = f"{raw} is not there"
-        elif not unpack_manifest(open_npz(processed)):
+        if reason is None and not unpack_manifest(open_npz(processed)):
             reason = f"{processed} was not made by data_utils.py"
         if reason is not None:
             print(f"note: {reason}; using {processed} as it is")
@@ -215,14 +212,10 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
         assert processed is not None
         folder = default_folder(processed, optimizer)
         if not _is_of(folder, processed):
-            defaults = {
-                flag.name.removeprefix("--").replace("-", "_"): flag.default
-                for flag in HOT_ROW_FLAGS
-                if flag is not cli.SEED
-            }
+            defaults = {flag.dest: flag.usual for flag in HOT_ROW_FLAGS}
             defaults |= {"arch_sparse_feature_size": dim, "optimizer": optimizer}
             with exclusive(folder.parent):
-                segregate(processed, folder, **defaults, seed=cli.SEED.default)
+                segregate(processed, folder, **defaults)
     row_bytes = bytes_per_row(dim, optimizer)
     return load_segregated(folder, processed, row_bytes, args.max_memory)
 

@@ -129,7 +129,6 @@ class DropRule:
         self._touched: Tensor | None = None
         self._active = self.policy.score is not None and self.num_hot > 0
         self._next_start = self.settings.start if self._active else math.inf
-        self._is_short = False
 
     def end_epoch(self, plan: EpochPlan) -> None:
         """Report an epoch without a choice."""
@@ -146,7 +145,7 @@ class DropRule:
         )
         if not (self._active and plan.num_hot_inputs):
             reason = "no input is hot: segregate with a larger --hot-emb-gpu-mem"
-        elif self._is_short:
+        elif self._is_short(plan):
             reason = (
                 f"an epoch of {plan.num_batches_at_first:,} mini-batches is short, each of them "
                 f"counts: below {self.settings.min_steps:,} nothing is dropped (--drop-min-steps)"
@@ -155,6 +154,9 @@ class DropRule:
             reason = "the run ended before --snapshot-start and --snapshot-window were through"
         policy = self.policy.name
         return {"epoch": self._epoch, "policy": policy, "dropped": 0, "reason": reason}
+
+    def _is_short(self, plan: EpochPlan) -> bool:
+        return plan.num_batches_at_first < self.settings.min_steps
 
     @property
     def num_dropped(self) -> int:
@@ -214,8 +216,7 @@ class DropRule:
     def before_batch(self, plan: EpochPlan, reach: Reach) -> None:
         """Take the snapshot or make the choice if the hot stream has come that far."""
         trained = plan.num_trained[True]
-        self._is_short = plan.num_batches_at_first < self.settings.min_steps
-        if self._is_short:
+        if self._is_short(plan):
             return
         if self._before is None:
             if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:

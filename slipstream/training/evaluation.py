@@ -69,17 +69,17 @@ def logits_of(
         return model(dense.to(table.device), rows, present), labels.to(table.device)
 
 
-def evaluate(
+def outputs_of(
     model: ClickModel,
     table: EmbeddingTable,
     inputs: Inputs,
     batch_size: int,
     stop: StopRequest | None = None,
-) -> dict[str, float]:
-    """AUC, log loss and accuracy of the model on `inputs`, in batches, without autograd.
+) -> np.ndarray:
+    """The model's logits (n,) on all `inputs`, in batches, without autograd.
 
-    Raises `ValueError` when an output of the model is not finite, `Interrupted` between two batches
-    when `stop` has noted a signal.
+    Raises `ValueError` when one is not finite, `Interrupted` between two batches when `stop` has
+    noted a signal.
     """
     logits = [torch.empty(0, device=table.device)]
     for start in range(0, len(inputs), batch_size):
@@ -89,6 +89,18 @@ def evaluate(
     outputs = torch.cat(logits).cpu().numpy()
     if not np.isfinite(outputs).all():
         raise ValueError("the model's outputs are not finite; lower --learning-rate")
+    return outputs
+
+
+def evaluate(
+    model: ClickModel,
+    table: EmbeddingTable,
+    inputs: Inputs,
+    batch_size: int,
+    stop: StopRequest | None = None,
+) -> dict[str, float]:
+    """AUC, log loss and accuracy of the model on `inputs`; raises as `outputs_of` does."""
+    outputs = outputs_of(model, table, inputs, batch_size, stop)
     return click_metrics(outputs, np.asarray(inputs.labels))
 
 
