@@ -358,6 +358,14 @@ def test_how_vectors_meet_is_not_guessed():
         flags(8, 3, 2, "itself")
 
 
+def test_a_folder_of_another_data_set_is_not_that_of_its_processed_file(tmp_path):
+    write_log(tmp_path / "train.txt", 400, seed=1)
+    data_utils.main(["--raw-data-file", str(tmp_path / "train.txt")])
+    words = ["--raw-data-file", str(tmp_path), "--data-set", "avazu", "--runs-dir", str(tmp_path)]
+    with pytest.raises(FileNotFoundError, match=r"train\.csv does not exist"):
+        dlrm_s_pytorch.main(words)
+
+
 def test_another_log_in_the_same_folder(tmp_path, capsys):
     """Neither an older folder of hot rows is used, nor a seed's own data made."""
     runs = ["--runs-dir", str(tmp_path / "runs"), "--arch-sparse-feature-size", "4"]

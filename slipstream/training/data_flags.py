@@ -135,6 +135,8 @@ def processed_file(args: argparse.Namespace) -> str | None:
         try:
             find_raw_files(args.data_set, raw, 1)
         except FileNotFoundError:
+            if Path(raw).is_dir():  # of another data set: so may be the processed file in it
+                raise
             reason = f"{raw} is not there"
         if reason is None and not unpack_manifest(open_npz(processed)):
             reason = f"{processed} was not made by data_utils.py"
