@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_utils
-from slipstream.logs import encoding, formats, parsing, preprocess, rawfile
+from slipstream.logs import encoding, faults, formats, parsing, preprocess, rawfile
+from slipstream.logs.rows import BadBlock
 from slipstream.tools import npz
 from slipstream.tools.npz import open_npz, unpack_manifest
 
@@ -102,6 +103,11 @@ def members(path):
         return {name: archive.read(name) for name in archive.namelist() if "manifest" not in name}
 
 
+def untested(expected):
+    """With nothing held out."""
+    return {**expected, "days": np.append(expected["days"], expected["days"][-1])}
+
+
 def good_lines(rows=12, seed=5):
     """Lines of a valid log, each a list of fields, for a test to spoil."""
     rng = np.random.default_rng(seed)
@@ -155,16 +161,16 @@ def test_line_ends(tmp_path, end, last_newline):
     lines[3][-1] = lines[-1][-1] = ""  # the last field empty, in the last line too
     text = joined(lines)
     raw.write_bytes((text if last_newline else text[:-1]).replace("\n", end).encode())
-    data_utils.preprocess("kaggle", raw, block_bytes=700)
-    assert_same(tmp_path / "train_processed.npz", reference([text]))
+    data_utils.preprocess("kaggle", raw, block_bytes=700, split="none")
+    assert_same(tmp_path / "train_processed.npz", untested(reference([text])))
 
 
 def test_gzip_of_several_members(tmp_path):
     lines = good_lines()
     raw = tmp_path / "train.txt.gz"
     raw.write_bytes(b"".join(gzip.compress(joined([line]).encode()) for line in lines))
-    data_utils.preprocess("kaggle", raw)
-    assert_same(tmp_path / "train_processed.npz", reference([joined(lines)]))
+    data_utils.preprocess("kaggle", raw, split="none")
+    assert_same(tmp_path / "train_processed.npz", untested(reference([joined(lines)])))
 
 
 def test_extreme_values(tmp_path):
@@ -174,11 +180,11 @@ def test_extreme_values(tmp_path):
     ]
     lines[0][14:22] = ["0", "00000000", "", "ffffffff", "FFFFFFFF", "80000000", "7fffffff", "a"]
     (tmp_path / "train.txt").write_text(joined(lines))
-    data_utils.preprocess("kaggle", tmp_path / "train.txt")
+    data_utils.preprocess("kaggle", tmp_path / "train.txt", split="none")
     arrays = open_npz(tmp_path / "train_processed.npz")
     expected = [0, 0, 0, 0, 2147483647, 0, 7, 0, 99999999, 100000000, 12345678, 0, 1]
     assert arrays["X_int"][0].tolist() == expected
-    assert_same(tmp_path / "train_processed.npz", reference([joined(lines)]))
+    assert_same(tmp_path / "train_processed.npz", untested(reference([joined(lines)])))
 
 
 @pytest.mark.parametrize("max_ind_range", [1, 7, 1000, 2**31, 2**40])
@@ -196,7 +202,7 @@ def test_ids_are_a_bijection_of_values_with_empty_first(tmp_path):
     for row, value in enumerate(["", "0", "00000000", "1", "ffffffff", "", "1", "2", "2", "0"]):
         lines[row][20] = value
     (tmp_path / "train.txt").write_text(joined(lines))
-    data_utils.preprocess("kaggle", tmp_path / "train.txt")
+    data_utils.preprocess("kaggle", tmp_path / "train.txt", split="none")
     arrays = open_npz(tmp_path / "train_processed.npz")
     assert arrays["X_cat"][:, 6].tolist() == [0, 1, 1, 2, 4, 0, 2, 3, 3, 1]
     assert arrays["counts"][6] == 5
@@ -227,14 +233,18 @@ def test_terabyte(tmp_path, suffix, as_folder):
         assert source["sha256"] == hashlib.sha256(data).hexdigest()
 
 
-def test_terabyte_sub_sampling(tmp_path):
+@pytest.mark.parametrize("thins_held_out", [False, True])
+def test_terabyte_sub_sampling(tmp_path, thins_held_out):
     texts = write_days(tmp_path)
     labels = [[int(line[0]) for line in text.splitlines()] for text in texts]
     keep = []
     for day, of_day in enumerate(labels):
         draws = np.random.default_rng([9, day]).random(len(of_day))
-        keep += [label == 1 or draw >= 0.6 for label, draw in zip(of_day, draws, strict=True)]
+        is_whole = day == 2 and not thins_held_out
+        pairs = zip(of_day, draws, strict=True)
+        keep += [label == 1 or draw >= 0.6 or is_whole for label, draw in pairs]
     options = {"num_days": 3, "data_sub_sample_rate": 0.6, "seed": 9}
+    options["sub_sample_held_out"] = thins_held_out
     target = tmp_path / "out.npz"
     data_utils.preprocess("terabyte", tmp_path / "day", target, block_bytes=4000, **options)
     assert_same(target, reference(texts, keep=keep))
@@ -242,7 +252,10 @@ def test_terabyte_sub_sampling(tmp_path):
     manifest = unpack_manifest(open_npz(target))
     num_dropped = len(keep) - sum(keep)
     assert manifest["rows_dropped"] == {"sub-sampled negative": num_dropped}
-    assert abs(num_dropped / (len(keep) - sum(map(sum, labels))) - 0.6) < 0.1
+    of_days = labels if thins_held_out else labels[:2]
+    assert abs(num_dropped / sum(of_day.count(0) for of_day in of_days) - 0.6) < 0.1
+    told = {"rate": 0.6, "held_out": "thinned" if thins_held_out else "whole"}
+    assert manifest["sub_sampling"] == told
 
 
 def test_sub_sampling_is_seeded(tmp_path):
@@ -277,9 +290,11 @@ def test_any_small_log(tmp_path_factory, lines, block_bytes, modulus):
     folder = tmp_path_factory.mktemp("log")
     (folder / "train.txt").write_text(joined(lines))
     data_utils.preprocess(
-        "kaggle", folder / "train.txt", max_ind_range=modulus, block_bytes=block_bytes
+        *("kaggle", folder / "train.txt"),
+        **{"max_ind_range": modulus, "block_bytes": block_bytes, "split": "none"},
     )
-    assert_same(folder / "train_processed.npz", reference([joined(lines)], modulus))
+    expected = untested(reference([joined(lines)], modulus))
+    assert_same(folder / "train_processed.npz", expected)
 
 
 @settings(max_examples=300, deadline=None)
@@ -317,13 +332,13 @@ def test_no_other_byte_is_a_digit(column, text):
 
 
 def no_fault(block):
-    return not list(parsing.find_faults(block.split(b"\n")[:-1], KAGGLE))
+    return not list(faults.find_faults(block.split(b"\n")[:-1], KAGGLE))
 
 
 def fast_path_takes(block):
     try:
         parsing.parse_block(block, KAGGLE)
-    except parsing.BadBlock:
+    except BadBlock:
         return False
     return True
 
@@ -367,7 +382,7 @@ def test_up_to_date_and_rebuilds(tmp_path, capsys):
 
 def test_manifest(tmp_path):
     raw, target = tmp_path / "train.txt", tmp_path / "out" / "new.npz"
-    write_log(raw, 40, seed=7)
+    write_log(raw, 200, seed=7)
     (tmp_path / "train.txt.json").write_text('{"auc": 0.75}')
     data_utils.preprocess("kaggle", raw, target, max_ind_range=50)
     manifest = unpack_manifest(open_npz(target))
@@ -552,7 +567,7 @@ def test_sub_sampling_that_leaves_no_rows(tmp_path):
         line[0] = "0"
     for day in ("day_0", "day_1"):
         (tmp_path / day).write_text(joined(lines))
-    with pytest.raises(ValueError, match="no rows are left"):
+    with pytest.raises(ValueError, match="no rows to train on"):
         data_utils.preprocess(
             "terabyte", tmp_path / "day", num_days=2, data_sub_sample_rate=0.9999999
         )
@@ -571,7 +586,7 @@ def test_too_little_disk_is_told_before_any_work(tmp_path, monkeypatch):
 
 def test_an_error_while_writing_keeps_the_old_result(tmp_path, monkeypatch):
     raw, target = tmp_path / "train.txt", tmp_path / "train_processed.npz"
-    write_log(raw, 20, seed=1)
+    write_log(raw, 90, seed=1)
     data_utils.preprocess("kaggle", raw)
     before = target.read_bytes()
 

@@ -30,8 +30,8 @@ def columns(tmp_path):
     return write
 
 
-def build(raw, columns, target):
-    data_utils.preprocess("custom", raw, target, columns=columns)
+def build(raw, columns, target, **options):
+    data_utils.preprocess("custom", raw, target, columns=columns, **options)
     return open_npz(target)
 
 
@@ -40,18 +40,18 @@ def test_no_path_and_no_column_is_a_pattern(tmp_path, columns):
     for name, first in (("log1.parquet", 0), ("log[1].parquet", 500)):
         pl.DataFrame(
             {
-                "clicked": [5] * 20,
-                "^c.*$": [row % 2 for row in range(20)],
-                "*": [f"s{row % 3}" for row in range(20)],
-                "place": [first + row for row in range(20)],
+                "clicked": [5] * 28,
+                "^c.*$": [row % 2 for row in range(28)],
+                "*": [f"s{row % 3}" for row in range(28)],
+                "place": [first + row for row in range(28)],
             }
         ).write_parquet(tmp_path / name)
     described = columns(**names, separator="parquet")
     arrays = build(tmp_path / "log[1].parquet", described, tmp_path / "p.npz")
-    assert arrays["X_int"][:, 0].tolist() == list(range(500, 520))
-    assert arrays["y"].tolist() == [0, 1] * 10 and arrays["counts"].tolist() == [3]
+    assert arrays["X_int"][:, 0].tolist() == list(range(500, 528))
+    assert arrays["y"].tolist() == [0, 1] * 14 and arrays["counts"].tolist() == [3]
     (tmp_path / "log1.csv").write_bytes(HEADER + lines(0))
-    (tmp_path / "log[1].csv").write_bytes(HEADER + lines(700))
+    (tmp_path / "log[1].csv").write_bytes(HEADER + lines(700, 28))
     arrays = build(tmp_path / "log[1].csv", columns(), tmp_path / "q.npz")
     assert arrays["X_int"][0, 0] == 700
 

@@ -2,7 +2,7 @@
 
 Rows go to *parts*, folders on disk, with provisional ids in order of first appearance and with the
 part's vocabularies; a part ends with its file, after `PART_ROWS` rows, or when its vocabularies
-fill the memory they may take. When all parts are written, `merge_table` turns a column's
+fill the memory they may take. When all parts are written, `merging.merge_table` turns a column's
 provisional ids into ranks among the sorted values of the whole log, so ids depend on the log alone.
 
 Price: 16 bytes of memory a distinct value of a part, twice that for a moment; on disk the rows, and
@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.logs.formats import Schema
-from slipstream.logs.parsing import MAX_INT32, Rows
-from slipstream.tools.npz import open_npz, write_npz
+from slipstream.logs.formats import TRAINING, Schema, class_of
+from slipstream.logs.parsing import MAX_INT32
+from slipstream.logs.rows import ABSENT, Rows, Texts
+from slipstream.tools.npz import write_npz
 from slipstream.tools.runtime import num_threads, sync_file, write_json
 
 MAX_EMBEDDING_ROWS = MAX_INT32  # of all tables: slots are int32
 PART_ROWS = 1 << 23
 CHUNK_ROWS = 1 << 16
-MERGE_BYTES = 64  # of memory a value while columns are merged
+INT32, INT8, INT64, FLOAT32 = (np.dtype(name) for name in ("int32", "int8", "int64", "float32"))
 VALUE_BYTES = 16  # of a vocabulary in memory, and of a part's on disk
 NARROW_BITS = 31
 NARROW_MASK = (1 << NARROW_BITS) - 1
@@ -95,6 +95,32 @@ class Vocabulary:
         return {"codes": codes, "ids": ids, "counts": self._counts[: self.size]}
 
 
+class WholeFloats:
+    """The texts of a table that are whole floats, while all its texts are numbers."""
+
+    def __init__(self) -> None:
+        self.are_numbers: bool | None = None  # until there is a text
+        self._pairs = [np.empty((0, 2), np.uint64)]
+        self.size = 0
+
+    def add(self, texts: Texts | None) -> None:
+        """Note what a block's texts are."""
+        if texts is None or self.are_numbers is False:
+            return
+        self.are_numbers = texts.are_numbers
+        self._pairs.append(texts.whole_floats)
+        self.size += len(texts.whole_floats)
+        if not self.are_numbers:
+            self._pairs, self.size = self._pairs[:1], 0
+        elif len(self._pairs) > 64:
+            self._pairs = [self.pairs()]
+            self.size = len(self._pairs[0])
+
+    def pairs(self) -> np.ndarray:
+        """(n, 2) uint64, sorted: the codes of `17.0` and of `17`."""
+        return np.unique(np.concatenate(self._pairs), axis=0)
+
+
 def _sorted_with_places(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted codes, and the place of each in `codes`."""
     if codes.max() < 1 << (64 - NARROW_BITS):
@@ -110,8 +136,8 @@ def _sorted_with_places(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Part:
-    """A run of encoded rows on disk: arrays `y`, `dense`, `ids` and, where rows are to be sorted,
-    `keys`, as bytes in files of these names; `vocabularies.npz`; `part.json` with `info`.
+    """A run of encoded rows on disk: arrays `y`, `dense`, `ids` and, where rows have them, `keys`
+    and `weights`, as bytes in files of these names; `vocabularies.npz`; `part.json` with `info`.
     """
 
     folder: Path
@@ -145,44 +171,58 @@ class PartWriter:
         self.folder, self.schema = folder, schema
         self.num_rows = 0
         self._info: dict[str, Any] = {"num_positive": 0, "day_rows": {}, "is_sorted": True}
+        self._info["num_held_out"] = 0  # of rows drawn
         self._zeros = np.zeros(len(schema.dense_names), np.int64)
         self._largest = np.zeros(len(schema.dense_names))
         self._vocabularies = [Vocabulary() for _ in schema.table_names]
+        self._columns = [schema.layout.columns_of(t) for t in range(len(self._vocabularies))]
+        self._whole_floats = [WholeFloats() for _ in schema.table_names]
         self._partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(num_threads()))
-        names = ("y", "dense", "ids", "keys") if schema.has_keys else ("y", "dense", "ids")
         self._files = {
-            name: self._stack.enter_context(open(self._partial / name, "wb")) for name in names
+            name: self._stack.enter_context(open(self._partial / name, "wb"))
+            for name in array_names(schema)
         }
 
     @property
     def vocabulary_bytes(self) -> int:
         """Memory that the vocabularies take."""
-        return VALUE_BYTES * sum(vocabulary.size for vocabulary in self._vocabularies)
+        num_values = sum(vocabulary.size for vocabulary in self._vocabularies)
+        return VALUE_BYTES * (num_values + sum(floats.size for floats in self._whole_floats))
 
     def add(self, rows: Rows) -> None:
         """Append the rows of a block. Raises `ValueError` when the tables grow too large."""
         if not len(rows.labels):
             return
         num_tables = len(self._vocabularies)
-        ids = np.empty((len(rows.labels), num_tables), np.int32)
+        ids = np.empty(rows.codes.shape, np.int32)
 
         def encode(table: int) -> None:
-            codes = np.ascontiguousarray(rows.codes[:, table])
-            ids[:, table] = self._vocabularies[table].encode(codes)
+            columns, vocabulary = self._columns[table], self._vocabularies[table]
+            for column in columns if not self.schema.layout.has_absent else ():
+                ids[:, column] = vocabulary.encode(np.ascontiguousarray(rows.codes[:, column]))
+            if self.schema.layout.has_absent:
+                codes = rows.codes[:, columns]
+                is_there, encoded = codes != ABSENT, np.full(codes.shape, -1, np.int32)
+                if is_there.any():
+                    encoded[is_there] = vocabulary.encode(codes[is_there])
+                ids[:, columns] = encoded
+            for column in columns:
+                self._whole_floats[table].add(rows.texts.get(column))
 
         list(self._pool.map(encode, range(num_tables)))
         check_num_embedding_rows(sum(vocabulary.size for vocabulary in self._vocabularies))
-        arrays = {"y": rows.labels, "dense": rows.dense, "ids": ids, "keys": rows.keys}
+        arrays: dict[str, Any] = {"y": rows.labels, "dense": rows.dense, "ids": ids}
+        arrays |= {"keys": rows.keys, "weights": rows.weights}
         for name, file in self._files.items():
             file.write(np.ascontiguousarray(arrays[name]).data)
         self.num_rows += len(rows.labels)
         self._info["num_positive"] += int(rows.labels.sum())
         self._zeros += (rows.dense == 0).sum(axis=0)
-        self._largest = np.maximum(self._largest, rows.dense.max(axis=0))
+        self._largest = np.fmax(self._largest, np.fmax.reduce(rows.dense, axis=0))
         if rows.keys is not None:
             self._note_keys(rows.keys)
 
@@ -192,6 +232,10 @@ class PartWriter:
         info["is_sorted"] = bool(info["is_sorted"] and is_sorted)
         info.setdefault("first_key", int(keys[0]))
         info["last_key"] = int(keys[-1])
+        if self.schema.split.is_drawn:
+            is_training = class_of(keys) == TRAINING
+            info["num_held_out"] += int((~is_training).sum())
+            keys = keys[is_training]
         if self.schema.day_rule == "keys":
             found, counts = np.unique(self.schema.day_of(keys), return_counts=True)
             for day, count in zip(found.tolist(), counts.tolist(), strict=True):
@@ -205,6 +249,10 @@ class PartWriter:
             for table, named in enumerate(arrays)
             for name, array in named.items()
         }
+        self._info["values"] = [len(members[f"codes_{t}"]) for t in range(len(self._columns))]
+        self._info["are_numbers"] = [floats.are_numbers for floats in self._whole_floats]
+        for table, floats in enumerate(self._whole_floats):
+            members[f"floats_{table}"] = floats.pairs()
         for file in self._files.values():
             sync_file(file)
         write_npz(self._partial / "vocabularies.npz", members)
@@ -226,6 +274,12 @@ class PartWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
 
+def array_names(schema: Schema) -> list[str]:
+    """The files that a part's rows are in."""
+    names = {"keys": schema.has_keys, "weights": schema.has_weights}
+    return ["y", "dense", "ids", *(name for name, there in names.items() if there)]
+
+
 def check_num_embedding_rows(num_rows: int) -> None:
     """Raise `ValueError` when the tables have more rows than slots can number."""
     if num_rows > MAX_EMBEDDING_ROWS:
@@ -235,55 +289,8 @@ def check_num_embedding_rows(num_rows: int) -> None:
         )
 
 
-def merge_table(parts: Sequence[Part], table: int, max_bytes: int) -> dict[str, Any]:
-    """Rank a column's values over all parts: `map_<table>` in each part, by provisional id, int32.
-
-    Works through ranges of codes that fit into `max_bytes`. Returns the column's distinct values,
-    the accesses of the empty value, and those of its most accessed 1 % of values.
-    """
-    names = [f"{name}_{table}" for name in ("codes", "ids", "counts")]
-    opened = [open_npz(part.folder / "vocabularies.npz", names, others=False) for part in parts]
-    codes, ids, counts = ([arrays[name] for arrays in opened] for name in names)
-    maps = [np.empty(len(values), np.int32) for values in codes]
-    num_values = num_missing = 0
-    num_kept = -(-sum(map(len, codes)) // 100)  # at least 1 % of the distinct values
-    top = np.empty(0, np.int64)
-    for ranges in _ranges(codes, max_bytes // MERGE_BYTES):
-        cut = [values[among] for values, among in zip(codes, ranges, strict=True)]
-        merged = cut[0] if len(cut) == 1 else np.unique(np.concatenate(cut))
-        accesses = np.zeros(len(merged), np.int64)
-        for part, among in enumerate(ranges):
-            ranks, known = np.searchsorted(merged, cut[part]), ids[part][among]
-            maps[part][known] = num_values + ranks
-            accesses[ranks] += counts[part][known]
-        if len(merged) and merged[0] == 0:
-            num_missing = int(accesses[0])
-        num_values += len(merged)
-        top = np.concatenate([top, accesses])
-        top = top if len(top) <= num_kept else np.partition(top, len(top) - num_kept)[-num_kept:]
-    for of_part, new_ids in zip(parts, maps, strict=True):
-        _write_synced(of_part.folder / f"map_{table}", new_ids)
-    top.sort()
-    num_top = max(1, -(-num_values // 100))
-    return {
-        "distinct": num_values,
-        "missing": num_missing,
-        "top": int(top[len(top) - num_top :].sum()),
-    }
-
-
-def _ranges(codes: Sequence[np.ndarray], max_values: int) -> Iterator[list[slice]]:
-    """Cut sorted arrays at common codes, into slices of about `max_values` values together."""
-    total = sum(map(len, codes))
-    num_ranges = max(1, -(-total // max(max_values, 1)))
-    sample = np.sort(np.concatenate([array[:: max(1, total // 4096)] for array in codes]))
-    bounds = np.unique(sample[np.arange(1, num_ranges) * len(sample) // num_ranges])
-    cuts = [[0, *np.searchsorted(array, bounds), len(array)] for array in codes]
-    for i in range(len(bounds) + 1):
-        yield [slice(cut[i], cut[i + 1]) for cut in cuts]
-
-
-def _write_synced(path: Path, array: np.ndarray) -> None:
+def write_synced(path: Path, array: np.ndarray) -> None:
+    """Write an array's bytes, and bring them to the disk."""
     with open(path, "wb") as file:
-        file.write(array.data)
+        file.write(np.ascontiguousarray(array).data)
         sync_file(file)

@@ -60,6 +60,10 @@ class FeatureLayout:
             tables[list(feature.columns)] = feature.table
         return tables
 
+    def columns_of(self, table: int) -> list[int]:
+        """The columns whose ids are of a table, in order."""
+        return np.flatnonzero(self.table_of_column == table).tolist()
+
     @cached_property
     def may_be_absent(self) -> np.ndarray:
         """(C,) bool: the columns that may hold -1."""

@@ -43,6 +43,13 @@ FILE_FLAGS = (
         "custom: a JSON or YAML file that says what the log's columns are; see README.md",
         "FILE",
     ),
+    cli.Flag(
+        "--test-data-file",
+        str,
+        None,
+        "hold out the rows of this file, or folder of files, of the same format, and train on all"
+        " of --raw-data-file",
+    ),
     cli.Flag("--num-days", cli.positive_int, 24, "files read, from day_0; terabyte only"),
     cli.Flag(
         "--processed-data-file",
@@ -65,6 +72,20 @@ FILE_FLAGS = (
         "BYTES",
     ),
 )
+SPLIT = cli.Flag(
+    "--split",
+    str,
+    None,
+    "rows held out for test and validation, a half each: last-day, random:SEED (each row with odds"
+    " of 1 in 5), or none; not given: last-day, or what the column file says",
+    "RULE",
+)
+MIN_COUNT = cli.Flag(
+    "--min-count",
+    cli.positive_int,
+    1,
+    "values seen fewer times than this in the training rows share one row a table; 1 = off",
+)
 MAX_IND_RANGE, SUB_SAMPLE_RATE = (
     cli.Flag(
         "--max-ind-range",
@@ -77,10 +98,22 @@ MAX_IND_RANGE, SUB_SAMPLE_RATE = (
         "--data-sub-sample-rate",
         cli.share,
         0.0,
-        "share of the negative rows to drop, from 0 (off) to less than 1",
+        "share of the negative training rows to drop, from 0 (off) to less than 1",
     ),
 )
-ROW_FLAGS = (MAX_IND_RANGE, SUB_SAMPLE_RATE, cli.SEED)
+ROW_FLAGS = (
+    SPLIT,
+    MAX_IND_RANGE,
+    MIN_COUNT,
+    SUB_SAMPLE_RATE,
+    cli.Flag(
+        "--sub-sample-held-out",
+        cli.boolean,
+        False,
+        "drop held-out negative rows likewise, as DLRM does; their click rate is no log's then",
+    ),
+    cli.SEED,
+)
 # Of a script that preprocesses the log first, as DLRM's trainer does.
 RAW_FLAGS = (
     DATA_SET._replace(

@@ -3,14 +3,20 @@
 A column is of one *kind*. What a field may hold, and whether it may be empty:
 
     label    0 or 1
-    count    a whole number of 1 to 16 digits, at most 2^31 - 1; dense; empty and negative are 0
-    number   a decimal number; dense, float32; empty and negative are 0
+    weight   a decimal number, not negative: of the row in loss and metrics
+    count    a whole number of 1 to 16 digits, at most 2^31 - 1; dense; empty is 0
+    number   a decimal number; dense, float32; empty is 0 (standardized: the mean)
     hex      1 to 8 hexadecimal digits, case and leading zeros aside; categorical; may be empty
     string   UTF-8 text, taken byte by byte; categorical; may be empty
+    list     several strings or hashes in one cell, parted by a character; may be empty
     hour     Avazu's YYMMDDHH: hour of day and weekday (categorical), hour of day (dense), its date
     day      a whole number or an ISO date: rows of one value are a day, days go in its order
-    order    a whole number or an ISO date and time (to 0.1 ms): rows are sorted by it
+    order    a number or an ISO date and time (to 1 us, with or without an offset): rows are sorted
+             by it
     skip     any UTF-8 text
+
+A negative count or number is 0 where its transform is the logarithm, the usual one. In logs of a
+column file (*lax* ones) numbers may be spelled in more ways: labels 1.0 or true, +3, .5, 3.0.
 
 Taobao's log has kinds of its own: id (a whole number of 1 to 9 digits), behaviour (pv, a click, or
 buy, cart, fav) and time (seconds since 1970).
@@ -19,20 +25,55 @@ buy, cart, fav) and time (seconds since 1970).
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from slipstream.logs.features import Feature, FeatureLayout
+
 KAGGLE_DAYS = 7
-CATEGORY_KINDS, DENSE_KINDS = ("hex", "string"), ("count", "number", "id")
+CATEGORY_KINDS, DENSE_KINDS = ("hex", "string", "list"), ("count", "number", "id")
 KEY_KINDS = ("hour", "day", "order", "time")
 HOUR_CATEGORIES = ("hour of day", "weekday")
-SEPARATORS = {"csv": ",", "tsv": "\t"}
-CUSTOM_KEYS = "label, dense, categorical, day, order, separator, header, quote, columns, days"
+TRANSFORMS = ("log", "signed_log", "standardize", "none")
+# Sets of rows that are told apart by their keys: class c's are moved by (c - 1) * CLASS_SPAN.
+TRAINING, TEST, VALIDATION = 0, 1, 2
+CLASS_SPAN = 6_140_000_000_000_000_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows are held out for test and validation.
+
+    Attributes:
+        rule: `last day`; `random`: each row with odds of `RANDOM_SHARE`, half of them for the
+            test; `file`: those of the test file; `none`.
+        seed: of `random`.
+    """
+
+    rule: str = "last day"
+    seed: int = 0
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether each row's key says which set it is of."""
+        return self.rule in ("random", "file")
+
+
+RANDOM_SHARE = 0.2  # Avazu's usual split: 8, 1 and 1 parts
+
+
+def split_of(text: str) -> Split:
+    """Parse `last-day`, `random:SEED` or `none`; `ValueError` for anything else."""
+    word, _, seed = text.partition(":")
+    if text in ("last-day", "none"):
+        return Split(text.replace("-", " "))
+    if word == "random" and seed.isdecimal() and len(seed) < 10:
+        return Split(word, int(seed))
+    raise ValueError(f"got {text!r}; expected last-day, random:SEED (as random:1), or none")
 
 
 @dataclass(frozen=True)
@@ -41,13 +82,18 @@ class Schema:
 
     Attributes:
         dense_names: of the dense features; a log without any has one that is always 0.
-        table_names: of the categorical features.
+        table_names: of the T tables.
         dense_type: int32, or float32 where a column holds decimal numbers.
         has_keys: rows have keys, and are sorted by them.
         day_rule: `equal`: `num_days` equal contiguous days; `files`: each file is a day; `keys`:
             rows of one `day_of` their key are a day.
         num_days: see `day_rule`.
         day_length, day_start: a day is `(key - day_start) // day_length`.
+        features: which id columns form which feature; empty: one column a table.
+        transforms: of each dense feature; empty: the logarithm.
+        has_weights: rows have weights.
+        moduli: of each table, what its codes are taken modulo when tables are merged; 0: nothing.
+        split: which rows are held out.
     """
 
     dense_names: tuple[str, ...]
@@ -58,15 +104,55 @@ class Schema:
     num_days: int = KAGGLE_DAYS
     day_length: int = 1
     day_start: int = 0
+    features: tuple[Feature, ...] = ()
+    transforms: tuple[str, ...] = ()
+    has_weights: bool = False
+    moduli: tuple[int, ...] = ()
+    split: Split = Split()
+
+    @cached_property
+    def layout(self) -> FeatureLayout:
+        """The id columns."""
+        plain = (Feature(name, (at,), at) for at, name in enumerate(self.table_names))
+        return FeatureLayout(self.features or tuple(plain))
+
+    @property
+    def num_columns(self) -> int:
+        """C, the id columns of a row."""
+        return self.layout.num_columns
+
+    @property
+    def is_standardized(self) -> np.ndarray:
+        """(D,) bool: dense features that are standardized; an empty one is NaN in a part."""
+        kinds = self.transforms or ("log",) * len(self.dense_names)
+        return np.array(kinds) == "standardize"
 
     def day_of(self, keys: np.ndarray) -> np.ndarray:
-        """The day of each key."""
+        """The day of each key, of training rows where rows are drawn."""
+        if self.split.is_drawn:
+            keys = keys + CLASS_SPAN
         return (keys - self.day_start) // self.day_length
 
     @property
     def row_bytes(self) -> int:
         """Of the processed file, and of a part."""
-        return 1 + 4 * len(self.dense_names) + 4 * len(self.table_names)
+        return 1 + 4 * (len(self.dense_names) + self.num_columns + self.has_weights)
+
+
+def class_of(keys: np.ndarray) -> np.ndarray:
+    """The set of rows, `TRAINING`, `TEST` or `VALIDATION`, that keys were given by `keys_in`."""
+    half = CLASS_SPAN // 2
+    return (keys >= -half).astype(np.int8) + (keys >= half)
+
+
+def keys_in(classes: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
+    """Keys that sort rows by their set, then as `keys`; `ValueError` for keys too large."""
+    moved = (classes.astype(np.int64) - 1) * CLASS_SPAN
+    if keys is None:
+        return moved
+    if len(keys) and np.abs(keys).max() >= CLASS_SPAN // 2:
+        raise ValueError("the column of order or day holds numbers of over 3.07e18; expected less")
+    return moved + keys
 
 
 def equal_days(num_rows: int, num_days: int = KAGGLE_DAYS) -> np.ndarray:
@@ -74,6 +160,28 @@ def equal_days(num_rows: int, num_days: int = KAGGLE_DAYS) -> np.ndarray:
     lengths = np.full(num_days, num_rows // num_days, np.int64)
     lengths[: num_rows % num_days] += 1
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a column file says of a column besides its kind.
+
+    Attributes:
+        transform: of a dense one; one of `TRANSFORMS`.
+        values: of a list, at most so many are kept, the last ones; 1: the field is one value,
+            whatever is in it; 0: nothing is said.
+        separator: between a list's values in a text; a Parquet list needs none.
+        pool: `sum`, `mean` or `sequence`, of a list.
+        table: the categorical column whose table it shares; None: it has its own.
+        element: kind of a list's values, `string` or `hex`.
+    """
+
+    transform: str = "log"
+    values: int = 0
+    separator: str = "|"
+    pool: str = "none"
+    table: str | None = None
+    element: str = "string"
 
 
 @dataclass(frozen=True)
@@ -88,6 +196,10 @@ class LogFormat:
         quote: fields may be quoted with `"`, as in RFC 4180, but for newlines.
         num_days: equal contiguous days that the whole log is cut into, where no column tells them.
         day_per_file: each file is a day.
+        lax: see the module's text.
+        nulls: what stands for an empty dense field.
+        details: of the columns of a column file that have some, by name.
+        split: which rows are held out.
         order: the names in the order of the features, whatever a file's order is; empty: `names`.
     """
 
@@ -99,6 +211,10 @@ class LogFormat:
     num_days: int = KAGGLE_DAYS
     day_per_file: bool = False
     order: tuple[str, ...] = ()
+    lax: bool = False
+    nulls: tuple[str, ...] = ()
+    details: tuple[tuple[str, Details], ...] = ()
+    split: Split = Split()
 
     def columns(self, *kinds: str) -> list[int]:
         """Places of the columns of these kinds, in the order of the features."""
@@ -112,22 +228,62 @@ class LogFormat:
         """Kind of the column that orders the rows; None: none does."""
         return next((kind for kind in self.kinds if kind in KEY_KINDS), None)
 
+    def detail(self, column: int) -> Details:
+        """What is said of a column."""
+        return self._details.get(self.names[column], Details())
+
+    @cached_property
+    def _details(self) -> dict[str, Details]:
+        return dict(self.details)
+
     @property
     def schema(self) -> Schema:
         """What the rows become."""
-        names = [self.names[column] for column in self.columns(*DENSE_KINDS)]
-        tables = [self.names[column] for column in self.columns(*CATEGORY_KINDS)]
+        dense, categories = self.columns(*DENSE_KINDS), self.columns(*CATEGORY_KINDS)
+        names = [self.names[column] for column in dense]
+        transforms = tuple(self.detail(column).transform for column in dense)
+        tables = [self.names[c] for c in categories if self.detail(c).table is None]
+        features = self._features(categories, tables)
         if self.key_kind == "hour":
             names, tables = [*names, "hour"], [*tables, *HOUR_CATEGORIES]
         rule = "files" if self.day_per_file else "keys"
+        is_float = "number" in self.kinds or "standardize" in transforms
         return Schema(
             tuple(names or ["none"]),
             tuple(tables),
-            np.dtype(np.float32 if "number" in self.kinds else np.int32),
+            np.dtype(np.float32 if is_float else np.int32),
             self.key_kind is not None,
             rule if self.day_per_file or self.key_kind in ("hour", "day") else "equal",
             self.num_days,
+            features=features,
+            transforms=() if set(transforms) <= {"log"} else transforms,
+            has_weights="weight" in self.kinds,
+            split=self.split,
         )
+
+    def _features(self, categories: Sequence[int], tables: list[str]) -> tuple[Feature, ...]:
+        """The features of the categorical columns; empty where each is a column with a table."""
+        features: list[Feature] = []
+        end = 0
+        for column in categories:
+            name, detail = self.names[column], self.detail(column)
+            start, end = end, end + (detail.values if self.kinds[column] == "list" else 1)
+            table = tables.index(detail.table or name)
+            features.append(Feature(name, tuple(range(start, end)), table, detail.pool))
+        is_plain = all(detail.pool == "none" and not detail.table for _, detail in self.details)
+        return () if is_plain else tuple(features)
+
+    def text_moduli(self, modulus: int) -> tuple[int, ...]:
+        """The modulus for tables of texts, 0 for those of hashes, which are taken when parsed.
+
+        Of texts a whole log must first tell whether 17.0 is 17.
+        """
+        schema, is_text = self.schema, set()
+        for column in self.columns(*CATEGORY_KINDS):
+            if self.kinds[column] == "string" or self.detail(column).element == "string":
+                is_text.add(self.detail(column).table or self.names[column])
+        is_text -= {self.names[column] for column in self.columns("hex")}
+        return tuple(modulus if name in is_text else 0 for name in schema.table_names)
 
     def with_header(self, line: bytes) -> LogFormat:
         """The format of the lines below a header. `ValueError`: it lacks a column, or has two."""
@@ -172,106 +328,3 @@ FORMATS = {
     "terabyte": _criteo(day_per_file=True),
     "avazu": _avazu(),
 }
-
-
-def read_column_file(path: str | Path) -> LogFormat:
-    """The format that a JSON or YAML column file describes; README.md has an example.
-
-    Raises `ValueError` with what is wrong in it, and `FileNotFoundError`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; --columns takes a JSON or YAML file")
-    text = path.read_text(encoding="utf-8", errors="backslashreplace")
-    try:
-        described = _load_yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(described, dict):
-        raise ValueError(f"{path}: expected an object with keys {CUSTOM_KEYS}")
-    try:
-        return _format_of(described)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _load_yaml(text: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ValueError("pip install pyyaml, or write the column file as JSON") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def _format_of(described: dict[str, Any]) -> LogFormat:
-    unknown = set(described) - set(CUSTOM_KEYS.split(", "))
-    if unknown:
-        raise ValueError(f"unknown key {min(map(str, unknown))!r}; expected {CUSTOM_KEYS}")
-    if "day" in described and "order" in described:
-        raise ValueError("got both day and order; expected one of them, or none")
-    columns = [(described.get("label"), "label")]
-    columns += [_name_and_kind(c, ("count", "number")) for c in _list_of(described, "dense")]
-    columns += [_name_and_kind(c, ("string", "hex")) for c in _list_of(described, "categorical")]
-    columns += [(described[key], key) for key in ("day", "order") if key in described]
-    kind_of: dict[str, str] = {}
-    for name, kind in columns:
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"got {name!r} for a column of kind {kind}; expected its name")
-        if name in kind_of:
-            raise ValueError(f"column {name!r} is named twice, as {kind_of[name]} and as {kind}")
-        kind_of[name] = kind
-    if not {"hex", "string"} & set(kind_of.values()):
-        raise ValueError("categorical is empty; expected at least one column")
-    return _with_layout(described, kind_of)
-
-
-def _with_layout(described: dict[str, Any], kind_of: dict[str, str]) -> LogFormat:
-    separator = described.get("separator", ",")
-    separator = SEPARATORS.get(str(separator), separator)
-    is_byte = isinstance(separator, str) and len(separator) == 1 and separator.isascii()
-    if separator != "parquet" and (not is_byte or separator in '"\r\n' or separator.isalnum()):
-        raise ValueError(f"separator is {separator!r}; expected one character, or parquet")
-    header, quote = described.get("header", True), described.get("quote", separator == ",")
-    if not isinstance(header, bool) or not isinstance(quote, bool):
-        raise ValueError("header and quote are true or false")
-    num_days = described.get("days", KAGGLE_DAYS)
-    if not isinstance(num_days, int) or num_days < 2:
-        raise ValueError(f"days is {num_days!r}; expected a whole number, at least 2")
-    names = list(kind_of)
-    if separator != "parquet" and not header:
-        names = [str(name) for name in _list_of(described, "columns")]
-        missing = [name for name in kind_of if names.count(name) != 1]
-        if missing:
-            raise ValueError(
-                f"columns does not name {missing[0]!r} once; without a header, list all columns in "
-                "order"
-            )
-    return LogFormat(
-        tuple(kind_of.get(name, "skip") for name in names),
-        tuple(names),
-        None if separator == "parquet" else separator,
-        header and separator != "parquet",
-        quote and separator != "parquet",
-        num_days,
-        order=tuple(kind_of),
-    )
-
-
-def _list_of(described: dict[str, Any], key: str) -> list[Any]:
-    values = described.get(key, [])
-    if not isinstance(values, list):
-        raise ValueError(f"{key} is {values!r}; expected a list of columns")
-    return values
-
-
-def _name_and_kind(column: Any, kinds: Sequence[str]) -> tuple[Any, str]:
-    """A column is its name, or an object with name and type; the first kind is the usual one."""
-    if not isinstance(column, dict):
-        return column, kinds[0]
-    kind = column.get("type", kinds[0])
-    if kind not in kinds or set(column) - {"name", "type"}:
-        raise ValueError(f"got column {column}; expected name, and type {' or '.join(kinds)}")
-    return column.get("name"), kind

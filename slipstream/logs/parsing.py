@@ -8,37 +8,46 @@ lines, their columns and the reasons.
 from __future__ import annotations
 
 import csv
-import hashlib
-import re
-from collections.abc import Iterable, Iterator
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from slipstream.logs.formats import CATEGORY_KINDS, DENSE_KINDS, KEY_KINDS, LogFormat
+from slipstream.logs.formats import KEY_KINDS, Details, LogFormat
+from slipstream.logs.rows import BadBlock, Rows, import_polars, label_column, no_rows, rows_of
 
 MAX_INT32 = 2**31 - 1
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+# A number to order by has its microseconds kept below FINE_ORDER (seconds, that is), none above.
+FINE_ORDER, MAX_ORDER = 4_000_000_000, 9_000_000_000_000_000_000
 UNIT_SEPARATOR = b"\x1f"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ISO_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-DAY_OR_TIME = (
-    rf"-?[0-9]{{1,18}}|{ISO_DATE}([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]*)?)?Z?)?"
+ISO_TIME = (
+    rf"{ISO_DATE}([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.,][0-9]*)?)?"
+    r" ?(Z|UTC|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?)?"
 )
 PATTERNS = {
     "label": "[01]",
+    "weight": r"\+?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?",
     "count": "-?[0-9]{1,16}",
     "number": r"-?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?",
     "hex": "[0-9a-fA-F]{1,8}",
     "hour": "[0-9]{8}",
-    "day": DAY_OR_TIME,
+    "day": rf"-?[0-9]{{1,18}}(\.0*)?|{ISO_TIME}",
     "id": "[0-9]{1,9}",
     "behaviour": "pv|buy|cart|fav",
     "time": "-?[0-9]{1,11}",
-    "order": DAY_OR_TIME,
+    "order": rf"[+-]?[0-9]{{1,19}}(\.[0-9]*)?|{ISO_TIME}",
+}
+LAX_PATTERNS = {
+    **PATTERNS,
+    "label": r"\+?[01](\.0*)?|true|True|TRUE|false|False|FALSE",
+    "count": r"[+-]?[0-9]{1,16}(\.0{0,40})?",
+    "number": "[+-]?" + PATTERNS["weight"].removeprefix(r"\+?"),
 }
 MEANINGS = {
+    "weight": "a decimal number that is not negative",
     "count": "a whole number of 1 to 16 digits",
     "number": "a decimal number",
     "hex": "a hexadecimal value of 1 to 8 digits",
@@ -47,48 +56,11 @@ MEANINGS = {
     "time": "a time in seconds since 1970",
     "hour": "a time as YYMMDDHH",
     "day": "a whole number or an ISO date",
-    "order": "a whole number or an ISO date and time",
+    "order": "a number or an ISO date and time",
 }
-REQUIRED_KINDS = ("label", "behaviour", "id", *KEY_KINDS)  # never empty
+REQUIRED_KINDS = ("label", "weight", "behaviour", "id", *KEY_KINDS)  # never empty
 # A log of these kinds alone holds no other byte than these, and its separator.
 PLAIN_KINDS, PLAIN_BYTES = ("label", "count", "hex"), b"0123456789abcdefABCDEF-\n"
-
-
-class BadBlock(Exception):
-    """A block holds a line that is not in the log's format; `find_faults` says which, and why."""
-
-
-class Rows(NamedTuple):
-    """The rows of a parsed block.
-
-    Attributes:
-        labels: (rows,) int8, 0 or 1.
-        dense: (rows, D) int32 or float32; missing and negative ones are 0.
-        codes: (rows, F) uint64, 0 for an empty category. A hash's is its value + 1, at most 2^32; a
-            text's its 64-bit BLAKE2b digest (among 10 million texts two are the same with odds of 3
-            in a million). With a modulus m: the hash or digest modulo m, + 1.
-        keys: (rows,) int64, what orders the rows; None where they stay as they are.
-    """
-
-    labels: np.ndarray
-    dense: np.ndarray
-    codes: np.ndarray
-    keys: np.ndarray | None = None
-
-    def where(self, chosen: np.ndarray) -> Rows:
-        """The chosen rows (booleans or places)."""
-        return Rows(*(None if array is None else array[chosen] for array in self))  # type: ignore
-
-
-def no_rows(log_format: LogFormat) -> Rows:
-    """Arrays of no rows."""
-    schema = log_format.schema
-    return Rows(
-        np.empty(0, np.int8),
-        np.empty((0, len(schema.dense_names)), schema.dense_type),
-        np.empty((0, len(schema.table_names)), np.uint64),
-        np.empty(0, np.int64) if schema.has_keys else None,
-    )
 
 
 def parse_block(block: bytes, log_format: LogFormat, max_ind_range: int = -1) -> Rows:
@@ -99,27 +71,26 @@ def parse_block(block: bytes, log_format: LogFormat, max_ind_range: int = -1) ->
     if not block:
         return no_rows(log_format)
     block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
+    if not set(log_format.kinds) - {*PLAIN_KINDS}:
+        try:
+            return rows_of(read_frame(block, log_format, True), log_format, max_ind_range)
+        except BadBlock:
+            if not log_format.lax:
+                raise
     return rows_of(read_frame(block, log_format), log_format, max_ind_range)
 
 
-def import_polars() -> Any:
-    """The polars module: it is imported here alone, for trainers do without it."""
-    try:
-        import polars
-    except ImportError as error:
-        raise ValueError("polars is needed to read raw logs: pip install polars") from error
-    return polars
+def read_frame(block: bytes, log_format: LogFormat, is_plain: bool = False) -> Any:
+    """A block as a frame of typed columns `0`, `1`, ...: see `typed`.
 
-
-def read_frame(block: bytes, log_format: LogFormat) -> Any:
-    """A block as a frame of typed columns `0`, `1`, ...: see `typed`."""
+    `is_plain`: of a log of `PLAIN_KINDS` alone, in the strict spelling, which is read faster.
+    """
     pl = import_polars()
     separator = log_format.separator or ""
     if b"\r" in block:
         raise BadBlock
     if log_format.quote and (b'"' in block or UNIT_SEPARATOR in block):
         block, separator = _without_quotes(block, log_format), UNIT_SEPARATOR.decode()
-    is_plain = not set(log_format.kinds) - {*PLAIN_KINDS}
     num_empty = check_layout(block, separator.encode(), log_format, is_plain)
     numbers = ("label", "count") if is_plain else ()
     types = {
@@ -214,108 +185,137 @@ def _check_lengths(
 def typed(frame: Any, log_format: LogFormat, is_plain: bool = False) -> Any:
     """A frame of strings, empty ones null, as one of typed columns; `BadBlock` for any fault.
 
-    Labels, counts and keys become Int64, numbers Float64, hashes UInt32. In a plain frame, whose
-    bytes are checked, labels and counts are Int64 already.
+    Labels, counts and keys become Int64, numbers and weights Float64, hashes UInt32, lists of text
+    lists. In a plain frame, whose bytes are checked, labels and counts are Int64 already.
     """
     pl = import_polars()
-    columns: list[Any] = []
+    patterns = LAX_PATTERNS if log_format.lax else PATTERNS
+    if log_format.nulls and not is_plain:
+        dense = pl.col([str(c) for c in log_format.columns("count", "number")])
+        is_null = dense.is_in(list(log_format.nulls))
+        frame = frame.with_columns(pl.when(is_null).then(None).otherwise(dense).name.keep())
+    columns = []
     for column, kind in enumerate(log_format.kinds):
         if kind == "skip":
             continue
         values = pl.col(str(column))
-        if kind in PATTERNS and not is_plain:
-            matches = frame.select(values.str.contains(f"^(?:{PATTERNS[kind]})$").all()).item()
-            if not matches:
-                raise BadBlock
-        if kind in ("day", "order"):
-            dates = frame.select(values.filter(values.str.contains("^....-")).str.slice(0, 10))
-            if not all(map(is_date, dates.to_series().unique())):
-                raise BadBlock
-        columns.append(_as_type(values, kind, is_plain))
+        if not is_plain:
+            _check_texts(frame[str(column)], kind, patterns)
+        if kind == "list":
+            values = _list_of(frame[str(column)], log_format.detail(column))
+        elif not is_plain or kind == "hex":
+            values = _as_type(values, kind).alias(str(column))
+        columns.append(values)
     converted = frame.select(columns)
     if converted.null_count().row(0) != frame.null_count().row(0):
         raise BadBlock
-    required = [str(c) for c in log_format.columns(*REQUIRED_KINDS)]
-    is_whole = not any(converted.select(required).null_count().row(0))
-    counts, numbers = ([str(c) for c in log_format.columns(kind)] for kind in ("count", "number"))
-    largest = converted.select(pl.max_horizontal(pl.col(counts).max())).item() if counts else 0
-    finite = converted.select(pl.col(numbers).abs().max()).row(0) if numbers else ()
-    if not is_whole or (largest or 0) > MAX_INT32 or any(abs(v or 0) > MAX_FLOAT32 for v in finite):
-        raise BadBlock
-    if is_plain and not _labels(converted, log_format).is_between(0, 1).all():
+    _check_ranges(converted, log_format)
+    if is_plain and not label_column(converted, log_format).is_between(0, 1).all():
         raise BadBlock
     return converted
 
 
-def _as_type(values: Any, kind: str, is_plain: bool) -> Any:
+def _check_texts(values: Any, kind: str, patterns: dict[str, str]) -> None:
+    """Raise `BadBlock` unless all texts match their kind's pattern, and dates are in a calendar."""
+    if kind not in patterns:
+        return
+    if not values.str.contains(f"^(?:{patterns[kind]})$").all():
+        raise BadBlock
+    if kind in ("day", "order"):
+        dates = values.filter(values.str.contains("^....-")).str.slice(0, 10)
+        if not all(map(is_date, dates.unique())):
+            raise BadBlock
+
+
+def _check_ranges(frame: Any, log_format: LogFormat) -> None:
+    """Raise `BadBlock` for an empty field that may not be, or a number that no array can hold."""
+    pl = import_polars()
+    required = [str(c) for c in log_format.columns(*REQUIRED_KINDS)]
+    if any(frame.select(required).null_count().row(0)):
+        raise BadBlock
+    counts = log_format.columns("count")
+    # Where negative ones become 0, any number will do.
+    signed = [str(c) for c in counts if log_format.detail(c).transform != "log"]
+    floats = [str(c) for c in log_format.columns("number", "weight")]
+    orders = [str(c) for c in log_format.columns("order")]
+    bounds = (
+        (pl.col([str(c) for c in counts]).max(), counts, MAX_INT32),
+        (-pl.col(signed).min(), signed, MAX_INT32),
+        (pl.col(floats).abs().max(), floats, MAX_FLOAT32),
+        (pl.col(orders).abs().max(), orders, MAX_ORDER),
+    )
+    for largest, columns, limit in bounds:
+        if columns and not all((value or 0) <= limit for value in frame.select(largest).row(0)):
+            raise BadBlock
+
+
+def _list_of(values: Any, detail: Details) -> Any:
+    """A series of texts, or of a Parquet file's lists, as lists of texts; `BadBlock`: no hash."""
+    pl = import_polars()
+    if values.dtype == pl.String:
+        values = values.str.split(detail.separator)
+    if detail.element == "hex":
+        elements = values.explode().drop_nulls()
+        if not elements.str.contains(f"^(?:{PATTERNS['hex']})?$").all():
+            raise BadBlock
+    return values
+
+
+def _as_type(values: Any, kind: str) -> Any:
+    """An expression of texts that match their pattern, as one of the kind's type."""
     pl = import_polars()
     if kind == "hex":
         return values.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-    if kind == "string" or is_plain:
+    if kind in ("string", "list"):
         return values
     if kind == "behaviour":
         return (values == "pv").cast(pl.Int64)
-    if kind == "number":
-        return values.cast(pl.Float64, strict=False)
     if kind in ("day", "order"):
-        length = 10 if kind == "day" else 24
-        digits = values.str.slice(0, length).str.replace_all("[^0-9]", "")
-        digits = digits if kind == "day" else digits.str.pad_end(18, "0")
-        values = pl.when(values.str.contains(f"^{ISO_DATE}")).then(digits).otherwise(values)
-    return values.cast(pl.Int64, strict=False)
+        number = _order_number(values) if kind == "order" else _whole(values)
+        return (
+            pl.when(values.str.contains(f"^{ISO_DATE}")).then(_utc(values, kind)).otherwise(number)
+        )
+    if kind in ("number", "weight"):
+        return values.str.strip_prefix("+").cast(pl.Float64, strict=False)
+    if kind == "label":
+        is_true, is_false = values.str.contains("^[tT]"), values.str.contains("^[fF]")
+        return pl.when(is_true).then(1).when(is_false).then(0).otherwise(_whole(values))
+    return _whole(values)
 
 
-def rows_of(frame: Any, log_format: LogFormat, max_ind_range: int) -> Rows:
-    """The arrays of a typed frame; `BadBlock` for an hour that no calendar has."""
+def _whole(values: Any) -> Any:
     pl = import_polars()
-    if not frame.height:
-        return no_rows(log_format)
-    codes = []
-    for column in log_format.columns(*CATEGORY_KINDS):
-        kind = log_format.kinds[column]
-        if kind == "string":
-            frame = frame.with_columns(digests(frame[str(column)]))
-        code = pl.col(str(column)).cast(pl.UInt64)
-        if max_ind_range > 0:  # an empty one counts as hash 0
-            codes.append(code.fill_null(0) % max_ind_range + 1)
-        else:
-            codes.append((code + (kind == "hex")).fill_null(0))
-    number = pl.Float32 if "number" in log_format.kinds else pl.Int32
-    numbers = np.empty((frame.height, 0))
-    if dense := [str(column) for column in log_format.columns(*DENSE_KINDS)]:
-        typed = frame.select(pl.col(dense).fill_null(0).clip(0).cast(number))
-        numbers = typed.to_numpy(order="c")
-    coded = frame.select(codes).to_numpy() if codes else np.empty((frame.height, 0), np.uint64)
-    keys = None
-    if log_format.key_kind is not None:
-        keys = frame[str(log_format.columns(log_format.key_kind)[0])].to_numpy()
-    if log_format.key_kind == "hour" and keys is not None:
-        hours, weekdays, keys = calendar(keys)
-        numbers = np.column_stack([numbers, hours])
-        derived = np.column_stack([hours, weekdays]).astype(np.uint64)
-        derived = derived % np.uint64(max_ind_range) if max_ind_range > 0 else derived
-        coded = np.column_stack([coded, derived + np.uint64(1)])
-    if not numbers.size:
-        numbers = np.zeros((frame.height, 1))
-    labels = _labels(frame, log_format).cast(pl.Int8).to_numpy()
-    return Rows(labels, np.ascontiguousarray(numbers, log_format.schema.dense_type), coded, keys)
+    return values.str.strip_prefix("+").str.replace(r"\..*$", "").cast(pl.Int64, strict=False)
 
 
-def _labels(frame: Any, log_format: LogFormat) -> Any:
-    return frame[str(log_format.columns("label", "behaviour")[0])]
-
-
-def digests(values: Any) -> Any:
-    """A series of texts as their digests: one is computed per distinct text."""
+def _order_number(values: Any) -> Any:
+    """Numbers as Int64 that are in the same order: see `FINE_ORDER`."""
     pl = import_polars()
-    texts = values.drop_nulls().unique()
-    found = pl.Series([digest(text.encode()) for text in texts], dtype=pl.UInt64)
-    return values.replace_strict(texts, found, return_dtype=pl.UInt64).alias(values.name)
+    size = _whole(values).abs()
+    digits = values.str.extract(r"\.([0-9]{1,6})").str.pad_end(6, "0").cast(pl.Int64, strict=False)
+    fine = size * 1_000_000 + digits.fill_null(0)
+    placed = pl.when(size < FINE_ORDER).then(fine).otherwise(size + FINE_ORDER * (1_000_000 - 1))
+    return pl.when(values.str.starts_with("-")).then(-placed).otherwise(placed)
 
 
-def digest(text: bytes) -> int:
-    """64 bits of a text's BLAKE2b digest; never 0, which stands for an empty one."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
+def _utc(values: Any, kind: str) -> Any:
+    """ISO times as microseconds (of kind day: days) since 1970, in UTC where none says else."""
+    pl = import_polars()
+    time = values.str.slice(10)
+
+    def number(pattern: str) -> Any:
+        return time.str.extract(pattern).cast(pl.Int64, strict=False).fill_null(0)
+
+    days = values.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
+    minutes = days.cast(pl.Int32).cast(pl.Int64) * 1440 + number("^.([0-9]{2})") * 60
+    minutes += number("^...:([0-9]{2})")
+    offset = number("[+-]([0-9]{2})") * 60 + number("[+-][0-9]{2}:?([0-9]{2})$")
+    minutes -= pl.when(time.str.contains("-", literal=True)).then(-offset).otherwise(offset)
+    if kind == "day":
+        return minutes // 1440
+    micros = time.str.extract("[.,]([0-9]{1,6})").str.pad_end(6, "0").cast(pl.Int64, strict=False)
+    seconds = minutes * 60 + number("^...:..:([0-9]{2})")
+    return seconds * 1_000_000 + micros.fill_null(0)
 
 
 def is_date(text: str) -> bool:
@@ -324,85 +324,3 @@ def is_date(text: str) -> bool:
         return bool(date.fromisoformat(text))
     except ValueError:
         return False
-
-
-def is_in_calendar(kind: str, value: bytes) -> bool:
-    """Whether a field that matches its pattern names no date, or one that there is."""
-    if kind in ("day", "order") and value[4:5] == b"-":
-        return is_date(value[:10].decode())
-    if kind == "hour":
-        try:
-            calendar(np.array([int(value)]))
-        except BadBlock:
-            return False
-    return True
-
-
-def calendar(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hour of day, weekday (Monday is 0) and YYMMDD of times as YYMMDDHH; `BadBlock` for others."""
-    hours, dates = times % 100, times // 100
-    months = ((dates // 10000 + 30) * 12 + dates // 100 % 100 - 1).astype("M8[M]")
-    days = months.astype("M8[D]") + (dates % 100 - 1)
-    is_month = (dates // 100 % 100 >= 1) & (dates // 100 % 100 <= 12)
-    if (hours > 23).any() or not is_month.all() or (days.astype("M8[M]") != months).any():
-        raise BadBlock
-    return hours, (days.astype(np.int64) + 3) % 7, dates
-
-
-def find_faults(lines: Iterable[Any], log_format: LogFormat) -> Iterator[tuple[int, str]]:
-    """Find bad lines (bytes, or lists of fields) in plain Python: their indices, what is wrong."""
-    for index, line in enumerate(lines):
-        if line in (b"", b"\r"):
-            continue
-        reason = fault_of_line(line, log_format)
-        if reason:
-            yield index, reason
-
-
-def fault_of_line(line: Any, log_format: LogFormat) -> str | None:
-    """Say what is wrong with a line, or None."""
-    fields = line
-    if isinstance(line, bytes):
-        line = line.removesuffix(b"\r")
-        if b"\r" in line:
-            return ": a carriage return inside the line"
-        try:
-            fields = split_line(line, log_format)
-        except ValueError as error:
-            return f": {error}"
-    if len(fields) != len(log_format.kinds):
-        return f": {len(fields)} columns; expected {len(log_format.kinds)}"
-    for column, (kind, value) in enumerate(zip(log_format.kinds, fields, strict=True)):
-        reason = fault_of_field(kind, value)
-        if reason and kind == "label":
-            return f": label {reason}"
-        if reason:
-            return f", column {column + 1} ({log_format.names[column]}): {reason}"
-    return None
-
-
-def fault_of_field(kind: str, value: bytes) -> str | None:
-    """Say what is wrong with one field, or None."""
-    shown = "'" + value[:40].decode("ascii", "backslashreplace") + "'"
-    if kind in ("skip", "string"):
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            return f"{shown} is not UTF-8"
-        return None
-    if kind == "label":
-        return None if value in (b"0", b"1") else f"{shown}; expected 0 or 1"
-    if not value and kind not in REQUIRED_KINDS:
-        return None
-    if not re.fullmatch(PATTERNS[kind].encode(), value):
-        return f"{shown} is not {MEANINGS[kind]}"
-    if not is_in_calendar(kind, value):
-        return f"{shown} is not {MEANINGS[kind]}"
-    largest = {"count": MAX_INT32, "number": MAX_FLOAT32}.get(kind)
-    if largest is not None and abs(float(value)) > largest and (kind != "count" or int(value) > 0):
-        return (
-            f"{shown} is more than {largest:g}"
-            if kind == "number"
-            else (f"{shown} is more than {largest}")
-        )
-    return None

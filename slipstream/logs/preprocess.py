@@ -17,17 +17,20 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from slipstream.logs import sources, taobao
-from slipstream.logs.formats import FORMATS, LogFormat, Schema, read_column_file
-from slipstream.logs.parsing import Rows
+from slipstream.logs.columnfile import read_column_file
+from slipstream.logs.formats import FORMATS, LogFormat, Schema, Split, split_of
+from slipstream.logs.parquet import check_types
 from slipstream.logs.rawfile import RawFile, Tally, is_same_file, parse_file
+from slipstream.logs.report import print_summary
+from slipstream.logs.rows import Rows
+from slipstream.logs.selection import Choice, chooser
 from slipstream.logs.stages import Work, work_folder
 from slipstream.tools.npz import open_npz, unpack_manifest
 from slipstream.tools.runtime import (
@@ -35,14 +38,12 @@ from slipstream.tools.runtime import (
     check_free_disk,
     exclusive,
     num_threads,
-    peak_rss_bytes,
 )
 
 VERSION = 2
 BLOCK_BYTES = 1 << 23
 PROCESS_BYTES = 150 << 20  # Python and its libraries
 MIN_STAGE_BYTES = 128 << 20
-MAX_SHOWN_FILES, FEW_HELD_OUT = 50, 1000
 BLOCK_COPIES = 6  # of a block's bytes, in all forms it takes while it is parsed
 
 
@@ -52,9 +53,13 @@ def preprocess(
     processed_data_file: str | Path | None = None,
     *,
     columns: str | Path | None = None,
+    test_data_file: str | Path | None = None,
+    split: str | None = None,
     num_days: int = 24,
     max_ind_range: int = -1,
+    min_count: int = 1,
     data_sub_sample_rate: float = 0.0,
+    sub_sample_held_out: bool = False,
     bad_lines: int = 0,
     max_memory: int | None = None,
     seed: int = 123,
@@ -73,12 +78,19 @@ def preprocess(
     if not 0 <= data_sub_sample_rate < 1:
         got = f"--data-sub-sample-rate: got {data_sub_sample_rate}"
         raise ValueError(f"{got}; expected at least 0 and less than 1")
+    if min_count < 1:
+        raise ValueError(f"--min-count: got {min_count}; expected at least 1, which is off")
     log_format = choose_format(data_set, columns)
-    schema = taobao.SCHEMA if data_set == "taobao" else log_format.schema
+    schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
     processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
     if processed.suffix != ".npz" or processed.is_dir():
         raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
     paths = sources.find_raw_files(data_set, raw_data_file, num_days)
+    choice = Choice(data_sub_sample_rate, seed, sub_sample_held_out, min_count)
+    if test_data_file is not None:
+        choice = dataclasses.replace(choice, first_test_file=len(paths))
+        paths = [*paths, *sources.find_raw_files(data_set, test_data_file, num_days)]
+    choice = dataclasses.replace(choice, num_files=len(paths))
     # Options that the result does not depend on are left out, so that they never force a rebuild.
     options = {
         "max_ind_range": max_ind_range,
@@ -87,6 +99,7 @@ def preprocess(
         "num_days": num_days if data_set == "terabyte" else None,
         "bad_lines": bad_lines,
         "columns": dataclasses.asdict(log_format) if data_set == "custom" else None,
+        **unusual_options(choice, schema),
     }
     manifest = {"version": VERSION, "data_set": data_set, "options": options}
     with exclusive(processed.parent):
@@ -99,8 +112,43 @@ def preprocess(
         notes = source_notes(raw_data_file, paths)
         if notes and max_ind_range == -1 and not data_sub_sample_rate:
             manifest["source_notes"] = notes
-        build(processed, paths, manifest, log_format, schema, max_memory, block_bytes)
+        build(processed, paths, manifest, log_format, schema, choice, max_memory, block_bytes)
         return True
+
+
+def schema_of(
+    data_set: str, log_format: LogFormat, split: str | None, has_test_file: bool, modulus: int
+) -> Schema:
+    """What the rows become, by the flags that say which are held out."""
+    schema = taobao.SCHEMA if data_set == "taobao" else log_format.schema
+    if split is not None:
+        try:
+            schema = dataclasses.replace(schema, split=split_of(split))
+        except ValueError as error:
+            raise ValueError(f"--split: {error}") from None
+    if has_test_file:
+        if schema.split.rule != "last day":
+            raise ValueError("--test-data-file and --split exclude each other")
+        schema = dataclasses.replace(schema, split=Split("file"))
+    if schema.split.rule == "random":
+        schema = dataclasses.replace(schema, has_keys=True)
+    if modulus > 0 and log_format.lax:
+        schema = dataclasses.replace(schema, moduli=log_format.text_moduli(modulus))
+    return schema
+
+
+def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
+    """Options that older processed files have no word of: only where they say something."""
+    options: dict[str, Any] = {}
+    if choice.min_count > 1:
+        options["min_count"] = choice.min_count
+    if schema.split.rule != "last day":
+        options["split"] = dataclasses.asdict(schema.split)
+    if choice.first_test_file is not None:
+        options["first_test_file"] = choice.first_test_file
+    if choice.rate and not choice.thins_held_out:
+        options["held_out"] = "whole"
+    return options
 
 
 def choose_format(data_set: str, columns: str | Path | None) -> LogFormat:
@@ -122,6 +170,7 @@ def build(
     manifest: dict[str, Any],
     log_format: LogFormat,
     schema: Schema,
+    choice: Choice,
     max_memory: int | None,
     block_bytes: int,
 ) -> None:
@@ -131,14 +180,16 @@ def build(
     stage_bytes = check_memory(max_memory, process_bytes)
     raws = [RawFile(path, len(paths) > 1) for path in paths]
     identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
-    work = Work(processed, identity, schema, stage_bytes)
+    work = Work(processed, identity, schema, choice, stage_bytes)
     done = work.files_done()
     if done or work.is_encoded:
         finished = "all" if work.is_encoded else f"{len(done)} of {len(paths)}"
         print(f"going on with {work.folder}: {finished} raw files are encoded")
     try:
         if not work.is_encoded:
-            rate = manifest["options"]["data_sub_sample_rate"]
+            if log_format.separator is None:
+                check_types(paths, log_format)
+            rate = 0.0 if choice.is_late(schema) else choice.rate
             check_disk(paths, log_format, rate, schema, work)
             encode_files(work, raws, log_format, manifest, block_bytes)
             try:
@@ -153,7 +204,7 @@ def build(
         elif work.folder.exists():
             print(f"what is finished is kept in {work.folder}: run again to go on")
         raise
-    print_summary(processed, numbers, time.perf_counter() - started)
+    print_summary(processed, numbers, time.perf_counter() - started, log_format.lax)
 
 
 def encode_files(
@@ -179,8 +230,9 @@ def encode_files(
                 rows = taobao.read_rows(raw, folder, seed, block_bytes, max_ind_range, tally)
             else:
                 rows = parse_file(raw, log_format, block_bytes, max_ind_range, tally)
-            keep = make_keep(options["data_sub_sample_rate"], seed, number, tally)
-            work.encode_file(number, with_progress(map(keep, rows), raw, bar), tally, raw.describe)
+            choose = chooser(work.choice, work.schema, number, tally.drop)
+            chosen = with_progress(map(choose, rows), raw, bar)
+            work.encode_file(number, chosen, tally, raw.describe)
             num_bad += tally.dropped.get("bad line", 0)
 
 
@@ -191,23 +243,6 @@ def with_progress(rows: Iterator[Rows], raw: RawFile, bar: tqdm) -> Iterator[Row
         bar.update(raw.num_read - num_shown)
         num_shown = raw.num_read
         yield block
-
-
-def make_keep(rate: float, seed: int, day: int, tally: Tally) -> Callable[[Rows], Rows]:
-    """A function rows -> rows to keep: it drops each negative row with probability `rate`.
-
-    It takes one draw per row, in order, so the choice does not depend on how rows are blocked.
-    """
-    if not rate:
-        return lambda rows: rows
-    rng = np.random.default_rng([seed, day])
-
-    def keep(rows: Rows) -> Rows:
-        kept = (rng.random(len(rows.labels)) >= rate) | (rows.labels == 1)
-        tally.drop("sub-sampled negative", int((~kept).sum()))
-        return rows.where(kept)
-
-    return keep
 
 
 def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Path]) -> bool:
@@ -280,49 +315,11 @@ def check_disk(
     if schema is taobao.SCHEMA:
         needed_bytes = num_lines * taobao.DISK_BYTES
         num_rows = 2 * num_lines
-    needed_bytes += work.disk_bytes(num_rows, log_format.key_kind in ("order", "time"))
+    is_unsorted = log_format.key_kind in ("order", "time") or schema.split.rule == "random"
+    needed_bytes += work.disk_bytes(num_rows, is_unsorted)
     final_bytes = num_rows * schema.row_bytes
     print(
         f"{paths[0]}: about {num_rows:,} rows to write, which take {needed_bytes / 1e9:,.2f} GB of"
         f" disk while it runs, {final_bytes / 1e9:,.2f} GB afterwards"
     )
     check_free_disk(work.processed.parent, needed_bytes - work.num_bytes(), "preprocessing")
-
-
-def print_summary(processed: Path, numbers: dict[str, Any], seconds: float) -> None:
-    """Print what was built and what it took."""
-    num_rows, num_lines = numbers["num_rows"], numbers["num_lines"]
-    print(
-        f"read {num_lines:,} lines in {seconds:,.1f} s: {num_lines / seconds:,.0f} lines/s, peak"
-        f" RSS {peak_rss_bytes() / 1e6:,.0f} MB"
-    )
-    for reason, num in numbers["rows_dropped"].items():
-        print(f"left out: {num:,} ({reason})")
-    for line in numbers["bad_lines"]:
-        print(f"bad line: {line}")
-    columns = numbers["table_columns"]
-    print("table                    distinct values   missing   accesses to the top 1 % of values")
-    for column in columns:
-        print(
-            f"{column['name'][:24]:<24} {column['distinct']:>15,} {column['missing_share']:>9.2%}"
-            f" {column['top_1_percent_share']:>9.2%}"
-        )
-    print("dense                              largest         0")
-    for column in numbers["dense_columns"]:
-        name, largest = column["name"][:24], column["largest"]
-        print(f"{name:<24} {largest:>17,.6g} {column['zero_share']:>9.2%}")
-    sources_read, days = numbers["sources"], numbers["days"]
-    if len(sources_read) > 1:
-        for source in sources_read[:MAX_SHOWN_FILES]:
-            print(f"read {source['name']}: {source['rows']:,} rows")
-    held_out = days[-1] - days[-2]
-    print(
-        f"{len(days) - 1:,} days: {days[-2]:,} training rows, {held_out:,} of the last day held out"
-    )
-    if held_out < FEW_HELD_OUT:
-        print(f"warning: {held_out:,} held-out rows are few to judge a model by")
-    counts = [column["distinct"] for column in columns]
-    print(
-        f"wrote {processed}: {num_rows:,} rows, {numbers['num_positive'] / num_rows:.2%} positive\n"
-        f"{len(counts)} tables, {sum(counts):,} embedding rows: {'-'.join(map(str, counts))}"
-    )

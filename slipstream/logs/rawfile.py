@@ -17,21 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slipstream.logs.faults import find_faults
 from slipstream.logs.formats import LogFormat
-from slipstream.logs.parsing import (
-    BYTE_ORDER_MARK,
-    BadBlock,
-    Rows,
-    find_faults,
-    import_polars,
-    no_rows,
-    parse_block,
-    rows_of,
-    typed,
-)
+from slipstream.logs.parquet import parquet_blocks
+from slipstream.logs.parsing import BYTE_ORDER_MARK, parse_block, typed
+from slipstream.logs.rows import BadBlock, Rows, no_rows, rows_of
 from slipstream.tools.runtime import ordered
 
-PARQUET_ROWS = 1 << 16
 MAX_LINE_BYTES = 1 << 16  # a valid line of Criteo has 500 at most
 
 
@@ -144,6 +136,7 @@ class Tally:
         num_lines: read, headers left aside.
         dropped: rows left out, by reason.
         examples: the first bad lines.
+        seen: what else there was to count.
     """
 
     max_bad_lines: int = 0
@@ -151,11 +144,16 @@ class Tally:
     num_lines: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, num_rows: int) -> None:
         """Count rows left out."""
         if num_rows:
             self.dropped[reason] = self.dropped.get(reason, 0) + num_rows
+
+    def see(self, what: str, number: int) -> None:
+        """Count something that leaves no row out."""
+        self.seen[what] = self.seen.get(what, 0) + number
 
     def bad_line(self, fault: str) -> None:
         """Count a bad line, or raise."""
@@ -190,7 +188,7 @@ def parse_file(
     """
     if log_format.separator is None:
         raw.hash_whole()
-        blocks: Iterable[Any] = parquet_blocks(raw, log_format)
+        blocks: Iterable[Any] = parquet_blocks(raw.path, log_format, tally.see)
         first_line, unit = 1, "row"
     else:
         blocks, log_format, first_line = text_blocks(raw, log_format, block_bytes)
@@ -208,6 +206,8 @@ def parse_file(
             tally.bad_line(f"{raw.path}, {unit} {first_line + index}{reason}")
         tally.drop("blank line", parsed.num_blank)
         tally.num_lines += parsed.num_lines
+        for what, number in parsed.rows.seen.items():
+            tally.see(what, number)
         first_line += parsed.num_lines
         yield parsed.rows
 
@@ -232,38 +232,6 @@ def text_blocks(
         yield from blocks
 
     return read_ahead(rest()), log_format, 2
-
-
-def parquet_blocks(raw: RawFile, log_format: LogFormat) -> Iterator[Any]:
-    """A Parquet file's rows as frames of strings, columns `0`, `1`, ... as the format has them."""
-    pl = import_polars()
-    try:
-        table = pl.scan_parquet(raw.path, glob=False)
-        types = table.collect_schema()
-        missing = [name for name in log_format.names if name not in types]
-        if missing:
-            raise ValueError(
-                f"{raw.path} has no column {missing[0]!r}; it has {', '.join(types)[:200]}"
-            )
-        # By position: `pl.col` would take a name such as ^a.*$ for a pattern.
-        places = [list(types).index(name) for name in log_format.names]
-        columns = [
-            (pl.nth(place).cast(pl.Int8) if types[name] == pl.Boolean else pl.nth(place))
-            .cast(pl.String)
-            .replace("", None)
-            .alias(str(column))
-            for column, (place, name) in enumerate(zip(places, log_format.names, strict=True))
-        ]
-        num_rows = table.select(pl.len()).collect().item()
-        if not num_rows:
-            raise ValueError(f"{raw.path} is empty; expected a click log")
-        for start in range(0, num_rows, PARQUET_ROWS):
-            yield table.slice(start, PARQUET_ROWS).select(columns).collect()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise ValueError(
-            f"{raw.path} is corrupt, not Parquet, or has columns that are no numbers, texts or "
-            f"dates ({error})"
-        ) from error
 
 
 def parse_checked(block: Any, log_format: LogFormat, max_ind_range: int, skip: bool) -> Parsed:
@@ -294,7 +262,7 @@ def _parse_lines(
         try:
             return Parsed(rows_of(typed(block, log_format), log_format, modulus), num_lines, 0, [])
         except BadBlock:
-            lines = [[b"" if v is None else v.encode() for v in row] for row in block.rows()]
+            lines = [[_as_bytes(value) for value in row] for row in block.rows()]
     found = find_faults(lines, log_format)
     faults = list(found) if skip else [fault for fault, _ in zip(found, "1", strict=False)]
     refused = Parsed(no_rows(log_format), num_lines, 0, faults, bool(faults))
@@ -311,6 +279,13 @@ def _parse_lines(
     except BadBlock:
         return refused._replace(is_explained=False)
     return Parsed(rows, num_lines, 0, faults)
+
+
+def _as_bytes(value: Any) -> Any:
+    """A field of a Parquet row: bytes, or a list of them."""
+    if isinstance(value, list):
+        return [_as_bytes(element) for element in value]
+    return b"" if value is None else value.encode()
 
 
 def read_ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slipstream.logs.formats import LogFormat
-from slipstream.logs.parsing import import_polars
 from slipstream.logs.rawfile import RawFile
+from slipstream.logs.rows import import_polars
 
 SAMPLE_BYTES = 1 << 20
 GZIP_RATIO = 3.5  # a log's size over its .gz's, for the estimate alone

@@ -1,6 +1,7 @@
 """From a log's rows to its processed file, in stages that a later run can go on from.
 
     encode   each raw file becomes parts: rows with provisional ids, and vocabularies
+    select   which rows are trained on, held out, or left out; where it matters, accesses by them
     merge    each table's ids become ranks among all its values
     sort     where rows have keys that are not in order: parts become buckets of keys
     write    parts, or buckets, go into the processed file one by one, and are deleted
@@ -27,24 +28,30 @@ from tqdm import tqdm
 
 from slipstream.logs.encoding import (
     CHUNK_ROWS,
+    FLOAT32,
+    INT8,
+    INT32,
+    INT64,
     PART_ROWS,
     VALUE_BYTES,
     Part,
     PartWriter,
+    array_names,
     check_num_embedding_rows,
-    merge_table,
 )
-from slipstream.logs.formats import Schema, equal_days
-from slipstream.logs.parsing import Rows
+from slipstream.logs.formats import Schema
+from slipstream.logs.merging import merge_table
 from slipstream.logs.rawfile import Tally
+from slipstream.logs.report import report_of
+from slipstream.logs.rows import Rows
+from slipstream.logs.selection import Choice, Selection, check_halves, kept_rows
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
 from slipstream.tools.runtime import num_threads, ordered, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
-MIN_HELD_OUT = 2  # rows of the last day: a half each for test and validation
 SORT_BYTES = 64  # of memory a row while a bucket is sorted
-INT32, INT8, INT64 = (np.dtype(name) for name in ("int32", "int8", "int64"))
+VERSION = 2  # of the work folder
 
 
 class Work:
@@ -54,15 +61,22 @@ class Work:
         processed: the file to write.
         identity: what the result depends on; a folder of another identity is thrown away.
         schema: of the rows.
+        choice: what is done with them.
         max_bytes: memory that vocabularies, merging and sorting may take.
     """
 
     def __init__(
-        self, processed: Path, identity: dict[str, Any], schema: Schema, max_bytes: int
+        self,
+        processed: Path,
+        identity: dict[str, Any],
+        schema: Schema,
+        choice: Choice,
+        max_bytes: int,
     ) -> None:
         self.processed, self.schema, self.max_bytes = processed, schema, max_bytes
+        self.choice = choice
         self.folder = work_folder(processed)
-        identity = json.loads(json.dumps(identity))
+        identity = json.loads(json.dumps({**identity, "stages": VERSION}))
         lost = self._exists("progress.json") and not self._partial_file.exists()
         if not self._exists("identity.json") or self._read("identity.json") != identity or lost:
             self.remove()
@@ -150,6 +164,7 @@ class Work:
                 num_lines=tally.num_lines,
                 dropped=tally.dropped,
                 examples=tally.examples,
+                seen=tally.seen,
                 source=describe(),
             )
         finally:
@@ -158,20 +173,25 @@ class Work:
     # Merge, sort and plan.
 
     def plan(self, manifest: dict[str, Any]) -> None:
-        """Merge the tables and sort, where needed; then note all that writing needs."""
+        """Select rows, merge tables and, where needed, sort; then note all that writing needs."""
         parts = self.parts()
+        selection = Selection(parts, self.schema, self.choice)
+        selection.count()
         tables = self._merged_tables(parts)
         check_num_embedding_rows(sum(table["distinct"] for table in tables))
-        days = self._days(parts)
-        if not self._is_sorted(parts):
+        statistics = selection.statistics()
+        if not selection.is_sorted:
             self._sort(parts)
-        numbers = self._report(parts, tables)
+        if self.schema.split.rule != "none":
+            check_halves(self._last_labels(int(np.diff(selection.days)[-1])))
+        numbers = report_of(self.schema, parts, tables, selection, statistics)
         write_json(
             self.folder / "plan.json",
             {
                 "num_rows": numbers["num_rows"],
                 "counts": [table["distinct"] for table in tables],
-                "days": days.tolist(),
+                "days": selection.days.tolist(),
+                "means": [mean for mean, _ in statistics],
                 "manifest": {**manifest, **numbers},
             },
         )
@@ -183,82 +203,14 @@ class Work:
         def merged(table: int) -> dict[str, Any]:
             name = f"table_{table:05}.json"
             if not self._exists(name):
-                found = merge_table(parts, table, self.max_bytes // num_workers)
+                modulus = self.schema.moduli[table] if self.schema.moduli else 0
+                share = self.max_bytes // num_workers
+                found = merge_table(parts, table, share, modulus, self.choice.min_count)
                 write_json(self.folder / name, found)
             return self._read(name)
 
         with ThreadPoolExecutor(num_workers) as pool:
             return list(pool.map(merged, range(len(self.schema.table_names))))
-
-    def _days(self, parts: Sequence[Part]) -> np.ndarray:
-        num_rows = sum(part.num_rows for part in parts)
-        if num_rows == 0:
-            raise ValueError("no rows are left of the log; see --data-sub-sample-rate, --bad-lines")
-        if self.schema.day_rule == "equal":
-            if num_rows < self.schema.num_days:
-                raise ValueError(
-                    f"got {num_rows} rows; expected at least {self.schema.num_days} rows, one a day"
-                )
-            return equal_days(num_rows, self.schema.num_days)
-        rows_of: dict[int, int] = {}
-        for part in parts:
-            is_file = self.schema.day_rule == "files"
-            of_part = {part.info["file"]: part.num_rows} if is_file else part.info["day_rows"]
-            for day, num in of_part.items():
-                rows_of[int(day)] = rows_of.get(int(day), 0) + num
-        if len(rows_of) < 2:
-            raise ValueError("all rows are of one day; expected at least two, the last is held out")
-        if rows_of[max(rows_of)] < MIN_HELD_OUT:
-            raise ValueError(
-                f"the last of {len(rows_of):,} days has {rows_of[max(rows_of)]} row: no test and "
-                "validation set; where each row has a time of its own, name it by order, not day"
-            )
-        return np.cumsum([0, *(rows_of[day] for day in sorted(rows_of))])
-
-    def _is_sorted(self, parts: Sequence[Part]) -> bool:
-        keyed = [part.info for part in parts if "first_key" in part.info]
-        in_turn = zip(keyed, keyed[1:], strict=False)
-        return all(info["is_sorted"] for info in keyed) and all(
-            before["last_key"] <= after["first_key"] for before, after in in_turn
-        )
-
-    def _report(self, parts: Sequence[Part], tables: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the manifest says of the log's rows and columns."""
-        num_rows = sum(part.num_rows for part in parts)
-        dropped: dict[str, int] = {}
-        infos = [part.info for part in parts]
-        rows_of_file: dict[int, int] = {}
-        for part in parts:
-            file = part.info["file"]
-            rows_of_file[file] = rows_of_file.get(file, 0) + part.num_rows
-        read = {info["file"]: info["source"] for info in infos if "source" in info}
-        check_twins([source for file, source in read.items() if rows_of_file[file]])
-        for info in infos:
-            for reason, num in info.get("dropped", {}).items():
-                dropped[reason] = dropped.get(reason, 0) + num
-        zeros = np.sum([info["zeros"] for info in infos], axis=0) / num_rows
-        largest = np.max([info["largest"] for info in infos], axis=0)
-        dense = zip(self.schema.dense_names, zeros.tolist(), largest.tolist(), strict=True)
-        return {
-            "num_lines": sum(info.get("num_lines", 0) for info in infos),
-            "num_rows": num_rows,
-            "num_positive": sum(info["num_positive"] for info in infos),
-            "rows_dropped": dropped,
-            "bad_lines": [line for info in infos for line in info.get("examples", [])][:5],
-            "sources": [{**source, "rows": rows_of_file[file]} for file, source in read.items()],
-            "dense_columns": [
-                {"name": name, "zero_share": share, "largest": most} for name, share, most in dense
-            ],
-            "table_columns": [
-                {
-                    "name": name,
-                    "distinct": table["distinct"],
-                    "missing_share": table["missing"] / num_rows,
-                    "top_1_percent_share": table["top"] / num_rows,
-                }
-                for name, table in zip(self.schema.table_names, tables, strict=True)
-            ],
-        }
 
     def _sort(self, parts: Sequence[Part]) -> None:
         """Distribute the rows, ids ranked, over buckets of keys, in the folder `sorted`."""
@@ -270,7 +222,7 @@ class Work:
         target = self.folder / "sorted.partial"
         shutil.rmtree(target, ignore_errors=True)
         sizes = np.zeros(len(bounds) + 1, np.int64)
-        names = ("y", "dense", "ids", "keys")
+        names = array_names(self.schema)
         with ExitStack() as stack:
             folders = [target / f"part_{bucket:05}" for bucket in range(len(sizes))]
             for folder in folders:
@@ -283,7 +235,8 @@ class Work:
                 columns = Columns(part, self.schema)
                 for start in range(0, part.num_rows, CHUNK_ROWS):
                     chunk = columns.rows(slice(start, start + CHUNK_ROWS))
-                    bucket = np.searchsorted(bounds, chunk[-1], side="right")
+                    keys = chunk[names.index("keys")]
+                    bucket = np.searchsorted(bounds, keys, side="right")
                     order = np.argsort(bucket, kind="stable")
                     sizes += (held := np.bincount(bucket, minlength=len(sizes)))
                     ends = np.cumsum(held)
@@ -303,6 +256,25 @@ class Work:
         sample = np.sort(np.concatenate([part.array("keys", INT64)[::step] for part in parts]))
         return np.unique(sample[np.arange(1, num_buckets) * len(sample) // num_buckets])
 
+    def _segments(self) -> list[Part]:
+        """What is written one after another: parts, or buckets of the sorted rows."""
+        folder = self.folder / "sorted" if self._exists("sorted") else self.folder
+        return [Part.open(path) for path in sorted(folder.glob("part_*"))]
+
+    def _last_labels(self, number: int) -> np.ndarray:
+        """The labels of the last rows that are written, (number,)."""
+        found: list[np.ndarray] = []
+        missing = number
+        for part in reversed(self._segments()):
+            if missing <= 0:
+                break
+            labels = part.array("y", INT8)[kept_rows(part)]
+            if self._exists("sorted"):
+                labels = labels[np.argsort(part.array("keys", INT64), kind="stable")]
+            found.insert(0, labels[max(0, len(labels) - missing) :])
+            missing -= len(labels)
+        return np.concatenate(found)
+
     # Write.
 
     def write(self) -> dict[str, Any]:
@@ -312,7 +284,7 @@ class Work:
         if is_sorted:
             for folder in self.folder.glob("part_*"):
                 shutil.rmtree(folder)
-        segments = sorted((self.folder / "sorted" if is_sorted else self.folder).glob("part_*"))
+        segments = [part.folder for part in self._segments()]
         progress = self._read("progress.json") if self._exists("progress.json") else {}
         writer = NpzWriter(self.processed, self._specs(plan), progress.get("writer"))
         try:
@@ -321,7 +293,7 @@ class Work:
                 num_written = progress.get("num_rows", 0)
                 for folder in segments:
                     if folder.name > progress.get("segment", ""):
-                        num_written += self._write_segment(writer, folder, bar)
+                        num_written += self._write_segment(writer, folder, plan["means"], bar)
                         now = {"segment": folder.name, "num_rows": num_written}
                         now["writer"] = writer.progress()
                         write_json(self.folder / "progress.json", now)
@@ -337,52 +309,76 @@ class Work:
 
     def _specs(self, plan: dict[str, Any]) -> dict[str, Spec]:
         num_rows, schema = plan["num_rows"], self.schema
+        weights = {"weights": Spec((num_rows,), FLOAT32)} if schema.has_weights else {}
         return {
             "X_int": Spec((num_rows, len(schema.dense_names)), schema.dense_type),
-            "X_cat": Spec((num_rows, len(schema.table_names)), INT32),
+            "X_cat": Spec((num_rows, schema.num_columns), INT32),
             "y": Spec((num_rows,), INT8),
+            **weights,
             "counts": Spec((len(plan["counts"]),), INT64),
             "days": Spec((len(plan["days"]),), INT64),
             "manifest": Spec(pack_manifest(plan["manifest"]).shape, np.dtype(np.uint8)),
         }
 
-    def _write_segment(self, writer: NpzWriter, folder: Path, bar: tqdm) -> int:
+    def _write_segment(
+        self, writer: NpzWriter, folder: Path, means: Sequence[float], bar: tqdm
+    ) -> int:
         part = Part.open(folder)
         columns = Columns(part, self.schema)
         order = None
         if not columns.is_mapped:  # a bucket
             order = np.argsort(part.array("keys", INT64), kind="stable")
+        standardized = np.flatnonzero(self.schema.is_standardized)
+        of_name = {"y": "y", "dense": "X_int", "ids": "X_cat", "weights": "weights"}
+        names = [of_name.get(name) for name in array_names(self.schema)]
 
         def chunk(start: int) -> tuple[slice, tuple[np.ndarray, ...]]:
             rows = slice(start, start + CHUNK_ROWS)
-            return rows, columns.rows(rows if order is None else order[rows])
+            arrays = columns.rows(rows if order is None else order[rows])
+            dense = arrays[1]
+            for column, mean in zip(standardized, means, strict=True):
+                dense[np.isnan(dense[:, column]), column] = mean
+            return rows, arrays
 
-        starts = range(0, part.num_rows, CHUNK_ROWS)
-        for rows, (labels, dense, ids, *_) in ordered(chunk, starts):
-            for name, array in (("y", labels), ("X_int", dense), ("X_cat", ids)):
-                writer.append(name, array)
+        num_written = 0
+        for rows, arrays in ordered(chunk, range(0, part.num_rows, CHUNK_ROWS)):
+            for name, array in zip(names, arrays, strict=True):
+                if name is not None:
+                    writer.append(name, array)
             columns.release(rows)
-            bar.update(len(labels))
-        return part.num_rows
+            num_written += len(arrays[0])
+            bar.update(len(arrays[0]))
+        return num_written
 
 
 class Columns:
-    """A part's rows with ids ranked: through its maps, or as they are where it has none."""
+    """A part's rows that stay, ids ranked: through its maps, or as they are where it has none.
+
+    Arrays are in the order of `array_names`.
+    """
 
     def __init__(self, part: Part, schema: Schema) -> None:
         num_tables = len(schema.table_names)
         self.is_mapped = (part.folder / "vocabularies.npz").exists()
-        self._maps = []
+        self._layout, self._maps = schema.layout, []
         if self.is_mapped and part.num_rows:
             names = [part.folder / f"map_{table}" for table in range(num_tables)]
-            self._maps = [np.asarray(np.memmap(name, np.int32, "r")) for name in names]
-        self._arrays = [
-            part.array("y", INT8),
-            part.array("dense", schema.dense_type, len(schema.dense_names)),
-            part.array("ids", INT32, num_tables),
-        ]
-        if schema.has_keys:
-            self._arrays.append(part.array("keys", INT64))
+            sizes = part.info["values"]
+            self._maps = [
+                np.asarray(np.memmap(name, np.int32, "r")) if size else np.empty(0, np.int32)
+                for name, size in zip(names, sizes, strict=True)
+            ]
+        of_name = {
+            "y": (INT8, None),
+            "dense": (schema.dense_type, len(schema.dense_names)),
+            "ids": (INT32, schema.num_columns),
+            "keys": (INT64, None),
+            "weights": (FLOAT32, None),
+        }
+        self._names = array_names(schema)
+        self._arrays = [part.array(name, *of_name[name]) for name in self._names]
+        self._kept = kept_rows(part)
+        self._may_standardize = bool(schema.is_standardized.any())
 
     def release(self, rows: slice) -> None:
         """Give back the memory of rows that were read."""
@@ -390,26 +386,27 @@ class Columns:
             advise(array[rows], mmap.MADV_DONTNEED)
 
     def rows(self, chosen: slice | np.ndarray) -> tuple[np.ndarray, ...]:
-        """Labels, dense values, ids and, where rows have them, keys of the chosen rows."""
-        labels, dense, ids, *keys = (array[chosen] for array in self._arrays)
+        """The arrays of the chosen rows that stay."""
+        arrays = [array[chosen] for array in self._arrays]
+        if isinstance(self._kept, np.ndarray):
+            arrays = [array[self._kept[chosen]] for array in arrays]
+        if self._may_standardize:
+            arrays[1] = np.array(arrays[1])  # to fill in means
         if self._maps:
+            ids = arrays[2]
             ranked = np.empty_like(ids)
-            for table, ranks in enumerate(self._maps):
-                ranked[:, table] = ranks[ids[:, table]]
-            ids = ranked
-        return labels, dense, ids, *keys
+            for column, table in enumerate(self._layout.table_of_column):
+                ranked[:, column] = self._ranked(table, ids[:, column])
+            arrays[2] = ranked
+        return tuple(arrays)
 
-
-def check_twins(sources: Sequence[dict[str, Any]]) -> None:
-    """Raise `ValueError` where two files hold the same: held-out rows would be trained on, too."""
-    known: dict[str, str] = {}
-    for source in sources:
-        content = source.get("content_sha256", source["sha256"])
-        if content in known:
-            raise ValueError(
-                f"{known[content]} and {source['name']} hold the same rows; take one of them away"
-            )
-        known[content] = source["name"]
+    def _ranked(self, table: int, ids: np.ndarray) -> np.ndarray:
+        ranks = self._maps[table]
+        if not self._layout.has_absent:
+            return ranks[ids]
+        ranked = np.full(len(ids), -1, np.int32)
+        ranked[ids >= 0] = ranks[ids[ids >= 0]]
+        return ranked
 
 
 def work_folder(processed: Path) -> Path:

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from slipstream.logs.formats import LogFormat, Schema
-from slipstream.logs.parsing import Rows
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
+from slipstream.logs.rows import Rows
 from slipstream.tools.runtime import sync_file, write_json
 
 FORMAT = LogFormat(

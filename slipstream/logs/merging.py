@@ -1,0 +1,117 @@
+"""A table's values over all parts of a log: provisional ids become ranks, rare values share one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slipstream.logs.encoding import Part, write_synced
+from slipstream.tools.npz import open_npz
+
+MERGE_BYTES = 64  # of memory a value while columns are merged
+RARE = -2  # until it is known how many other values a table has
+
+
+class _Values(NamedTuple):
+    """A part's values of a table: codes, sorted, their provisional ids; accesses by those ids."""
+
+    codes: np.ndarray
+    ids: np.ndarray
+    kept: np.ndarray
+    training: np.ndarray
+
+
+def merge_table(
+    parts: Sequence[Part], table: int, max_bytes: int, modulus: int = 0, min_count: int = 1
+) -> dict[str, Any]:
+    """Rank a table's values over all parts: `map_<table>` in each part, by provisional id, int32.
+
+    Values with fewer than `min_count` accesses in the training rows share the table's last id;
+    those without any in the rows that stay have none. Works through ranges of codes that fit into
+    `max_bytes`. Returns what the manifest says of the table: distinct ids, the accesses of the
+    empty value and of the most accessed 1 % of ids, and of whole floats that were taken as
+    integers; of a shared id its number, values and accesses.
+    """
+    values, num_floats = _values_of(parts, table, modulus)
+    maps = [np.full(len(one.ids), -1, np.int32) for one in values]
+    num_ids = num_missing = 0
+    rare_values = rare_accesses = 0
+    num_kept = -(-sum(len(one.ids) for one in values) // 100)  # at least 1 % of the distinct values
+    top = np.empty(0, np.int64)
+    for ranges in _ranges([one.codes for one in values], max_bytes // MERGE_BYTES):
+        cut = [one.codes[among] for one, among in zip(values, ranges, strict=True)]
+        merged = np.unique(np.concatenate(cut))
+        kept, training = np.zeros(len(merged), np.int64), np.zeros(len(merged), np.int64)
+        places = [np.searchsorted(merged, codes) for codes in cut]
+        for one, among, place in zip(values, ranges, places, strict=True):
+            np.add.at(kept, place, one.kept[one.ids[among]])
+            np.add.at(training, place, one.training[one.ids[among]])
+        has_own = (training >= min_count) if min_count > 1 else kept > 0
+        is_rare = ~has_own & (kept > 0)
+        ranks = np.where(has_own, num_ids + np.cumsum(has_own) - 1, np.where(is_rare, RARE, -1))
+        for part, (one, among, place) in enumerate(zip(values, ranges, places, strict=True)):
+            maps[part][one.ids[among]] = ranks[place]
+        if len(merged) and merged[0] == 0:
+            num_missing = int(kept[0])
+        num_ids += int(has_own.sum())
+        rare_values += int(is_rare.sum())
+        rare_accesses += int(kept[is_rare].sum())
+        top = np.concatenate([top, kept[has_own]])
+        top = top if len(top) <= num_kept else np.partition(top, len(top) - num_kept)[-num_kept:]
+    about: dict[str, Any] = {}
+    if rare_values:
+        about["rare"] = {"id": num_ids, "values": rare_values, "accesses": rare_accesses}
+        top = np.append(top, rare_accesses)
+        num_ids += 1
+    for of_part, new_ids in zip(parts, maps, strict=True):
+        new_ids[new_ids == RARE] = num_ids - 1
+        write_synced(of_part.folder / f"map_{table}", new_ids)
+    top.sort()
+    num_top = max(1, -(-num_ids // 100))
+    about |= {"distinct": num_ids, "missing": num_missing, "whole_floats": num_floats}
+    return {**about, "top": int(top[max(len(top) - num_top, 0) :].sum())}
+
+
+def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_Values], int]:
+    """Each part's values; the accesses of whole floats that count as integers.
+
+    Those of texts that all are numbers do: programs write 17.0 for 17 in a column that lacks a
+    value. Only at the end of a log it is known that all are, so codes are changed here.
+    """
+    names = [f"{name}_{table}" for name in ("codes", "ids", "counts", "floats")]
+    opened = [open_npz(part.folder / "vocabularies.npz", names, others=False) for part in parts]
+    are_numbers = {part.info["are_numbers"][table] for part in parts} - {None} == {True}
+    values, num_floats = [], 0
+    for part, arrays in zip(parts, opened, strict=True):
+        codes, ids, counts, floats = (arrays[name] for name in names)
+        kept = training = counts
+        if (part.folder / "counts.npz").exists():
+            of_rows = [f"{name}_{table}" for name in ("kept", "training")]
+            counted = open_npz(part.folder / "counts.npz", of_rows, others=False)
+            kept, training = (counted[name] for name in of_rows)
+        changed = codes
+        if are_numbers and len(floats):
+            at = np.minimum(np.searchsorted(floats[:, 0], codes), len(floats) - 1)
+            is_float = floats[at, 0] == codes
+            changed = np.where(is_float, floats[at, 1], codes)
+            num_floats += int(kept[ids[is_float]].sum())
+        if modulus:
+            changed = changed % np.uint64(modulus) + np.uint64(1)
+        if changed is not codes:
+            order = np.argsort(changed, kind="stable")
+            codes, ids = changed[order], ids[order]
+        values.append(_Values(codes, ids, kept, training))
+    return values, num_floats
+
+
+def _ranges(codes: Sequence[np.ndarray], max_values: int) -> Iterator[list[slice]]:
+    """Cut sorted arrays at common codes, into slices of about `max_values` values together."""
+    total = sum(map(len, codes))
+    num_ranges = max(1, -(-total // max(max_values, 1)))
+    sample = np.sort(np.concatenate([array[:: max(1, total // 4096)] for array in codes]))
+    bounds = np.unique(sample[np.arange(1, num_ranges) * len(sample) // num_ranges])
+    cuts = [[0, *np.searchsorted(array, bounds), len(array)] for array in codes]
+    for i in range(len(bounds) + 1):
+        yield [slice(cut[i], cut[i + 1]) for cut in cuts]
