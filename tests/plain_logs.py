@@ -373,6 +373,7 @@ def text(r, kind, log):
         return r.choice(["2024-02-28", "2024-02-29", "2024-03-01 10:00", "2024-03-01T23:59:59Z"])
     if kind == "order":
         times = [f"2024-02-03 10:20:30.{r.randint(0, 99)}", "2024-02-03", "2024-02-03T10:20+01:00"]
+        times += ["2024-02-03T09:20-0030", "2024-02-03 09:00:01 UTC", "2024-02-03T11:00-02"]
         times = times if r.random() < 0.7 else ["1706956800.25", "1706956800", "-3.5"]
         return r.choice([f"2024-02-0{r.randint(1, 9)}T10:{r.randint(10, 59)}", *times])
     if kind == "list":
@@ -408,7 +409,7 @@ def make_log(r, what):
         log |= custom_log(r)
     width = len(log["kinds"])
     order = r.sample(range(width), width) if log["header"] else range(width)
-    rows = [[field(r, log, i) for i in order] for _ in range(r.randint(10, 24))]
+    rows = [[field(r, log, i) for i in order] for _ in range(r.randint(12, 36))]
     if log["quote"]:
         rows = [[f'"{v}"' if r.random() < 0.1 else v for v in row] for row in rows]
     if log["header"]:
@@ -467,7 +468,7 @@ def custom_log(r):
     if r.random() < 0.5:
         described["quote"] = True
     if key != "day":
-        described["days"] = r.randint(2, 7)
+        described["days"] = r.randint(2, 5)
     nulls = r.choice([(), ("NULL", "nan")])
     if nulls:
         described["nulls"] = list(nulls)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from plain_logs import CUSTOM, Bad, make_log, plain_arrays, plain_rows
 
 import data_utils
-from slipstream.logs import taobao
+from slipstream.logs import stages, taobao
 from slipstream.tools.npz import open_npz, unpack_manifest
 
 EXAMPLES = int(os.environ.get("SLIPSTREAM_FUZZ", "1"))
@@ -106,7 +106,9 @@ def check(folder, what, data, log, limit, block_bytes, **options):
     if what == "taobao":
         options |= {"split": "none", "rate": 0.0, "min_count": 1}
         given |= {"split": "none", "data_sub_sample_rate": 0.0, "min_count": 1}
-    arrays, said = build(folder, what, data, log, **given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "PART_ROWS", options.pop("part_rows"))
+        arrays, said = build(folder, what, data, log, **given)
     try:
         rows, bad, blank = plain_rows(data, log, limit)
         if what == "taobao":
@@ -127,6 +129,8 @@ def check(folder, what, data, log, limit, block_bytes, **options):
     if what == "taobao":
         check_clicks(arrays, *expected)
         return
+    dense = expected.pop("X_int")
+    np.testing.assert_allclose(arrays["X_int"], dense, rtol=1e-6, atol=0)  # means are rounded
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
@@ -201,6 +205,7 @@ def test_spoiled_logs(tmp_path_factory, what):
         split=st.sampled_from(["none", "none", "last-day", "random:3"]),
         min_count=st.sampled_from([1, 1, 2, 3]),
         rate=st.sampled_from([0.0, 0.0, 0.5]),
+        part_rows=st.sampled_from([1, 4, 1000]),
     )
     def spoiled(seed, num_faults, **options):
         r = random.Random(seed)
@@ -214,6 +219,23 @@ def test_spoiled_logs(tmp_path_factory, what):
 
     spoiled()
     assert 0.1 < np.mean(outcomes) < 0.9, "both outcomes are tried"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ties_at_the_first_held_out_row(tmp_path, seed):
+    """Of rows with one time the first ones of the log train, wherever parts end."""
+    r = random.Random(seed)
+    while (log := make_log(r, "custom")[0])["key"] != "order" or not log["header"]:
+        pass
+    log |= {"days": 3, "transforms": {}, "quote": False}
+    log["described"] |= {"days": 3, "dense": CUSTOM["dense"], "quote": False}
+    fields = {"bought": "01", "time": "345", "shop": "abcd"}
+    names = log["names"]
+    rows = [[r.choice(fields.get(name, "1")) for name in names] for _ in range(60)]
+    text = "".join(log["separator"].join(row) + "\n" for row in [names, *rows])
+    options = {"limit": 0, "block_bytes": 99, "split": "last-day", "min_count": 8, "rate": 0.4}
+    check(tmp_path, "custom", text.encode(), log, modulus=-1, part_rows=7, **options)
+    assert (tmp_path / "out.npz").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b"\n", b"\n\n\r\n", b"\x00"])
