@@ -5,7 +5,8 @@ over the training inputs. Slot 0 is the most accessed row of any table, ties by 
 first `num_hot` slots are hot: as many rows as fit into the hot memory budget, or all rows with at
 least a share Lambda of the accesses. An input is hot when all its rows are, that is when its
 largest slot is below `num_hot`; so any budget is a prefix, and the table budget -> hot inputs comes
-from one pass.
+from one pass. That pass also tells what each K of preprocessing's --min-count would give
+(`slipstream/training/min_counts.py`), unless only a sample of the accesses is counted.
 
 Price: 28 bytes of memory a row of the tables, none that grows with the inputs; about 0.4 s per
 million inputs on 2 cores.
