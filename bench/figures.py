@@ -85,7 +85,7 @@ def budget(args: argparse.Namespace, axes: Any) -> Rows:
     train = load_processed(args.processed_data_file).splits()[0]
     slot_of_row, accesses = np.array(ranked["slot_of_row"]), ranked["access_counts"]
     bounds = np.unique(np.geomspace(10, len(accesses), NUM_POINTS).astype(np.int64))[::-1]
-    inputs, _ = count_hot_inputs(train, slot_of_row, bounds.tolist())
+    inputs, *_ = count_hot_inputs(train, slot_of_row, bounds.tolist())
     taken = np.cumsum(accesses)[bounds - 1] / max(int(accesses.sum()), 1)
     megabytes = bounds * args.row_bytes / 1e6
     axes.plot(megabytes, 100 * taken, color=COLOURS[0], label="accesses to hot rows")

@@ -5,7 +5,8 @@ over the training inputs. Slot 0 is the most accessed row of any table, ties by 
 first `num_hot` slots are hot: as many rows as fit into the hot memory budget, or all rows with at
 least a share Lambda of the accesses. An input is hot when all its rows are, that is when its
 largest slot is below `num_hot`; so any budget is a prefix, and the table budget -> hot inputs comes
-from one pass.
+from one pass. That pass also tells what each K of preprocessing's --min-count would give
+(`slipstream/training/min_counts.py`), unless only a sample of the accesses is counted.
 
 Price: 28 bytes of memory a row of the tables, none that grows with the inputs; about 0.4 s per
 million inputs on 2 cores.
@@ -46,6 +47,7 @@ from slipstream.tools.runtime import (
 )
 from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import OPTIMIZER
+from slipstream.training.min_counts import merge_rare, min_counts_after, rare_ids_of
 from slipstream.training.popularity import (
     Ranking,
     budgets_of,
@@ -211,7 +213,14 @@ def _write_ranking(
     """Write the slots, and what is known of the hot inputs before any is written."""
     train = log.splits()[0]
     budgets = budgets_of(ranking)
-    counts, by_day = count_hot_inputs(train, ranking.slot_of_row, [num_hot, *budgets])
+    min_counts = min_counts_after(log.manifest)
+    if identity["options"]["ip_sampling_rate"] < 100:
+        min_counts = min_counts[:1]  # accesses of a sample cannot be compared with another K
+    rare_ids = rare_ids_of(log.manifest, len(log.table_sizes))
+    merged = merge_rare(ranking, log.table_sizes, rare_ids, min_counts, num_hot)
+    counts, by_day, by_bits = count_hot_inputs(
+        train, ranking.slot_of_row, [num_hot, *budgets], merged.hot_bits
+    )
     num_hot_inputs = int(counts[0])
     figures = {
         "num_inputs": len(train),
@@ -226,6 +235,7 @@ def _write_ranking(
             (rows * row_bytes, rows, ranking.share_of_accesses(rows), inputs / len(train))
             for rows, inputs in zip(budgets, counts[1:].tolist(), strict=True)
         ],
+        "min_counts": merged.figures(by_bits, row_bytes),
     }
     manifest = {**identity, "figures": figures, "source_notes": log.manifest.get("source_notes")}
     manifest.setdefault("features", log.layout.describe())
@@ -371,6 +381,11 @@ def _print_figures(figures: dict[str, Any]) -> None:
     print("   budget MB      hot rows   accesses hot   inputs hot")
     for num_bytes, num_hot, accesses, inputs in figures["budgets"]:
         print(f"{num_bytes / 2**20:>12,.3f} {num_hot:>13,} {accesses:>14.2%} {inputs:>12.2%}")
+    min_counts = figures.get("min_counts", [])  # folders of before have none
+    if len(min_counts) > 1:
+        print("\n --min-count     rows left    MB of rows   inputs hot with as much hot memory")
+        for min_count, num_rows, num_bytes, inputs in min_counts:
+            print(f"{min_count:>12,} {num_rows:>13,} {num_bytes / 2**20:>13,.3f} {inputs:>12.2%}")
     if figures["hot_input_share"] == 1:
         print("every input is hot: a smaller --hot-emb-gpu-mem leaves cold ones")
     elif figures["hot_input_share"] == 0:
