@@ -7,6 +7,8 @@ least a share Lambda of the accesses. An input is hot when all its rows are, tha
 largest slot is below `num_hot`; so any budget is a prefix, and the table budget -> hot inputs comes
 from one pass.
 
+Accesses are counted one by one, whatever the inputs' weights: memory serves each alike.
+
 Price: 28 bytes of memory a row of the tables, none that grows with the inputs; about 0.4 s per
 million inputs on 2 cores.
 
@@ -54,7 +56,7 @@ from slipstream.training.popularity import (
     rank_inputs,
     slots_of_rows,
 )
-from slipstream.training.sets import ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
+from slipstream.training.sets import HANDED_ON, ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
 
 VERSION = 2
 RANKING_FILE = "ranking.npz"  # of a folder that is not finished
@@ -172,13 +174,13 @@ def segregate(
 
 
 def _identity(processed_file: str | Path, options: dict[str, Any]) -> dict[str, Any]:
-    """What a folder is of."""
+    """What a folder is of; of what a file hands on, None where it does not say."""
     identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
     # A fingerprint leaves out the manifest.
     described = unpack_manifest(open_npz(processed_file, others=False))
     if "features" in described:
         identity["features"] = described["features"]
-    return identity
+    return identity | {name: described.get(name) for name in HANDED_ON}
 
 
 def _begin(folder: Path, identity: dict[str, Any]) -> Path:
@@ -197,7 +199,8 @@ def _begin(folder: Path, identity: dict[str, Any]) -> Path:
 def _disk_bytes(log: ClickLog) -> int:
     num_columns = log.inputs.dense.shape[1] + log.inputs.categories.shape[1]
     # Rows: slots and access counts, for a while in two files.
-    return len(log.inputs) * (4 * num_columns + 1) + 2 * 12 * int(log.table_sizes.sum())
+    weight = 0 if log.inputs.weights is None else 4
+    return len(log.inputs) * (4 * num_columns + 1 + weight) + 2 * 12 * int(log.table_sizes.sum())
 
 
 def _write_ranking(
@@ -227,7 +230,8 @@ def _write_ranking(
             for rows, inputs in zip(budgets, counts[1:].tolist(), strict=True)
         ],
     }
-    manifest = {**identity, "figures": figures, "source_notes": log.manifest.get("source_notes")}
+    manifest = {name: value for name, value in identity.items() if value is not None}
+    manifest |= {"figures": figures, "source_notes": log.manifest.get("source_notes")}
     manifest.setdefault("features", log.layout.describe())
     write_npz(
         path,
@@ -283,12 +287,16 @@ def _write_split(
             "y": Spec((num_inputs,), np.dtype(np.int8)),
             "days": Spec(offsets.shape, np.dtype(np.int64)),
         }
+        if inputs.weights is not None:
+            specs["weights"] = Spec((num_inputs,), np.dtype(np.float32))
         writers.append(NpzWriter(partial / f"{name}.npz", specs))
 
     def cut(part: slice) -> tuple[slice, list[dict[str, np.ndarray]]]:
         """The arrays of a chunk's inputs for each set."""
         slots = slots_of_rows(slot_of_row, inputs, part)
         arrays = {"X_int": dense[part], "slots": slots, "y": inputs.labels[part]}
+        if (weights := inputs.weights_of(part)) is not None:
+            arrays["weights"] = weights
         if len(writers) == 1:
             return part, [arrays]
         hot = slots.max(axis=1) < num_hot
