@@ -48,8 +48,10 @@ def sub_sampling_of(manifest: Mapping[str, Any], source: str) -> SubSampling | N
     if described is None:
         return None
     found: dict[str, Any] = described if isinstance(described, dict) else {}
-    rate, held_out = found.get("rate"), found.get("held_out")
-    if type(rate) in (int, float) and 0 <= rate < 1 and held_out in ("whole", "thinned"):
+    rate: Any = found.get("rate")
+    held_out: Any = found.get("held_out")
+    is_number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if is_number and 0 <= rate < 1 and held_out in ("whole", "thinned"):
         return SubSampling(float(rate), held_out)
     raise ValueError(
         f"{source}: its manifest's sub_sampling is {described!r}; expected a rate from 0 to below "

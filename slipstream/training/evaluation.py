@@ -112,6 +112,13 @@ def evaluate(
     return click_metrics(outputs, np.asarray(inputs.labels), weights)
 
 
+def click_rate(inputs: Inputs) -> float | None:
+    """The weighted share of inputs with a click; None where there are none."""
+    if not len(inputs):
+        return None
+    return float(np.average(inputs.labels > 0, weights=inputs.weights_of(slice(0, len(inputs)))))
+
+
 class Judge:
     """Evaluates a run's model on the way and at its end, and has the best one kept.
 

@@ -266,6 +266,20 @@ def _write_sets(partial: Path, log: ClickLog) -> None:
         list(pool.map(write, splits))
 
 
+def _specs_of(inputs: ClickInputs, offsets: np.ndarray) -> dict[str, Spec]:
+    """The arrays of a set of these inputs, as many as its day offsets end in."""
+    num_inputs, num_columns = int(offsets[-1]), inputs.categories.shape[1]
+    specs = {
+        "X_int": Spec((num_inputs, inputs.num_dense), inputs.dense.dtype),
+        "slots": Spec((num_inputs, num_columns), np.dtype(np.int32)),
+        "y": Spec((num_inputs,), np.dtype(np.int8)),
+        "days": Spec(offsets.shape, np.dtype(np.int64)),
+    }
+    if inputs.weights is not None:
+        specs["weights"] = Spec((num_inputs,), np.dtype(np.float32))
+    return specs
+
+
 def _write_split(
     partial: Path,
     inputs: ClickInputs,
@@ -277,19 +291,11 @@ def _write_split(
 
     `days` names the sets and gives their day offsets, the last one their number of inputs.
     """
-    dense, num_columns = inputs.dense, inputs.categories.shape[1]
-    writers = []
-    for name, offsets in days.items():
-        num_inputs = int(offsets[-1])
-        specs = {
-            "X_int": Spec((num_inputs, dense.shape[1]), dense.dtype),
-            "slots": Spec((num_inputs, num_columns), np.dtype(np.int32)),
-            "y": Spec((num_inputs,), np.dtype(np.int8)),
-            "days": Spec(offsets.shape, np.dtype(np.int64)),
-        }
-        if inputs.weights is not None:
-            specs["weights"] = Spec((num_inputs,), np.dtype(np.float32))
-        writers.append(NpzWriter(partial / f"{name}.npz", specs))
+    dense = inputs.dense
+    writers = [
+        NpzWriter(partial / f"{name}.npz", _specs_of(inputs, offsets))
+        for name, offsets in days.items()
+    ]
 
     def cut(part: slice) -> tuple[slice, list[dict[str, np.ndarray]]]:
         """The arrays of a chunk's inputs for each set."""
