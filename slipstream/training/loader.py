@@ -222,10 +222,11 @@ class Loader:
         weight_sum = float(len(labels)) if found is None else float(found.sum())
         weights = None if found is None else torch.from_numpy(found)
         staged = stage(slots) if stage is not None else None
-        if self.table.device.type == "cuda" and dense.device.type == "cpu":
+        if self.table.device.type == "cuda":
             # Page-locked, so that their copies need not wait for the device.
-            dense, labels = dense.pin_memory(), labels.pin_memory()
             weights = None if weights is None else weights.pin_memory()
+            if dense.device.type == "cpu":
+                dense, labels = dense.pin_memory(), labels.pin_memory()
         return _Cut(planned, dense, labels, weights, weight_sum, slots, staged)
 
     def _in_turn(self, task: Callable[[], T]) -> T:
