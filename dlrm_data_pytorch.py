@@ -7,6 +7,9 @@
 A processed file (data_utils.py) holds category ids per table, a segregated folder
 (input_segregation.py) hot and cold training inputs with ids turned into slots. Both are mapped, not
 read, and a batch is one `np.take` per array: `slipstream/logs` and `slipstream/training/sets.py`.
+
+A batch is these three tensors whatever the file holds; how much each of its inputs counts, in files
+that say so, is `train.weights_of(slice(0, 1024))`, an array, and None in others.
 """
 
 from slipstream.logs.inputs import ClickInputs

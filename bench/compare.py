@@ -317,9 +317,14 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def test_freq(processed: str, flags: list[str], num_points: int) -> int:
-    """Mini-batches between evaluations; a bad flag of a trainer is refused here."""
+    """Mini-batches between evaluations; a bad flag of a trainer, or a log without held-out rows, is
+    refused here.
+    """
     trainer = slipstream_train.parse_args(["--segregated-data-dir", "-", *flags])
-    num_train = int(open_npz(processed, ("days",))["days"][-2])
+    days = open_npz(processed, ("days",))["days"]
+    num_train = int(days[-2])
+    if days[-1] == num_train:
+        raise ValueError(f"{processed} holds nothing out: there is no AUC to compare")
     batch_size = recipe_of(trainer, num_train).mini_batch_size
     return max(1, num_train // batch_size // num_points)
 

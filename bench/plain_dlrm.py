@@ -51,7 +51,9 @@ class ClickDataset(Dataset):
     """Inputs in memory: dense (n, num_dense) float32, ids (n, F) int32, labels (n,) float32."""
 
     def __init__(self, inputs: ClickInputs) -> None:
-        self.dense = torch.from_numpy(np.log1p(np.maximum(inputs.dense, 0), dtype=np.float32))
+        if inputs.weights is not None:
+            raise ValueError("the log has weights, and the plain DLRM takes every input alike")
+        self.dense = torch.from_numpy(inputs.transforms.apply(inputs.dense))
         self.ids = torch.from_numpy(np.array(inputs.categories))
         self.labels = torch.from_numpy(np.array(inputs.labels, np.float32))
 

@@ -59,11 +59,13 @@ class Scored:
 def parts_of(prepared: PreparedData) -> dict[str, Any]:
     """The inputs to train on, to choose by and to test on."""
     data = prepared.data
+    if data.test.weights is not None:
+        raise ValueError("the log has weights, and the other models here take every input alike")
     return {"train": data.cold, "val": data.val, "test": data.test}
 
 
 def one_hot(inputs: Any, num_rows: int) -> Any:
-    """Sparse features (n, num_dense + num_rows): ln(1 + x), and a 1 at each row that is present."""
+    """Sparse features (n, num_dense + num_rows): dense values, and a 1 at each present row."""
     from scipy.sparse import csr_array, hstack
 
     dense, slots, _ = inputs.batch(slice(0, len(inputs)))

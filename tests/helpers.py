@@ -8,7 +8,7 @@ import numpy as np
 
 import input_segregation
 from slipstream.logs.formats import equal_days
-from slipstream.tools.npz import write_npz
+from slipstream.tools.npz import pack_manifest, write_npz
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TABLE_SIZES = np.array([40, 1, 300, 7, 1000], np.int64)
@@ -33,10 +33,13 @@ def small_arrays(num_rows=4000, table_sizes=TABLE_SIZES, seed=0):
     return dense, ids, y
 
 
-def write_processed(path, num_rows=4000, table_sizes=TABLE_SIZES, seed=0):
+def write_processed(path, num_rows=4000, table_sizes=TABLE_SIZES, seed=0, manifest=None, **changes):
+    """A processed file; `changes` are members in place of its own, or beside them."""
     dense, ids, y = small_arrays(num_rows, table_sizes, seed)
     members = {"X_int": dense, "X_cat": ids, "y": y, "counts": table_sizes}
-    write_npz(path, {**members, "days": equal_days(num_rows)})
+    if manifest is not None:
+        changes["manifest"] = pack_manifest(manifest)
+    write_npz(path, {**members, "days": equal_days(num_rows), **changes})
     return path
 
 

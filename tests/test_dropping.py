@@ -25,6 +25,9 @@ class Hot:
     def slots_of(self, inputs):
         return torch.from_numpy(self.slots[inputs])
 
+    def weights_of(self, inputs):
+        return None
+
 
 def reach(hot, table, cold=None, counts=None):
     """What a rule sees of a training run; the loss of an input is its first slot."""

@@ -46,13 +46,15 @@ def inputs(num_inputs, high, seed, has_absent=False):
         slots[:, 1:][rng.random((num_inputs, NUM_FEATURES - 1)) < 0.4] = -1
     dense = rng.integers(0, 9, (num_inputs, 3)).astype(np.int32)
     labels = rng.integers(0, 2, num_inputs).astype(np.int8)
-    return ClickInputs(dense, slots, labels, np.array([0, num_inputs]), has_absent=has_absent)
+    weights = rng.integers(0, 4, num_inputs).astype(np.float32) if has_absent else None
+    days = np.array([0, num_inputs])
+    return ClickInputs(dense, slots, labels, days, has_absent=has_absent, weights=weights)
 
 
 def make_trainer(
     device, num_resident, optimizer_name, overlap, device_data, evaluates, has_absent=False
 ):
-    """With `has_absent` also another network: one of batch and layer norms, and buffers."""
+    """With `has_absent` also weights, and another network: batch and layer norms, buffers."""
     hot = inputs(NUM_INPUTS, NUM_HOT, 1, has_absent)
     cold = inputs(NUM_INPUTS, NUM_ROWS, 2, has_absent)
     rows = torch.rand(NUM_ROWS, DIM, generator=torch.Generator().manual_seed(4))

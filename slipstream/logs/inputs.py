@@ -1,7 +1,8 @@
 """A set of click inputs over whole arrays, in memory or mapped from files larger than it.
 
-A mini-batch is one `np.take` per array; dense values become ln(x + 1) when it is cut. What does not
-fit into memory is a *stream*: read by blocks, checked as it is read, and given back.
+A mini-batch is one `np.take` per array; dense values are transformed (`slipstream.logs.transforms`)
+when it is cut. What does not fit into memory is a *stream*: read by blocks, checked as it is read,
+and given back.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.logs.transforms import Transforms, log_of_all
 from slipstream.tools.mapped import advise, is_mapped
 from slipstream.tools.runtime import available_memory_bytes, ordered
 
 BLOCK_INPUTS = 4096  # read from disk together: 640 kB of Criteo
 CHECK_ROWS = 1 << 14  # rows checked at once when a file is opened
+CHECK_WEIGHTS = 1 << 20  # and where only weights are: 4 MB
 
 
 class ClickInputs:
     """A set of inputs over whole arrays.
 
     Args:
-        dense: (n, num_dense) counts; negative ones count as 0.
+        dense: (n, num_dense), as they are stored.
         categories: (n, C) ids, or slots where `slot_offsets` is None; -1: absent.
         labels: (n,) 0 or 1.
         day_offsets: (days + 1,) first row of each day, then n.
         slot_offsets: (C,) added to the ids to number all tables' rows in one sequence.
         stream: for arrays larger than memory; None: they are checked and fit.
         has_absent: whether any element may be absent.
+        transforms: of the dense values; None: the logarithm of all.
+        weights: (n,) float32, at least 0: how much each input counts in loss and metrics; None: 1.
     """
 
     def __init__(
@@ -43,10 +48,13 @@ class ClickInputs:
         slot_offsets: np.ndarray | None = None,
         stream: Stream | None = None,
         has_absent: bool = False,
+        transforms: Transforms | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.dense, self.categories, self.labels = dense, categories, labels
         self.day_offsets, self._slot_offsets, self._stream = day_offsets, slot_offsets, stream
-        self.has_absent = has_absent
+        self.has_absent, self.weights = has_absent, weights
+        self.transforms = transforms or log_of_all(dense.shape[1])
         self._num_read, self._is_announced = 0, False
         self.device = torch.device("cpu")
 
@@ -57,6 +65,12 @@ class ClickInputs:
     def num_dense(self) -> int:
         """Dense features of an input."""
         return self.dense.shape[1]
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays, each of one entry an input."""
+        weights = [] if self.weights is None else [self.weights]
+        return [self.dense, self.categories, self.labels, *weights]
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
         """Slots (B, C) int64 of the given inputs."""
@@ -74,13 +88,22 @@ class ClickInputs:
 
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Dense (B, num_dense) float32, slots (B, C) int64 and labels (B,) float32."""
-        dense = _take(self.dense, inputs).astype(np.float32)
+        values = _take(self.dense, inputs)
         if self._stream is not None:
-            _check_dense(self._stream.source, dense)
+            _check_dense(self._stream.source, values)
             _check_labels(self._stream.source, _take(self.labels, inputs))
-        np.log1p(np.maximum(dense, 0, out=dense), out=dense)
+        dense = torch.from_numpy(self.transforms.apply(values))
         labels = _take(self.labels, inputs).astype(np.float32)
-        return torch.from_numpy(dense), self.slots_of(inputs), torch.from_numpy(labels)
+        return dense, self.slots_of(inputs), torch.from_numpy(labels)
+
+    def weights_of(self, inputs: np.ndarray | slice) -> np.ndarray | None:
+        """Weights (B,) float32 of the given inputs, in host memory; None: all 1."""
+        if self.weights is None:
+            return None
+        weights = _take(self.weights, inputs)
+        if self._stream is not None:
+            _check_weights(self._stream.source, weights)
+        return weights
 
     def _forget(self, num_inputs: int) -> None:
         """Give back all memory once as many inputs were read as may be in memory."""
@@ -94,19 +117,19 @@ class ClickInputs:
         """Have the kernel read these inputs ahead, in runs of neighbours."""
         if not self._is_announced:
             # Pages that are asked for all the same are then read alone, not megabytes around them.
-            for array in (self.dense, self.categories, self.labels):
+            for array in self.arrays:
                 advise(array, mmap.MADV_RANDOM)
             self._is_announced = True
         blocks = np.unique(inputs // BLOCK_INPUTS)
         runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1) if len(blocks) else []
         for run in runs:
             part = slice(int(run[0]) * BLOCK_INPUTS, (int(run[-1]) + 1) * BLOCK_INPUTS)
-            for array in (self.dense, self.categories, self.labels):
+            for array in self.arrays:
                 advise(array[part], mmap.MADV_WILLNEED)
 
     def release(self, inputs: slice) -> None:
         """Give back the memory of mapped inputs that were read; they can be read again."""
-        for array in (self.dense, self.categories, self.labels):
+        for array in self.arrays:
             advise(array[inputs], mmap.MADV_DONTNEED)
 
     @property
@@ -126,6 +149,8 @@ class ClickInputs:
             self._slot_offsets,
             self._stream,
             self.has_absent,
+            self.transforms,
+            None if self.weights is None else self.weights[start:stop],
         )
 
 
@@ -195,15 +220,19 @@ def check_arrays(
     labels: np.ndarray,
     limits: np.ndarray,
     least: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> None:
     """Raise `ValueError` for values that no input may hold; one pass over all."""
+    arrays = [dense, ids, labels, *([] if weights is None else [weights])]
 
     def check(start: int) -> None:
         part = slice(start, start + CHECK_ROWS)
         _check_dense(source, dense[part])
         _check_ids(source, ids[part], limits, least)
         _check_labels(source, labels[part])
-        for array in (dense, ids, labels):
+        if weights is not None:
+            _check_weights(source, weights[part])
+        for array in arrays:
             advise(array[part], mmap.MADV_DONTNEED)
 
     for _ in ordered(check, range(0, len(labels), CHECK_ROWS)):
@@ -233,10 +262,35 @@ def _check_labels(source: str, labels: np.ndarray) -> None:
         raise ValueError(f"{source}: labels other than 0 and 1")
 
 
+def _check_weights(source: str, weights: np.ndarray) -> None:
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(f"{source}: weights that are negative, NaN or infinite")
+
+
+def sum_of_weights(weights: np.ndarray) -> float:
+    """All weights added up; one pass, whose memory is given back."""
+    total = 0.0
+    for start in range(0, len(weights), CHECK_WEIGHTS):
+        part = weights[start : start + CHECK_WEIGHTS]
+        total += float(part.sum(dtype=np.float64))
+        advise(part, mmap.MADV_DONTNEED)
+    return total
+
+
+def float_weights(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The weights of an opened file, float32 whatever they are stored as; None: it has none."""
+    weights = arrays.get("weights")
+    if weights is None:
+        return None
+    with np.errstate(over="ignore"):  # infinite then, which is refused
+        return weights.astype(np.float32, copy=False)
+
+
 def check_kinds(arrays: dict[str, np.ndarray], source: str) -> None:
     """Raise `ValueError` for arrays of other dimensions, or not of numbers."""
     dimensions = {"X_int": 2, "X_cat": 2, "slots": 2, "num_hot": 0}
-    dimensions |= dict.fromkeys(("y", "counts", "days", "slot_of_row", "access_counts"), 1)
+    flat = ("y", "weights", "counts", "days", "slot_of_row", "access_counts")
+    dimensions |= dict.fromkeys(flat, 1)
     for name, wanted in dimensions.items():
         array = arrays.get(name)
         if array is not None and (array.ndim != wanted or array.dtype.kind not in "iuf"):

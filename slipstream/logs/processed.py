@@ -1,6 +1,7 @@
 """Processed .npz files, of data_utils.py or older DLRM scripts, as inputs with ids per table.
 
-The last day is held out: its first half is the test set, its second half the validation set.
+The last day is held out: its first half is the test set, its second half the validation set. It may
+be empty: then nothing is held out, and both are.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from slipstream.logs.inputs import (
     check_days,
     check_kinds,
     check_lengths,
+    float_weights,
     stream_of,
+    sum_of_weights,
 )
+from slipstream.logs.sub_sampling import sub_sampling_of
 from slipstream.logs.synthetic import planted_clicks
+from slipstream.logs.transforms import transforms_of
 from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
 
 
@@ -66,15 +71,18 @@ def make_click_log(
     manifest: dict[str, Any] | None = None,
     max_memory: int | None = None,
     identity: str = "",
+    weights: np.ndarray | None = None,
 ) -> ClickLog:
     """Check the arrays of a log against each other and wrap them.
 
     Arrays of more than `max_memory` bytes (None: half of what is free) are checked batch by batch.
 
     Raises `ValueError` for lengths that differ, ids outside their table, labels other than 0 and 1,
-    and days that do not cover the rows. One pass over the ids (about 1 s for 45 M rows in memory).
+    weights that are not finite, negative or all 0 in a set, a manifest whose parts do not fit, and
+    days that do not cover the rows. One pass over the ids (about 1 s for 45 M rows in memory).
     """
-    check_lengths(source, dense=dense, ids=ids, labels=labels)
+    weighted = {} if weights is None else {"weights": weights}
+    check_lengths(source, dense=dense, ids=ids, labels=labels, **weighted)
     days = np.asarray(days).astype(np.int64)
     check_days(source, days, len(labels))
     if days[-2] == 0:
@@ -84,13 +92,22 @@ def make_click_log(
     sizes, manifest = np.asarray(table_sizes, np.int64), manifest or {}
     layout = layout_of(manifest, ids.shape[1], len(sizes), source)
     limits, least = sizes[layout.table_of_column], layout.least_ids
-    stream = stream_of(source, (dense, ids, labels), limits, least, max_memory)
+    arrays = (dense, ids, labels, *weighted.values())
+    stream = stream_of(source, arrays, limits, least, max_memory)
     if stream is None:
-        check_arrays(source, dense, ids, labels, limits, least)
+        check_arrays(source, dense, ids, labels, limits, least, weights)
     first_rows = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     offsets = first_rows[layout.table_of_column]
-    inputs = ClickInputs(dense, ids, labels, days, offsets, stream, layout.has_absent)
-    return ClickLog(inputs, sizes, layout, manifest, identity or source)
+    sub_sampling_of(manifest, source)
+    transforms = transforms_of(manifest, dense.shape[1], source)
+    inputs = ClickInputs(
+        *(dense, ids, labels, days, offsets, stream, layout.has_absent, transforms, weights)
+    )
+    log = ClickLog(inputs, sizes, layout, manifest, identity or source)
+    for name, part in zip(("training", "test", "validation"), log.splits(), strict=True):
+        if len(part) and part.weights is not None and sum_of_weights(part.weights) == 0:
+            raise ValueError(f"{source}: all weights of the {name} inputs are 0")
+    return log
 
 
 def load_processed(
@@ -100,6 +117,9 @@ def load_processed(
 
     What takes more than `max_memory` bytes (None: half of what is free) is streamed. Checksums are
     compared (one pass over the file) unless it is streamed, and then with `verify`.
+
+    A member `weights` says how much each input counts; the manifest's `transforms` and
+    `sub_sampling` are read, see the modules of these names.
 
     Older files may hold `X_cat` as float64 and have no `days`: 7 equal ones are assumed, as for
     Kaggle.
@@ -123,6 +143,7 @@ def load_processed(
         manifest,
         max_memory,
         fingerprint(path),
+        float_weights(arrays),
     )
     if verify or not log.inputs.window:
         check_sums(path)

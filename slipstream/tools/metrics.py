@@ -7,16 +7,22 @@ import math
 import numpy as np
 
 
-def click_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def click_metrics(
+    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
     """AUC, log loss (nats), normalised entropy and accuracy at probability 1/2.
 
     Normalised entropy is the log loss over that of always saying the share of clicks (He et al.,
     *Practical lessons from predicting clicks on ads at Facebook*, ADKDD 2014, section 3).
 
-    `logits` (n,) and `labels` (n,) of 0 and 1. Log loss is computed from the logits in float64, so
-    no probability is clipped. AUC is scikit-learn's; NaN when only one class is present, all NaN
-    for n = 0.
+    `logits` (n,) and `labels` (n,) of 0 and 1; with `weights` (n,) all are weighted, as by
+    scikit-learn's `sample_weight`, and inputs of weight 0 are not there. Log loss is computed from
+    the logits in float64, so no probability is clipped. AUC is scikit-learn's; NaN when only one
+    class is present, all NaN for n = 0.
     """
+    if weights is not None:
+        counts = weights > 0
+        logits, labels, weights = logits[counts], labels[counts], weights[counts].astype(np.float64)
     if len(logits) == 0:
         return dict.fromkeys(("auc", "log_loss", "normalized_entropy", "accuracy"), math.nan)
     from sklearn.metrics import (
@@ -25,13 +31,20 @@ def click_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
     logits = logits.astype(np.float64)
     positive = labels > 0
-    one_class = positive.all() or not positive.any()
-    log_loss = float(np.mean(np.logaddexp(0.0, np.where(positive, -logits, logits))))
-    rate = float(positive.mean())
+    log_loss = float(_mean(np.logaddexp(0.0, np.where(positive, -logits, logits)), weights))
+    rate = float(_mean(positive, weights))
+    one_class = not 0 < rate < 1
     entropy = math.nan if one_class else -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
     return {
-        "auc": math.nan if one_class else float(roc_auc_score(positive, logits)),
+        "auc": math.nan
+        if one_class
+        else float(roc_auc_score(positive, logits, sample_weight=weights)),
         "log_loss": log_loss,
         "normalized_entropy": log_loss / entropy,
-        "accuracy": float(np.mean((logits > 0) == positive)),
+        "accuracy": float(_mean((logits > 0) == positive, weights)),
     }
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None) -> np.floating:
+    # Not `np.average`, which adds up in another order where nothing is weighted.
+    return np.mean(values) if weights is None else np.average(values, weights=weights)

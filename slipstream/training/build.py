@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from slipstream.logs.transforms import TRANSFORMS
 from slipstream.model.dlrm import HIDDEN_BOT, TOP
 from slipstream.model.features import Features, features_of
 from slipstream.model.flags import ModelSettings
@@ -72,6 +73,7 @@ def describe_features(prepared: PreparedData, settings: ModelSettings) -> dict[s
         "num_dense": prepared.data.test.num_dense,
         "dim": settings.arch_sparse_feature_size,
         "sparse": prepared.layout.describe(),
+        TRANSFORMS: prepared.transforms.describe(),
     }
 
 

@@ -202,13 +202,17 @@ class DropRule:
         self._before = torch.from_numpy(before.astype(np.float32)).to(device)
         self._touched = torch.from_numpy(touched.astype(bool)).to(device)
 
-    def touch(self, slots: Tensor) -> None:
+    def touch(self, slots: Tensor, weights: Tensor | None = None) -> None:
         """Note the rows (B, C) that a batch updated, while a window is open.
+
+        Inputs of weight 0, of (B,), update none.
 
         Places in the device array serve as slots as well, where all hot rows are resident.
         """
         if self._touched is None:
             return
+        if weights is not None:
+            slots = slots.where(weights.to(slots.device)[:, None] > 0, -1)
         rows = slots.flatten().clamp(max=self.num_hot).to(self._touched.device)
         rows = rows.where(rows >= 0, self.num_hot)  # absent
         self._touched.index_fill_(0, rows, True)
@@ -341,7 +345,9 @@ class DropRule:
                 slots = inputs.slots_of(part).to(device)
                 labels = torch.from_numpy(np.array(inputs.labels[part])).to(device)
                 losses = partial(reach.losses, inputs, part)
-                chunk = Chunk(slots, labels, hot, rng, rows, losses)
+                own = inputs.weights_of(part)
+                weights = None if own is None else torch.from_numpy(own).to(device)
+                chunk = Chunk(slots, labels, hot, rng, rows, losses, weights)
                 found.append(self.policy.scores(chunk))
         return np.concatenate(found) if found else np.empty(0, np.float32)
 

@@ -98,10 +98,25 @@ def evaluate(
     inputs: Inputs,
     batch_size: int,
     stop: StopRequest | None = None,
+    logit_shift: float = 0.0,
 ) -> dict[str, float]:
-    """AUC, log loss and accuracy of the model on `inputs`; raises as `outputs_of` does."""
+    """AUC, log loss and accuracy of the model on `inputs`, by their weights.
+
+    `logit_shift` is added to its outputs, see `slipstream.logs.sub_sampling`. Raises as
+    `outputs_of` does, and `ValueError` for weights that no input may have.
+    """
     outputs = outputs_of(model, table, inputs, batch_size, stop)
-    return click_metrics(outputs, np.asarray(inputs.labels))
+    if logit_shift:
+        outputs = outputs.astype(np.float64) + logit_shift
+    weights = inputs.weights_of(slice(0, len(inputs)))
+    return click_metrics(outputs, np.asarray(inputs.labels), weights)
+
+
+def click_rate(inputs: Inputs) -> float | None:
+    """The weighted share of inputs with a click; None where there are none."""
+    if not len(inputs):
+        return None
+    return float(np.average(inputs.labels > 0, weights=inputs.weights_of(slice(0, len(inputs)))))
 
 
 class Judge:
@@ -181,8 +196,9 @@ class Judge:
     def _record(self, progress: Progress, inputs: Inputs) -> dict[str, Any]:
         with self.clocks.count("paused"):
             self._settle()
+            shift, size = self.data.held_out_shift, self.batch_size
             try:
-                metrics = evaluate(self.model, self.table, inputs, self.batch_size, self._stop)
+                metrics = evaluate(self.model, self.table, inputs, size, self._stop, shift)
             except ValueError as error:
                 raise ValueError(self._explain(str(error).partition(";")[0])) from error
         loss = progress.loss if math.isfinite(progress.loss) else None

@@ -15,6 +15,7 @@ from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
 from slipstream.training.batching import RANDOMIZE
 from slipstream.training.embedding import OPTIMIZERS
+from slipstream.training.held_out import CORRECTION
 from slipstream.training.optimizers import DENSE_OPTIMIZERS
 from slipstream.training.recipe import (
     ADAM_RATE,
@@ -259,6 +260,7 @@ EVALUATION = (
         100,
         "mini-batches between progress reports; 0: none",
     ),
+    CORRECTION,
 )
 RUN = (
     Flag("--runs-dir", str, "runs", "folder of all runs' logs"),
@@ -349,6 +351,7 @@ class EvaluationSettings:
     mlperf_acc_threshold: float
     patience: int
     print_freq: int
+    correct_sub_sampling: bool
 
 
 @dataclass(frozen=True)

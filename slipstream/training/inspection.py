@@ -66,3 +66,5 @@ def print_model(trainer: Trainer, prepared: PreparedData) -> None:
     inputs = data.hot if len(data.hot) else data.cold
     dense, slots, labels = inputs.batch(slice(0, SHOWN_INPUTS))
     print(f"first inputs, dense:\n{dense}\nslots:\n{slots}\nlabels: {labels.tolist()}")
+    if (weights := inputs.weights_of(slice(0, SHOWN_INPUTS))) is not None:
+        print(f"weights: {weights.tolist()}")

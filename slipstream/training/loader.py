@@ -36,7 +36,8 @@ class Batch:
         planned: its inputs.
         dense: (B, num_dense) float32.
         labels: (B,) float32.
-        weights: (B,) float32 loss weights; None: all 1.
+        weights: (B,) float32 loss weights, those of the inputs times the plan's; None: all 1.
+        weight_sum: all of them added up.
         slots: (B, C) int64, where they were cut.
         staged: its rows.
     """
@@ -45,6 +46,7 @@ class Batch:
     dense: Tensor
     labels: Tensor
     weights: Tensor | None
+    weight_sum: float
     slots: Tensor
     staged: StagedBatch
 
@@ -57,6 +59,7 @@ class _Cut:
     dense: Tensor
     labels: Tensor
     weights: Tensor | None
+    weight_sum: float
     slots: Tensor
     staged: StagedBatch | None
 
@@ -132,6 +135,7 @@ class Loader:
             cut.dense.to(device, non_blocking=True),
             cut.labels.to(device, non_blocking=True),
             None if weights is None else weights.to(device, non_blocking=True),
+            cut.weight_sum,
             cut.slots,
             staged,
         )
@@ -209,14 +213,21 @@ class Loader:
         self._ahead[hot] = self._submit(lambda: self._cut(planned, stage))
 
     def _cut(self, planned: PlannedBatch, stage: Callable[[Tensor], StagedBatch] | None) -> _Cut:
-        dense, slots, labels = self._inputs[planned.hot].batch(planned.inputs)
-        weights = None if planned.weights is None else torch.from_numpy(planned.weights)
+        inputs = self._inputs[planned.hot]
+        dense, slots, labels = inputs.batch(planned.inputs)
+        # Of host memory, wherever the inputs are: their sum is asked for without waiting.
+        found = planned.weights
+        if (own := inputs.weights_of(planned.inputs)) is not None:
+            found = own if found is None else own * found
+        weight_sum = float(len(labels)) if found is None else float(found.sum())
+        weights = None if found is None else torch.from_numpy(found)
         staged = stage(slots) if stage is not None else None
-        if self.table.device.type == "cuda" and dense.device.type == "cpu":
+        if self.table.device.type == "cuda":
             # Page-locked, so that their copies need not wait for the device.
-            dense, labels = dense.pin_memory(), labels.pin_memory()
             weights = None if weights is None else weights.pin_memory()
-        return _Cut(planned, dense, labels, weights, slots, staged)
+            if dense.device.type == "cpu":
+                dense, labels = dense.pin_memory(), labels.pin_memory()
+        return _Cut(planned, dense, labels, weights, weight_sum, slots, staged)
 
     def _in_turn(self, task: Callable[[], T]) -> T:
         """Run a task behind all staging and writing back that was asked for before."""

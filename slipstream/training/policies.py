@@ -49,6 +49,8 @@ class Chunk:
         labels: (n,) int8.
         is_hot: whether all rows of each are hot.
         rng: a generator for whatever is random; it depends on the seed, epoch and choice.
+        weights: (n,) float32, how much each counts in the training loss; None: all 1. D counts
+            inputs, and no built-in policy looks at weights.
     """
 
     slots: Tensor
@@ -57,6 +59,7 @@ class Chunk:
     rng: np.random.Generator
     _rows: WindowRows
     _losses: Callable[[], Tensor]
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -94,7 +97,7 @@ class Chunk:
         return taken.to(self.slots.device).where(self.slots >= 0, 0)
 
     def losses(self) -> Tensor:
-        """The model's loss (n,) on each now: a forward pass, without dropout."""
+        """The model's loss (n,) on each now, not times its weight: a forward pass, no dropout."""
         return self._losses()
 
     def _of_rows(self, values: Tensor) -> Tensor:

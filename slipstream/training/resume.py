@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from slipstream.logs.sub_sampling import SUB_SAMPLING
+from slipstream.logs.transforms import TRANSFORMS, log_of_all
 from slipstream.model.dlrm import bottom_sizes
 from slipstream.model.features import features_of
 from slipstream.model.networks import NETWORKS, NetworkSpec
@@ -53,6 +55,8 @@ def identity_of(
     training = settings.training
     data: dict[str, Any] = {"table sizes": prepared.table_sizes.tolist()}
     data["the log"] = prepared.log_identity
+    thinned = prepared.sub_sampling
+    data[SUB_SAMPLING] = None if thinned is None else thinned.describe()
     if not prepared.layout.is_plain:
         data["features"] = prepared.layout.describe()
     loss = {}
@@ -85,6 +89,7 @@ def _model_identity(
 ) -> dict[str, Any]:
     dim = settings.model.arch_sparse_feature_size
     found = {"--model": spec.plugin.name, "--arch-sparse-feature-size": dim}
+    found[TRANSFORMS] = prepared.transforms.describe()
     if spec.plugin.text is not None:
         return {**found, "the text of its file": spec.plugin.sha256, "--model-args": spec.options}
     options = {f"--{name.replace('_', '-')}": value for name, value in spec.options.items()}
@@ -119,7 +124,7 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
     with saved.reading():
         _check_network(saved, identity["model"]["--model"])
         for kind in ("model", "data"):
-            if found := differences(identity[kind], saved.identity[kind]):
+            if found := differences(identity[kind], _unsaid(identity[kind]) | saved.identity[kind]):
                 raise ValueError(f"made for other {kind}: {found[0]}")
         found = differences(identity["run"], saved.identity["run"])
         if found and is_same_folder(run):
@@ -137,6 +142,17 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
         if rates:
             print(f"note: from there on otherwise than before: {'; '.join(rates)}")
     return saved, not found and not run.inference_only
+
+
+def _unsaid(here: dict[str, Any]) -> dict[str, Any]:
+    """What an older checkpoint does not say: it took logarithms, and may have been of thinned rows.
+
+    Its log is this one, and so are the rows that were left out of it.
+    """
+    found = {name: here[name] for name in (SUB_SAMPLING,) if name in here}
+    if TRANSFORMS in here:
+        found[TRANSFORMS] = log_of_all(len(here[TRANSFORMS])).describe()
+    return found
 
 
 def settle_precision(

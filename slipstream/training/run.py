@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,10 +25,12 @@ from slipstream.training.build import build_model, build_trainer, describe_featu
 from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.evaluation import click_rate
 from slipstream.training.flags import RunSettings, Settings, TrainingSettings
+from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
 from slipstream.training.policies import find_policy
-from slipstream.training.progress import Progress, drop_report
+from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
 from slipstream.training.resume import (
     PRECISION,
@@ -42,6 +45,7 @@ from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
+METRICS = ("auc", "log_loss", "accuracy", "normalized_entropy")
 BUSY_SWITCHES, BUSY_S = 300, 5.0  # a second, over more seconds: other work on the same cores
 
 
@@ -57,8 +61,7 @@ def run_training(
     `schedule` and `drop_settings` are what makes the method, with the data in `prepared`.
     """
     run, device = settings.run, choose_device(settings.machine.device)
-    if not run.inference_only:
-        _say_recipe(settings.training, prepared.data.num_train)
+    prepared = _begin(settings, prepared)
     spec, policy = network_of(settings.model), None
     if drop_settings is not None:
         policy = find_policy(drop_settings.policy, drop_settings.alpha)
@@ -104,6 +107,18 @@ def run_training(
     if checkpoints is not None:
         print(f"model: {checkpoints.last_path}")
     return summary
+
+
+def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
+    """Refuse what these data cannot do, and say what will be done with them."""
+    judged, is_training = settings.evaluation, not settings.run.inference_only
+    names = ("test_freq", "val_freq", "patience", "mlperf_auc_threshold", "mlperf_acc_threshold")
+    asked = {f"--{name.replace('_', '-')}": getattr(judged, name) for name in names}
+    check_held_out(prepared, asked, not is_training)
+    if is_training:
+        _say_recipe(settings.training, prepared.data.num_train)
+        say_weights(prepared)
+    return settle_correction(prepared, judged.correct_sub_sampling)
 
 
 def _say_recipe(training: TrainingSettings, num_train: int) -> None:
@@ -165,6 +180,9 @@ def _log_start(
         table_device_bytes=table.device_bytes,
         num_train=prepared.data.num_train,
         num_hot_inputs=len(prepared.data.hot),
+        num_held_out=prepared.data.num_held_out,
+        mean_weight=prepared.mean_weight,
+        held_out_shift=prepared.data.held_out_shift,
         loaded=str(saved.folder) if saved is not None else None,
         resumed=resumes,
     )
@@ -181,17 +199,15 @@ def _end(method: str, trainer: Trainer, prepared: PreparedData, log: RunLog) -> 
 
 def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str, Any]:
     progress, seconds = trainer.progress, trainer.clocks.seconds()
-    final, test = progress.evaluations[-1], prepared.data.test
+    final = progress.evaluations[-1] if prepared.data.num_held_out else {}
+    loss = progress.loss if math.isfinite(progress.loss) else None
     return {
         "method": method,
         **progress.shares(),
-        "loss": final["loss"],
-        "auc": final["auc"],
-        "log_loss": final["log_loss"],
-        "accuracy": final["accuracy"],
-        "normalized_entropy": final["normalized_entropy"],
-        "test_click_rate": float((test.labels > 0).mean()) if len(test) else None,
-        "val": final["val"],
+        "loss": final.get("loss", loss),
+        **{name: final.get(name) for name in METRICS},
+        "test_click_rate": click_rate(prepared.data.test),
+        "val": final.get("val"),
         "planted_auc": planted_limit(prepared.manifest),
         "best_val": progress.best,
         "weights_of_step": final.get("weights_of_step", progress.step),
@@ -212,6 +228,8 @@ def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str,
 def _worse_than_none(summary: dict[str, Any]) -> str | None:
     """A line where the share of clicks alone does as well as the model; None: it does not."""
     rate = summary["test_click_rate"]
+    if summary["auc"] is None:
+        return None
     if summary["normalized_entropy"] > 1:
         return (
             "note: the log loss is above that of always answering the share of clicks: more data, "
@@ -225,17 +243,23 @@ def _worse_than_none(summary: dict[str, Any]) -> str | None:
     return None
 
 
+def _judged(summary: dict[str, Any]) -> str:
+    """What the held-out inputs said, or that there are none."""
+    if summary["auc"] is None:
+        return f"nothing was held out, so nothing is judged; loss {shown(summary['loss'])}"
+    limit = summary["planted_auc"]
+    beside = f" (the planted model's limit: {limit:.4f})" if limit is not None else ""
+    return (
+        f"test AUC {summary['auc']:.4f}{beside}, log loss {summary['log_loss']:.4f}, accuracy "
+        f"{summary['accuracy']:.4f}; validation AUC {summary['val']['auc']:.4f}"
+    )
+
+
 def _print_summary(summary: dict[str, Any]) -> None:
     """The final lines for people."""
     if (note := _worse_than_none(summary)) is not None:
         print(note)
-    limit = summary["planted_auc"]
-    beside = f" (the planted model's limit: {limit:.4f})" if limit is not None else ""
-    print(
-        f"{summary['method']}: test AUC {summary['auc']:.4f}{beside}, "
-        f"log loss {summary['log_loss']:.4f}, accuracy {summary['accuracy']:.4f}; "
-        f"validation AUC {summary['val']['auc']:.4f}"
-    )
+    print(f"{summary['method']}: {_judged(summary)}")
     print(
         f"trained {summary['samples']:,} samples ({summary['hot_share']:.1%} hot), dropped "
         f"{summary['dropped']:,} ({summary['dropped_share']:.1%} of both)"

@@ -37,7 +37,9 @@ class Saved:
 
     Attributes:
         folder: where it lies.
-        identity: of the run that wrote it: `model`, `data` and `run`, see `differences`.
+        identity: of the run that wrote it: `model`, `data` and `run`, see `differences`. The
+            model's `transforms` and the data's `sub_sampling` are as in a processed file's
+            manifest; an older one does not say.
         values: where the run stood, by part.
         arrays: mapped, by `<part>.<name>`; `rows` and `row_sums` by table and id.
         network: its name, options, text of its file (which is never run), and the features.

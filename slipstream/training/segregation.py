@@ -8,6 +8,8 @@ largest slot is below `num_hot`; so any budget is a prefix, and the table budget
 from one pass. That pass also tells what each K of preprocessing's --min-count would give
 (`slipstream/training/min_counts.py`), unless only a sample of the accesses is counted.
 
+Accesses are counted one by one, whatever the inputs' weights: memory serves each alike.
+
 Price: 28 bytes of memory a row of the tables, none that grows with the inputs; about 0.4 s per
 million inputs on 2 cores.
 
@@ -56,7 +58,7 @@ from slipstream.training.popularity import (
     rank_inputs,
     slots_of_rows,
 )
-from slipstream.training.sets import ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
+from slipstream.training.sets import HANDED_ON, ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
 
 VERSION = 2
 RANKING_FILE = "ranking.npz"  # of a folder that is not finished
@@ -174,13 +176,13 @@ def segregate(
 
 
 def _identity(processed_file: str | Path, options: dict[str, Any]) -> dict[str, Any]:
-    """What a folder is of."""
+    """What a folder is of; of what a file hands on, None where it does not say."""
     identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
     # A fingerprint leaves out the manifest.
     described = unpack_manifest(open_npz(processed_file, others=False))
     if "features" in described:
         identity["features"] = described["features"]
-    return identity
+    return identity | {name: described.get(name) for name in HANDED_ON}
 
 
 def _begin(folder: Path, identity: dict[str, Any]) -> Path:
@@ -199,7 +201,8 @@ def _begin(folder: Path, identity: dict[str, Any]) -> Path:
 def _disk_bytes(log: ClickLog) -> int:
     num_columns = log.inputs.dense.shape[1] + log.inputs.categories.shape[1]
     # Rows: slots and access counts, for a while in two files.
-    return len(log.inputs) * (4 * num_columns + 1) + 2 * 12 * int(log.table_sizes.sum())
+    weight = 0 if log.inputs.weights is None else 4
+    return len(log.inputs) * (4 * num_columns + 1 + weight) + 2 * 12 * int(log.table_sizes.sum())
 
 
 def _write_ranking(
@@ -237,7 +240,8 @@ def _write_ranking(
         ],
         "min_counts": merged.figures(by_bits, row_bytes),
     }
-    manifest = {**identity, "figures": figures, "source_notes": log.manifest.get("source_notes")}
+    manifest = {name: value for name, value in identity.items() if value is not None}
+    manifest |= {"figures": figures, "source_notes": log.manifest.get("source_notes")}
     manifest.setdefault("features", log.layout.describe())
     write_npz(
         path,
@@ -272,6 +276,20 @@ def _write_sets(partial: Path, log: ClickLog) -> None:
         list(pool.map(write, splits))
 
 
+def _specs_of(inputs: ClickInputs, offsets: np.ndarray) -> dict[str, Spec]:
+    """The arrays of a set of these inputs, as many as its day offsets end in."""
+    num_inputs, num_columns = int(offsets[-1]), inputs.categories.shape[1]
+    specs = {
+        "X_int": Spec((num_inputs, inputs.num_dense), inputs.dense.dtype),
+        "slots": Spec((num_inputs, num_columns), np.dtype(np.int32)),
+        "y": Spec((num_inputs,), np.dtype(np.int8)),
+        "days": Spec(offsets.shape, np.dtype(np.int64)),
+    }
+    if inputs.weights is not None:
+        specs["weights"] = Spec((num_inputs,), np.dtype(np.float32))
+    return specs
+
+
 def _write_split(
     partial: Path,
     inputs: ClickInputs,
@@ -283,22 +301,18 @@ def _write_split(
 
     `days` names the sets and gives their day offsets, the last one their number of inputs.
     """
-    dense, num_columns = inputs.dense, inputs.categories.shape[1]
-    writers = []
-    for name, offsets in days.items():
-        num_inputs = int(offsets[-1])
-        specs = {
-            "X_int": Spec((num_inputs, dense.shape[1]), dense.dtype),
-            "slots": Spec((num_inputs, num_columns), np.dtype(np.int32)),
-            "y": Spec((num_inputs,), np.dtype(np.int8)),
-            "days": Spec(offsets.shape, np.dtype(np.int64)),
-        }
-        writers.append(NpzWriter(partial / f"{name}.npz", specs))
+    dense = inputs.dense
+    writers = [
+        NpzWriter(partial / f"{name}.npz", _specs_of(inputs, offsets))
+        for name, offsets in days.items()
+    ]
 
     def cut(part: slice) -> tuple[slice, list[dict[str, np.ndarray]]]:
         """The arrays of a chunk's inputs for each set."""
         slots = slots_of_rows(slot_of_row, inputs, part)
         arrays = {"X_int": dense[part], "slots": slots, "y": inputs.labels[part]}
+        if (weights := inputs.weights_of(part)) is not None:
+            arrays["weights"] = weights
         if len(writers) == 1:
             return part, [arrays]
         hot = slots.max(axis=1) < num_hot

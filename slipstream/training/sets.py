@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,9 +24,13 @@ from slipstream.logs.inputs import (
     check_days,
     check_kinds,
     check_lengths,
+    float_weights,
     stream_of,
+    sum_of_weights,
 )
 from slipstream.logs.processed import ClickLog
+from slipstream.logs.sub_sampling import SUB_SAMPLING, SubSampling, sub_sampling_of
+from slipstream.logs.transforms import TRANSFORMS, Transforms, transforms_of
 from slipstream.tools.device import free_device_bytes
 from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
 from slipstream.tools.runtime import available_memory_bytes, read_json
@@ -34,12 +39,14 @@ from slipstream.training.embedding import EmbeddingTable
 SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
 ROWS_FILE = "embedding_rows.npz"
 TIMES_FILE = "times.json"
+HANDED_ON = (TRANSFORMS, SUB_SAMPLING)  # of a processed file's manifest, where it has them
 
 
 class Inputs(Protocol):
     """A set of inputs that mini-batches are cut from."""
 
     labels: np.ndarray  # (n,) int8
+    weights: np.ndarray | None  # (n,) float32; None: all 1
     day_offsets: np.ndarray  # (days + 1,) int64
     device: torch.device  # where `batch` puts its tensors
 
@@ -59,6 +66,9 @@ class Inputs(Protocol):
     def batch(self, inputs: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Dense (B, num_dense) float32, slots (B, C) int64 and labels (B,) float32."""
 
+    def weights_of(self, inputs: np.ndarray | slice) -> np.ndarray | None:
+        """Weights (B,) float32 of the given inputs, in host memory; None: all 1."""
+
     def will_need(self, inputs: np.ndarray) -> None:
         """These inputs will be asked for soon: have them read from disk, without waiting."""
 
@@ -67,7 +77,10 @@ class Inputs(Protocol):
 class TrainingData:
     """The four sets of a run. Baseline: every training input is in `cold`.
 
-    `access_counts` (num_rows,) int64 by slot, over the training inputs; None: not counted.
+    Attributes:
+        test, val: held out; both are empty where nothing is.
+        access_counts: (num_rows,) int64 by slot, over the training inputs; None: not counted.
+        held_out_shift: added to logits on `test` and `val`, see `slipstream.logs.sub_sampling`.
     """
 
     hot: Inputs
@@ -75,6 +88,12 @@ class TrainingData:
     test: Inputs
     val: Inputs
     access_counts: np.ndarray | None = None
+    held_out_shift: float = 0.0
+
+    @property
+    def num_held_out(self) -> int:
+        """Test and validation inputs."""
+        return len(self.test) + len(self.val)
 
     @property
     def num_train(self) -> int:
@@ -106,13 +125,38 @@ class PreparedData:
     log_identity: str
     sets_identity: Any
 
+    @property
+    def transforms(self) -> Transforms:
+        """What dense values became, which a model of them needs."""
+        return transforms_of(self.manifest, self.data.test.num_dense, "the data")
+
+    @property
+    def sub_sampling(self) -> SubSampling | None:
+        """Which rows were left out; None: none."""
+        return sub_sampling_of(self.manifest, "the data")
+
+    @cached_property
+    def mean_weight(self) -> float:
+        """Of the training inputs; one pass over the weights, if there are any."""
+        sets = (self.data.hot, self.data.cold)
+        total = sum(
+            len(part) if part.weights is None else sum_of_weights(part.weights) for part in sets
+        )
+        return total / max(self.data.num_train, 1)
+
 
 def baseline_data(log: ClickLog) -> PreparedData:
     """A processed log for the baseline: every training input in the cold stream, no row hot."""
     train, test, val = log.splits()
-    data = TrainingData(hot=train.rows(0, 0), cold=train, test=test, val=val)
+    shift = _held_out_shift(log.manifest, log.identity)
+    data = TrainingData(train.rows(0, 0), train, test, val, held_out_shift=shift)
     sizes, identity = log.table_sizes, log.identity
     return PreparedData(data, sizes, log.layout, None, 0, log.manifest, identity, "whole log")
+
+
+def _held_out_shift(manifest: dict[str, Any], source: str) -> float:
+    sub_sampling = sub_sampling_of(manifest, source)
+    return 0.0 if sub_sampling is None else sub_sampling.held_out_shift
 
 
 def load_segregated(
@@ -155,13 +199,13 @@ def load_segregated(
     sets = []
     for name in SEGREGATED_SETS:
         path, limit = folder / f"{name}.npz", num_hot if name == "train_hot" else num_rows
-        identity = manifest.get("files", {}).get(name)
-        sets.append(_open_set(path, identity, layout, limit, max_memory // 2))
+        sets.append(_open_set(path, manifest, layout, limit, max_memory // 2))
     hot, cold, test, val = sets
+    shift = _held_out_shift(manifest, str(folder / ROWS_FILE))
     with contextlib.suppress(OSError, ValueError):
         manifest |= read_json(folder / TIMES_FILE)
     return PreparedData(
-        TrainingData(hot, cold, test, val, rows["access_counts"]),
+        TrainingData(hot, cold, test, val, rows["access_counts"], shift),
         rows["counts"],
         layout,
         slot_of_row,
@@ -177,12 +221,15 @@ def _check_source(folder: Path, manifest: dict[str, Any], processed_file: str | 
         raise ValueError(
             f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
         )
-    features = unpack_manifest(open_npz(processed_file, others=False)).get("features")
-    if features is not None and features != manifest.get("features"):
-        raise ValueError(
-            f"{folder} was made when {processed_file} had other features; run input_segregation.py "
-            "again"
-        )
+    described = unpack_manifest(open_npz(processed_file, others=False))
+    for name in ("features", *HANDED_ON):
+        # A folder says which features there are also where its file does not.
+        is_said = name != "features" or described.get(name) is not None
+        if is_said and described.get(name) != manifest.get(name):
+            raise ValueError(
+                f"{folder} was made when {processed_file} had other {name.replace('_', '-')}; run "
+                "input_segregation.py again"
+            )
 
 
 def _check_budget(
@@ -198,35 +245,42 @@ def _check_budget(
 
 
 def _open_set(
-    path: Path, identity: Any, layout: FeatureLayout, limit: int, max_memory: int
+    path: Path, manifest: dict[str, Any], layout: FeatureLayout, limit: int, max_memory: int
 ) -> ClickInputs:
     """One of a segregated folder's sets; its slots are below `limit`."""
     arrays = open_npz(path, ("X_int", "slots", "y", "days"))
-    if identity != fingerprint(path):
+    if manifest.get("files", {}).get(path.stem) != fingerprint(path):
         raise ValueError(f"{path} does not belong to {path.parent / ROWS_FILE}; segregate again")
     dense, slots, labels = arrays["X_int"], arrays["slots"], arrays["y"]
     check_kinds(arrays, str(path))
     check_days(str(path), arrays["days"], len(labels))
-    check_lengths(str(path), dense=dense, slots=slots, labels=labels)
+    weights = float_weights(arrays)
+    weighted = {} if weights is None else {"weights": weights}
+    check_lengths(str(path), dense=dense, slots=slots, labels=labels, **weighted)
     if slots.shape[1] != layout.num_columns:
         raise ValueError(f"{path}: {slots.shape[1]} slots an input; expected {layout.num_columns}")
     limits, least = np.full(layout.num_columns, limit), layout.least_ids
-    stream = stream_of(str(path), (dense, slots, labels), limits, least, max_memory)
+    columns = (dense, slots, labels, *weighted.values())
+    stream = stream_of(str(path), columns, limits, least, max_memory)
     if stream is None:
         check_sums(path)
-        check_arrays(str(path), dense, slots, labels, limits, least)
-    return ClickInputs(dense, slots, labels, arrays["days"], None, stream, layout.has_absent)
+        check_arrays(str(path), dense, slots, labels, limits, least, weights)
+    transforms = transforms_of(manifest, dense.shape[1], str(path))
+    days, has_absent = arrays["days"], layout.has_absent
+    return ClickInputs(dense, slots, labels, days, None, stream, has_absent, transforms, weights)
 
 
 class DeviceInputs:
     """`ClickInputs` copied to a device: batches are cut there, and no host memory is touched.
 
-    Takes 4 bytes a dense and a sparse feature and 4 a label: 160 bytes an input of Criteo.
+    Takes 4 bytes a dense and a sparse feature and 4 a label: 160 bytes an input of Criteo. Weights
+    stay in host memory: the loss weight of a mini-batch is added up there, without waiting.
     """
 
     def __init__(self, inputs: ClickInputs, device: torch.device) -> None:
         self.labels, self.day_offsets, self.device = inputs.labels, inputs.day_offsets, device
         self.num_dense, self.window = inputs.num_dense, inputs.window
+        self.weights, self.weights_of = inputs.weights, inputs.weights_of
         self._dense = torch.empty(inputs.dense.shape, device=device)
         self._slots = torch.empty(inputs.categories.shape, dtype=torch.int32, device=device)
         self._labels = torch.empty(len(inputs), device=device)

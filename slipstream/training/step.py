@@ -44,7 +44,8 @@ class TrainStep:
     Args:
         model: maps dense features (B, num_dense) and rows (B, C, dim) to logits (B,).
         optimizer: of the network's own parameters; the table updates its rows itself.
-        batch_size: the full size, by which every batch's loss is divided.
+        batch_size: the full size, by which every batch's loss is divided, whatever its inputs'
+            weights add up to: weights of mean 1 keep what a learning rate means.
         use_graph: replay full batches as a CUDA graph, where the device and optimizer allow it.
         rate_ratio: the network's learning rate over the rows'.
         label_weights: of the loss of an input without and with a click; None: 1.

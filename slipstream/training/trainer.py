@@ -176,7 +176,7 @@ class Trainer:
         self._saved = saved
 
     def run(self) -> Progress:
-        """Train all epochs, then evaluate on validation and test.
+        """Train all epochs, then evaluate on validation and test, where anything is held out.
 
         Where `stop` noted a signal, it returns after a last checkpoint, without evaluating. Raises
         `ValueError` when the loss stops being finite, and `OSError` when that checkpoint cannot be
@@ -217,6 +217,8 @@ class Trainer:
         except OSError as error:
             self.save_failure = error
             tqdm.write(f"step {self.progress.step}: the model is not saved: {error}")
+        if not self.data.num_held_out:
+            return
         self.judge.validate(self.progress)
         is_best = bool(self.judge.ends.patience) and self.keeper.load_best()
         self.judge.test(self.progress, final=True, is_best=is_best)
@@ -316,7 +318,7 @@ class Trainer:
         return self.table.leading_rows(num_rows)
 
     def _losses(self, inputs: Inputs, chosen: np.ndarray) -> Tensor:
-        """The model's loss (n,) on each of some training inputs now."""
+        """The model's loss (n,) on each of some training inputs now, whatever their weights."""
         self.loader.settle()
         model, size, found = self.step.model, self.judge.batch_size, []
         for start in range(0, len(chosen), size):
@@ -344,10 +346,10 @@ class Trainer:
         if self.drop_rule is not None:
             # The index is on the device; the slots would have to be brought there.
             slots = batch.staged.index if self.loader.hot_rows_resident else batch.slots
-            self.drop_rule.touch(slots)
+            self.drop_rule.touch(slots, batch.weights)
         self.loader.done(batch)
-        num_inputs, weights = len(batch.labels), batch.planned.weights
-        self._loss_weight += num_inputs if weights is None else float(weights.sum())
+        num_inputs = len(batch.labels)
+        self._loss_weight += batch.weight_sum
         self.progress.step += 1
         self.progress.samples += num_inputs
         self.progress.hot_samples += num_inputs if batch.planned.hot else 0
