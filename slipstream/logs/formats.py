@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class LogFormat:
         num_days: equal contiguous days that the whole log is cut into, where no column tells them.
         day_per_file: each file is a day.
         order: the names in the order of the features, whatever a file's order is; empty: `names`.
+        fixed: texts that all rows of a file have in the last columns, which are not in the file.
     """
 
     kinds: tuple[str, ...]
@@ -99,6 +100,7 @@ class LogFormat:
     num_days: int = KAGGLE_DAYS
     day_per_file: bool = False
     order: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     def columns(self, *kinds: str) -> list[int]:
         """Places of the columns of these kinds, in the order of the features."""
@@ -129,6 +131,36 @@ class LogFormat:
             self.num_days,
         )
 
+    def with_folders(self, values: Mapping[str, str]) -> LogFormat:
+        """The format of a file in folders `name=value`: what they name is not in the file."""
+        used = [name for name in values if name in self.names]
+        if not used:
+            return self
+        kind_of = dict(zip(self.names, self.kinds, strict=True))
+        names = [*(name for name in self.names if name not in used), *used]
+        return replace(
+            self,
+            kinds=tuple(kind_of[name] for name in names),
+            names=tuple(names),
+            order=self.order or self.names,
+            fixed=tuple(values[name] for name in used),
+        )
+
+    @property
+    def in_file(self) -> LogFormat:
+        """The format of what is in the file."""
+        num = len(self.names) - len(self.fixed)
+        return replace(self, kinds=self.kinds[:num], names=self.names[:num], fixed=())
+
+    def check_folders(self, names: Sequence[str]) -> None:
+        """Raise `ValueError` where a file has a column that its folder's name holds, too."""
+        both = set(names) & set(self.names[len(self.names) - len(self.fixed) :])
+        if both:
+            raise ValueError(
+                f" has a column {min(both)!r}, and so has the name of its folder; expected it in "
+                "one of them"
+            )
+
     def with_header(self, line: bytes) -> LogFormat:
         """The format of the lines below a header. `ValueError`: it lacks a column, or has two."""
         text = line.decode("utf-8", "backslashreplace").removesuffix("\n").removesuffix("\r")
@@ -141,6 +173,9 @@ class LogFormat:
             except (csv.Error, ValueError) as error:
                 raise ValueError(f", line 1: the header's quotes: {error}") from None
         names = [name.strip() for name in names]
+        self.check_folders(names)
+        fixed = self.names[len(self.names) - len(self.fixed) :]
+        names += fixed
         kind_of = dict(zip(self.names, self.kinds, strict=True))
         for name, kind in kind_of.items():
             if kind != "skip" and names.count(name) != 1:

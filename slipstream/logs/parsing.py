@@ -114,19 +114,18 @@ def import_polars() -> Any:
 def read_frame(block: bytes, log_format: LogFormat) -> Any:
     """A block as a frame of typed columns `0`, `1`, ...: see `typed`."""
     pl = import_polars()
-    separator = log_format.separator or ""
+    separator, kinds = log_format.separator or "", log_format.in_file.kinds
     if b"\r" in block:
         raise BadBlock
     if log_format.quote and (b'"' in block or UNIT_SEPARATOR in block):
         block, separator = _without_quotes(block, log_format), UNIT_SEPARATOR.decode()
-    is_plain = not set(log_format.kinds) - {*PLAIN_KINDS}
+    is_plain = not set(log_format.kinds) - {*PLAIN_KINDS} and not log_format.fixed
     num_empty = check_layout(block, separator.encode(), log_format, is_plain)
     numbers = ("label", "count") if is_plain else ()
     types = {
-        str(column): pl.Int64 if kind in numbers else pl.String
-        for column, kind in enumerate(log_format.kinds)
+        str(column): pl.Int64 if kind in numbers else pl.String for column, kind in enumerate(kinds)
     }
-    used = [column for column, kind in enumerate(log_format.kinds) if kind != "skip"]
+    used = [column for column, kind in enumerate(kinds) if kind != "skip"]
     if block.startswith(BYTE_ORDER_MARK):
         block = BYTE_ORDER_MARK + block  # polars takes one away, wherever in the log a block starts
     try:
@@ -142,7 +141,17 @@ def read_frame(block: bytes, log_format: LogFormat) -> Any:
         raise BadBlock(str(error)) from error
     if frame.height != block.count(b"\n") or frame.null_count().row(0) != tuple(num_empty[used]):
         raise BadBlock  # polars read less than all
-    return typed(frame, log_format, is_plain)
+    return typed(with_fixed(frame, log_format), log_format, is_plain)
+
+
+def with_fixed(frame: Any, log_format: LogFormat) -> Any:
+    """A frame of strings with the columns, too, that are not in the file."""
+    pl = import_polars()
+    first = len(log_format.kinds) - len(log_format.fixed)
+    return frame.with_columns(
+        pl.lit(text or None, pl.String).alias(str(column))
+        for column, text in enumerate(log_format.fixed, first)
+    )
 
 
 def _without_quotes(block: bytes, log_format: LogFormat) -> bytes:
@@ -178,7 +187,7 @@ def check_layout(
     """
     if is_plain and block.translate(None, PLAIN_BYTES + separator):
         raise BadBlock
-    num_fields = len(log_format.kinds)
+    num_fields = len(log_format.in_file.kinds)
     text = np.frombuffer(block, np.uint8)
     if is_plain and separator == b"\t":
         is_end = text <= ord("\n")
@@ -370,8 +379,9 @@ def fault_of_line(line: Any, log_format: LogFormat) -> str | None:
             fields = split_line(line, log_format)
         except ValueError as error:
             return f": {error}"
-    if len(fields) != len(log_format.kinds):
-        return f": {len(fields)} columns; expected {len(log_format.kinds)}"
+        if len(fields) != len(log_format.in_file.kinds):
+            return f": {len(fields)} columns; expected {len(log_format.in_file.kinds)}"
+        fields += [text.encode() for text in log_format.fixed]
     for column, (kind, value) in enumerate(zip(log_format.kinds, fields, strict=True)):
         reason = fault_of_field(kind, value)
         if reason and kind == "label":

@@ -14,10 +14,12 @@ does nothing.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,13 @@ def preprocess(
         got = f"--data-sub-sample-rate: got {data_sub_sample_rate}"
         raise ValueError(f"{got}; expected at least 0 and less than 1")
     log_format = choose_format(data_set, columns)
+    paths = sources.find_raw_files(data_set, raw_data_file, num_days, columns)
+    if data_set == "custom":
+        log_format = sources.as_found(log_format, paths)
     schema = taobao.SCHEMA if data_set == "taobao" else log_format.schema
     processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
     if processed.suffix != ".npz" or processed.is_dir():
         raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
-    paths = sources.find_raw_files(data_set, raw_data_file, num_days)
     # Options that the result does not depend on are left out, so that they never force a rebuild.
     options = {
         "max_ind_range": max_ind_range,
@@ -86,11 +90,13 @@ def preprocess(
         "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
         "num_days": num_days if data_set == "terabyte" else None,
         "bad_lines": bad_lines,
-        "columns": dataclasses.asdict(log_format) if data_set == "custom" else None,
+        "columns": _described(log_format) if data_set == "custom" else None,
     }
     manifest = {"version": VERSION, "data_set": data_set, "options": options}
-    with exclusive(processed.parent):
-        if is_up_to_date(processed, manifest, paths):
+    root = Path(raw_data_file) if Path(raw_data_file).is_dir() else None
+    with writable(processed), exclusive(processed.parent):
+        raws = [RawFile(path, len(paths) > 1, root) for path in paths]
+        if is_up_to_date(processed, manifest, raws):
             shutil.rmtree(work_folder(processed), ignore_errors=True)
             processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
             print(f"{processed} is up to date")
@@ -99,8 +105,30 @@ def preprocess(
         notes = source_notes(raw_data_file, paths)
         if notes and max_ind_range == -1 and not data_sub_sample_rate:
             manifest["source_notes"] = notes
-        build(processed, paths, manifest, log_format, schema, max_memory, block_bytes)
+        build(processed, raws, manifest, log_format, schema, max_memory, block_bytes)
         return True
+
+
+def _described(log_format: LogFormat) -> dict[str, Any]:
+    """A format in a manifest; what a file's folder fixes is the file's."""
+    return {k: v for k, v in dataclasses.asdict(log_format).items() if k != "fixed"}
+
+
+@contextmanager
+def writable(processed: Path) -> Iterator[None]:
+    """Say what to do where no file can be written beside `processed`, or its folder not made."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        is_ours = name.startswith(str(processed)) or Path(name) in processed.parents
+        is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if not (name and is_ours and is_refused):
+            raise
+        raise OSError(
+            f"{processed.parent} cannot be written to ({error.strerror}); choose a place that can "
+            "by --processed-data-file"
+        ) from error
 
 
 def choose_format(data_set: str, columns: str | Path | None) -> LogFormat:
@@ -118,7 +146,7 @@ def choose_format(data_set: str, columns: str | Path | None) -> LogFormat:
 
 def build(
     processed: Path,
-    paths: Sequence[Path],
+    raws: Sequence[RawFile],
     manifest: dict[str, Any],
     log_format: LogFormat,
     schema: Schema,
@@ -129,7 +157,7 @@ def build(
     started = time.perf_counter()
     process_bytes = PROCESS_BYTES + BLOCK_COPIES * (num_threads() + 2) * block_bytes
     stage_bytes = check_memory(max_memory, process_bytes)
-    raws = [RawFile(path, len(paths) > 1) for path in paths]
+    paths = [raw.path for raw in raws]
     identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
     work = Work(processed, identity, schema, stage_bytes)
     done = work.files_done()
@@ -210,7 +238,7 @@ def make_keep(rate: float, seed: int, day: int, tally: Tally) -> Callable[[Rows]
     return keep
 
 
-def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Path]) -> bool:
+def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawFile]) -> bool:
     """Whether `processed` is whole and was built from the same files with the same options."""
     if not processed.exists():
         return False
@@ -229,7 +257,7 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Pat
         print(f"{processed} was built with other options: rebuilding")
         return False
     built_from = built.get("sources", [])
-    if len(built_from) == len(paths) and all(map(is_same_file, built_from, paths)):
+    if len(built_from) == len(raws) and all(map(is_same_file, built_from, raws)):
         return True
     print(f"{processed} was built from another log: rebuilding")
     return False
