@@ -10,6 +10,8 @@ from urllib.parse import unquote
 EMPTY = "__HIVE_DEFAULT_PARTITION__"
 # What preprocessing leaves in a folder; an interrupted run, a .partial or .work, too.
 OURS = (".npz", ".npz.partial", ".npz.work")
+# Folders that say which of a table's files count.
+TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 
 
 def is_by_product(name: str) -> bool:
@@ -51,6 +53,11 @@ def _search(
         name = name_in(root, path)
         if path.name.endswith(OURS):
             continue
+        if path.name in TABLES:
+            raise ValueError(
+                f"{root} is a {TABLES[path.name]} table, of whose files not all hold rows of today;"
+                " export it as plain Parquet"
+            )
         if is_by_product(path.name):
             left_out.append(name)
         elif path.is_file():

@@ -150,6 +150,8 @@ class LogFormat:
     def in_file(self) -> LogFormat:
         """The format of what is in the file."""
         num = len(self.names) - len(self.fixed)
+        if not self.fixed:
+            return self
         return replace(self, kinds=self.kinds[:num], names=self.names[:num], fixed=())
 
     def check_folders(self, names: Sequence[str]) -> None:
