@@ -78,7 +78,10 @@ Run = tuple[str, str, int]  # method, setting, seed
 def finished_records(folder: Path) -> Records | None:
     """The records of a finished run's log; None for one that did not finish or does not exist."""
     try:
-        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line)
+            for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     except (OSError, ValueError):
         return None
     return records if records and records[-1].get("kind") == "summary" else None
@@ -102,7 +105,7 @@ def train(run: Run, args: argparse.Namespace, flags: list[str]) -> Records:
     command = [sys.executable, str(REPOSITORY / f"{script}.py"), *words]
     command += ["--runs-dir", args.runs_dir, "--run-name", folder.name, "--seed", str(seed)]
     command += ["--print-freq", "0", "--test-freq", str(args.test_freq)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     records = finished_records(folder)
     if done.returncode or records is None:
         raise ValueError(f"{folder.name} failed: {done.stderr.strip() or 'no summary in its log'}")

@@ -81,7 +81,7 @@ class Job:
             return process, said
         status = 70  # of a traceback
         try:
-            with open(said, "w") as file:
+            with open(said, "w", encoding="utf-8") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             sys.argv = [self.script + ".py"]
@@ -99,7 +99,7 @@ class Job:
         """Run to the end: exit status, and what it said."""
         process, said = self.start(*more)
         status = wait(process, MAX_SECONDS)
-        return status, said.read_text(errors="replace")
+        return status, said.read_text(encoding="utf-8", errors="replace")
 
     def result(self) -> dict[str, bytes]:
         """The bytes that must not depend on what happened on the way."""
@@ -141,7 +141,7 @@ def kill_often(job: Job, num_kills: int, rng: np.random.Generator, bar: tqdm) ->
     while counts["kills"] < num_kills:
         process, said_file = job.start()
         status = wait(process, float(rng.uniform(0, whole_run)))
-        said = said_file.read_text(errors="replace")
+        said = said_file.read_text(encoding="utf-8", errors="replace")
         counts["resumed"] += "going on with" in said
         if status == -signal.SIGKILL:
             counts["kills"] += 1

@@ -80,7 +80,7 @@ class Bench:
             + ["--optimizer", "sgd", "--lr-decay-share", "0"]
             + ["--learning-rate", LEARNING_RATE, *flags]
         )
-        lines = (self.folder / name / "log.jsonl").read_text().splitlines()
+        lines = (self.folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
         losses = [r["loss"] for r in records if r["kind"] == "evaluation"]
         saved = find_checkpoint(self.folder / name)
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.output_dir:
         path = Path(args.output_dir) / f"gpu_check_{hardware_name(machine)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"results: {path}")
     if failed:
         print(f"differs: {', '.join(failed)}", file=sys.stderr)

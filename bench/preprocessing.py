@@ -46,7 +46,7 @@ def measured(*command: Any) -> tuple[float, int]:
     """
     start = time.perf_counter()
     words = [sys.executable, *map(str, command)]
-    with open(os.devnull, "w") as silent:
+    with open(os.devnull, "w", encoding="utf-8") as silent:
         process = subprocess.Popen(words, stdout=silent, cwd=ROOT)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

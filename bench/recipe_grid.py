@@ -105,7 +105,7 @@ def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
     """The CSV's lines by cell; empty where there is none."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     if lines and tuple(lines[0]) != COLUMNS:
         raise ValueError(f"{path} has other columns; expected {','.join(COLUMNS)}")
@@ -234,8 +234,8 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(",".join(COLUMNS) + "\n")
-        with path.open("a", newline="") as file:
+            path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             lines = train_all(missing, args.workers, args.num_threads, flags)
             for line in tqdm(lines, total=len(missing), unit=" runs", disable=None):

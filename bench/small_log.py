@@ -35,6 +35,8 @@ def make_small_log(folder: Path, num_rows: int, budget_bytes: int) -> tuple[Path
 def run_here(*words: object) -> None:
     """Run a script of the repository; `ValueError` with what it said where it fails."""
     command: Sequence[str] = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False
+    )
     if done.returncode:
         raise ValueError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -129,7 +129,7 @@ def write_log(
             file.flush()
             os.fsync(file.fileno())
             num_bytes = file.tell()
-        sidecar_path.write_text('{"synthetic": true, "unfinished": true}\n')
+        sidecar_path.write_text('{"synthetic": true, "unfinished": true}\n', encoding="utf-8")
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def write_log(
         "positives": float(y.mean()),
     }
     sidecar_partial = sidecar_path.with_name(sidecar_path.name + ".partial")
-    sidecar_partial.write_text(json.dumps(described, indent=1) + "\n")
+    sidecar_partial.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     os.replace(sidecar_partial, sidecar_path)
     return described | {"seconds": time.perf_counter() - started}
 
@@ -149,7 +149,7 @@ def write_log(
 def _is_synthetic(sidecar_path: Path) -> bool:
     """Whether a log's sidecar says that this script wrote it."""
     try:
-        sidecar = json.loads(sidecar_path.read_text())
+        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(sidecar, dict) and sidecar.get("synthetic") is True
@@ -157,7 +157,7 @@ def _is_synthetic(sidecar_path: Path) -> bool:
 
 def _is_up_to_date(output: Path, sidecar_path: Path, options: dict[str, Any]) -> bool:
     try:
-        sidecar = json.loads(sidecar_path.read_text())
+        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
         num_bytes = output.stat().st_size
     except (OSError, ValueError):
         return False

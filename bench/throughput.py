@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             path.mkdir(parents=True, exist_ok=True)
             tables = "_published_sizes" if args.published_sizes else ""
             path = path / f"throughput_{args.model}{tables}_{hardware_name(machine)}.json"
-            path.write_text(json.dumps(report, indent=1) + "\n")
+            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print(f"results: {path}")
     failed = [name for results in report["sizes"].values() for name in results["failed"]]
     if failed:

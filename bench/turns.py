@@ -216,7 +216,7 @@ def check_batch(num_inputs: int, batch_size: int) -> None:
 def be_ready(connection: Connection) -> None:
     """Say so, forget the memory that starting took, and wait for the first turn."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     connection.send({"ready": True})

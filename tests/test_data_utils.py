@@ -491,7 +491,7 @@ def make_bad_file(folder, what):
         "empty": b"",
         "empty gz": gzip.compress(b""),
         "truncated gz": gzip.compress(text.encode())[:-20],
-        "not gz": text.encode(),
+        "not gz": bytes(100) + text.encode(),
         "zeros gz": gzip.compress(text.encode())[:40] + bytes(100),
         "few rows": joined(good_lines(6)).encode(),
         "no newline": bytes(1 << 18).replace(b"\0", b"x"),

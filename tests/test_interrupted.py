@@ -12,7 +12,7 @@ from helpers import REPOSITORY, write_processed
 from test_data_utils import write_days, write_log
 
 import data_utils
-from slipstream.logs import encoding, stages, taobao
+from slipstream.logs import merging, stages, taobao
 
 SMALL = {
     "slipstream.logs.stages.PART_ROWS": 110,
@@ -114,7 +114,7 @@ def test_parts_and_memory_change_no_byte(tmp_path, monkeypatch, what, part_rows)
     (tmp_path / "out.npz").unlink()
     monkeypatch.setattr(stages, "PART_ROWS", part_rows)
     monkeypatch.setattr(stages, "SORT_BYTES", 1 << 40)
-    monkeypatch.setattr(encoding, "MERGE_BYTES", 1 << 26)  # a few values a range
+    monkeypatch.setattr(merging, "MERGE_BYTES", 1 << 26)  # a few values a range
     data_utils.preprocess(**vars(data_utils.parse_args(job["argv"])), block_bytes=3000)
     assert (tmp_path / "out.npz").read_bytes() == expected
 

@@ -10,7 +10,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import MODEL_FLAGS, REPOSITORY, segregate_small, write_processed
+from helpers import (
+    MODEL_FLAGS,
+    REPOSITORY,
+    TABLE_SIZES,
+    segregate_small,
+    small_arrays,
+    write_processed,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +84,32 @@ def test_methods_train_on_streamed_inputs(processed, tmp_path, capsys, method):
     assert abs(streamed["auc"] - plenty["auc"]) < 0.03 < plenty["auc"] - 0.5
     again = train("--max-memory", "40K", "--overlap", "true")
     assert again["loss"] == streamed["loss"]
+
+
+@pytest.mark.parametrize("max_memory", [None, "40K"])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_file_without_dense_columns_has_one_of_zeros(tmp_path, capsys, max_memory, is_packed):
+    """Older files may have none; in memory and streamed, segregated and not, it trains alike."""
+    dense, ids, y = small_arrays(2000)
+    members = {"X_cat": ids, "y": y, "counts": TABLE_SIZES}
+    losses, folders = [], []
+    for name, columns in (("zeros", np.zeros((2000, 1), np.int32)), ("none", dense[:, :0])):
+        folder = tmp_path / name
+        folder.mkdir()
+        write = np.savez_compressed if is_packed else (lambda path, **all: write_npz(path, all))
+        write(folder / "log.npz", X_int=columns, **members)
+        model = [word.replace("3-16-8", "1-16-8") for word in MODEL_FLAGS]
+        model += ["--nepochs", "1", "--runs-dir", str(tmp_path)]
+        model += ["--max-memory", max_memory] if max_memory else []
+        data = ["--processed-data-file", str(folder / "log.npz")]
+        losses.append(dlrm_s_pytorch.main([*data, *model])["loss"])
+        folders.append(segregate_small(folder / "log.npz"))
+        data = ["--segregated-data-dir", str(folders[-1])]
+        losses += [SCRIPTS[name].main([*data, *model])["loss"] for name in ("fae", "slipstream")]
+    assert losses[:3] == losses[3:] and np.isfinite(losses).all()
+    assert ("the inputs of" in capsys.readouterr().out) == (max_memory is not None)
+    first, second = (open_npz(folder / "train_hot.npz") for folder in folders)
+    assert len(first["y"]) > 100 and all(np.array_equal(first[n], second[n]) for n in first)
 
 
 def test_streamed_batches_are_those_of_memory(processed):

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers import REPOSITORY
 from test_wrappers import METHODS, WRAPPERS, check_calls, checkout, recorded
@@ -103,6 +104,7 @@ def test_the_example_of_a_column_file(tmp_path):
         (tmp_path / name).write_text(block)
     data_utils.preprocess("custom", tmp_path / "shop.csv", columns=tmp_path / "shop.json")
     arrays = open_npz(tmp_path / "shop_processed.npz")
-    assert arrays["X_int"].tolist() == [[3, 12.5], [0, 8], [4, 8], [1, 12.5], [2, 12.5]]
-    assert arrays["counts"].tolist() == [3, 2, 3] and arrays["days"].tolist() == [0, 2, 3, 5]
-    assert arrays["y"].tolist() == [1, 0, 0, 1, 0]
+    dense = [[3, 12.5], [0, 8], [4, 8], [1, 3.9], [1, 12.5], [2, 12.5], [5, 3.9], [2, 3.9]]
+    np.testing.assert_array_equal(arrays["X_int"], np.array(dense, np.float32))
+    assert arrays["counts"].tolist() == [3, 3, 3] and arrays["days"].tolist() == [0, 2, 4, 8]
+    assert arrays["y"].tolist() == [1, 0, 0, 1, 1, 0, 0, 1]

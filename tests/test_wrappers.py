@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import REPOSITORY
+from plain_logs import AVAZU
 from test_interrupted import write_behaviours
-from test_raw_logs import AVAZU
 
 WRAPPERS = {
     "run_dlrm_baseline.sh": ["data_utils", "dlrm_s_pytorch"],

@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slipstream.logs.formats import (
-    KAGGLE_DAYS,
-    TRANSFORMS,
-    Details,
-    LogFormat,
-    Split,
-    split_of,
-)
+from slipstream.logs import transforms
+from slipstream.logs.formats import KAGGLE_DAYS, Details, LogFormat, Split, split_of
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 CUSTOM_KEYS = (
@@ -183,7 +177,11 @@ def _dense(column: Any) -> Column:
         return column, "count", Details()
     _keys_of(column, "name, type, transform")
     kind = _one_of(column, "type", ("count", "number"))
-    return column.get("name"), kind, Details(transform=_one_of(column, "transform", TRANSFORMS))
+    return (
+        column.get("name"),
+        kind,
+        Details(transform=_one_of(column, "transform", transforms.KINDS)),
+    )
 
 
 def _categorical(column: Any) -> Column:

@@ -25,7 +25,7 @@ buy, cart, fav) and time (seconds since 1970).
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -38,7 +38,6 @@ KAGGLE_DAYS = 7
 CATEGORY_KINDS, DENSE_KINDS = ("hex", "string", "list"), ("count", "number", "id")
 KEY_KINDS = ("hour", "day", "order", "time")
 HOUR_CATEGORIES = ("hour of day", "weekday")
-TRANSFORMS = ("log", "signed_log", "standardize", "none")
 # Sets of rows that are told apart by their keys: class c's are moved by (c - 1) * CLASS_SPAN.
 TRAINING, TEST, VALIDATION = 0, 1, 2
 CLASS_SPAN = 6_140_000_000_000_000_000
@@ -167,7 +166,7 @@ class Details:
     """What a column file says of a column besides its kind.
 
     Attributes:
-        transform: of a dense one; one of `TRANSFORMS`.
+        transform: of a dense one; one of `transforms.KINDS`.
         values: of a list, at most so many are kept, the last ones; 1: the field is one value,
             whatever is in it; 0: nothing is said.
         separator: between a list's values in a text; a Parquet list needs none.
@@ -201,6 +200,7 @@ class LogFormat:
         details: of the columns of a column file that have some, by name.
         split: which rows are held out.
         order: the names in the order of the features, whatever a file's order is; empty: `names`.
+        fixed: texts that all rows of a file have in the last columns, which are not in the file.
     """
 
     kinds: tuple[str, ...]
@@ -215,6 +215,7 @@ class LogFormat:
     nulls: tuple[str, ...] = ()
     details: tuple[tuple[str, Details], ...] = ()
     split: Split = Split()
+    fixed: tuple[str, ...] = ()
 
     def columns(self, *kinds: str) -> list[int]:
         """Places of the columns of these kinds, in the order of the features."""
@@ -285,6 +286,38 @@ class LogFormat:
         is_text -= {self.names[column] for column in self.columns("hex")}
         return tuple(modulus if name in is_text else 0 for name in schema.table_names)
 
+    def with_folders(self, values: Mapping[str, str]) -> LogFormat:
+        """The format of a file in folders `name=value`: what they name is not in the file."""
+        used = [name for name in values if name in self.names]
+        if not used:
+            return self
+        kind_of = dict(zip(self.names, self.kinds, strict=True))
+        names = [*(name for name in self.names if name not in used), *used]
+        return replace(
+            self,
+            kinds=tuple(kind_of[name] for name in names),
+            names=tuple(names),
+            order=self.order or self.names,
+            fixed=tuple(values[name] for name in used),
+        )
+
+    @property
+    def in_file(self) -> LogFormat:
+        """The format of what is in the file."""
+        num = len(self.names) - len(self.fixed)
+        if not self.fixed:
+            return self
+        return replace(self, kinds=self.kinds[:num], names=self.names[:num], fixed=())
+
+    def check_folders(self, names: Sequence[str]) -> None:
+        """Raise `ValueError` where a file has a column that its folder's name holds, too."""
+        both = set(names) & set(self.names[len(self.names) - len(self.fixed) :])
+        if both:
+            raise ValueError(
+                f" has a column {min(both)!r}, and so has the name of its folder; expected it in "
+                "one of them"
+            )
+
     def with_header(self, line: bytes) -> LogFormat:
         """The format of the lines below a header. `ValueError`: it lacks a column, or has two."""
         text = line.decode("utf-8", "backslashreplace").removesuffix("\n").removesuffix("\r")
@@ -297,6 +330,9 @@ class LogFormat:
             except (csv.Error, ValueError) as error:
                 raise ValueError(f", line 1: the header's quotes: {error}") from None
         names = [name.strip() for name in names]
+        self.check_folders(names)
+        fixed = self.names[len(self.names) - len(self.fixed) :]
+        names += fixed
         kind_of = dict(zip(self.names, self.kinds, strict=True))
         for name, kind in kind_of.items():
             if kind != "skip" and names.count(name) != 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slipstream.logs.folders import polars_path
 from slipstream.logs.formats import CATEGORY_KINDS, LogFormat
+from slipstream.logs.parsing import with_fixed
 from slipstream.logs.rows import import_polars
 
 PARQUET_ROWS = 1 << 16
@@ -23,14 +25,12 @@ def parquet_blocks(
     """
     pl = import_polars()
     try:
-        table = pl.scan_parquet(path, glob=False)
-        types = _types_of(path, table, log_format)
+        table = pl.scan_parquet(polars_path(path), glob=False)
+        types, in_file = _types_of(path, table, log_format), log_format.in_file
         # By position: `pl.col` would take a name such as ^a.*$ for a pattern.
-        places = [list(table.collect_schema()).index(name) for name in log_format.names]
+        places = [list(types).index(name) for name in in_file.names]
         num_rows = table.select(pl.len()).collect().item()
-        if not num_rows:
-            raise ValueError(f"{path} is empty; expected a click log")
-        columns = list(zip(places, log_format.kinds, log_format.names, strict=True))
+        columns = list(zip(places, in_file.kinds, in_file.names, strict=True))
         for start in range(0, num_rows, PARQUET_ROWS):
             block = table.slice(start, PARQUET_ROWS)
             frame = block.select(
@@ -41,7 +41,7 @@ def parquet_blocks(
                 if kind in CATEGORY_KINDS and _inner(types[name]).is_float():
                     see(f"whole floats of {name}, taken as integers", _num_whole(values))
                 texts.append(_texts(values, kind))
-            yield pl.DataFrame(texts)
+            yield with_fixed(pl.DataFrame(texts), log_format)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise ValueError(f"{path} is corrupt, or not Parquet ({error})") from error
 
@@ -83,14 +83,19 @@ def _as_text(values: Any, dtype: Any, kind: str) -> Any:
     return values.cast(pl.String)
 
 
-def check_types(paths: Sequence[Path], log_format: LogFormat) -> None:
-    """Raise `ValueError` where the parts of a log have a category in types that do not compare."""
+def check_types(files: Sequence[tuple[Path, Mapping[str, str]]], log_format: LogFormat) -> None:
+    """Raise `ValueError` where the parts of a log have a category in types that do not compare.
+
+    `files`: paths, and the columns that the names of their folders hold.
+    """
     pl = import_polars()
     first: dict[str, tuple[Path, Any]] = {}
-    categories = [log_format.names[column] for column in log_format.columns(*CATEGORY_KINDS)]
-    for path in paths:
+    for path, folders in files:
+        of_file = log_format.with_folders(folders)
+        in_file = of_file.in_file
+        categories = [in_file.names[column] for column in in_file.columns(*CATEGORY_KINDS)]
         try:
-            types = _types_of(path, pl.scan_parquet(path, glob=False), log_format)
+            types = _types_of(path, pl.scan_parquet(polars_path(path), glob=False), of_file)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise ValueError(f"{path} is corrupt, or not Parquet ({error})") from error
         for name in categories:
@@ -106,7 +111,12 @@ def _types_of(path: Path, table: Any, log_format: LogFormat) -> dict[str, Any]:
     """The types of a file's columns; `ValueError` for one that its kind may not have."""
     pl = import_polars()
     types = dict(table.collect_schema())
-    for name, kind in zip(log_format.names, log_format.kinds, strict=True):
+    try:
+        log_format.check_folders(list(types))
+    except ValueError as error:
+        raise ValueError(f"{path}{error}") from None
+    in_file = log_format.in_file
+    for name, kind in zip(in_file.names, in_file.kinds, strict=True):
         if name not in types:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(types)[:200]}")
         dtype = types[name]

@@ -71,7 +71,7 @@ def parse_block(block: bytes, log_format: LogFormat, max_ind_range: int = -1) ->
     if not block:
         return no_rows(log_format)
     block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
-    if not set(log_format.kinds) - {*PLAIN_KINDS}:
+    if not set(log_format.kinds) - {*PLAIN_KINDS} and not log_format.fixed:
         try:
             return rows_of(read_frame(block, log_format, True), log_format, max_ind_range)
         except BadBlock:
@@ -86,7 +86,7 @@ def read_frame(block: bytes, log_format: LogFormat, is_plain: bool = False) -> A
     `is_plain`: of a log of `PLAIN_KINDS` alone, in the strict spelling, which is read faster.
     """
     pl = import_polars()
-    separator = log_format.separator or ""
+    separator, kinds = log_format.separator or "", log_format.in_file.kinds
     if b"\r" in block:
         raise BadBlock
     if log_format.quote and (b'"' in block or UNIT_SEPARATOR in block):
@@ -94,10 +94,9 @@ def read_frame(block: bytes, log_format: LogFormat, is_plain: bool = False) -> A
     num_empty = check_layout(block, separator.encode(), log_format, is_plain)
     numbers = ("label", "count") if is_plain else ()
     types = {
-        str(column): pl.Int64 if kind in numbers else pl.String
-        for column, kind in enumerate(log_format.kinds)
+        str(column): pl.Int64 if kind in numbers else pl.String for column, kind in enumerate(kinds)
     }
-    used = [column for column, kind in enumerate(log_format.kinds) if kind != "skip"]
+    used = [column for column, kind in enumerate(kinds) if kind != "skip"]
     if block.startswith(BYTE_ORDER_MARK):
         block = BYTE_ORDER_MARK + block  # polars takes one away, wherever in the log a block starts
     try:
@@ -113,7 +112,17 @@ def read_frame(block: bytes, log_format: LogFormat, is_plain: bool = False) -> A
         raise BadBlock(str(error)) from error
     if frame.height != block.count(b"\n") or frame.null_count().row(0) != tuple(num_empty[used]):
         raise BadBlock  # polars read less than all
-    return typed(frame, log_format, is_plain)
+    return typed(with_fixed(frame, log_format), log_format, is_plain)
+
+
+def with_fixed(frame: Any, log_format: LogFormat) -> Any:
+    """A frame of strings with the columns, too, that are not in the file."""
+    pl = import_polars()
+    first = len(log_format.kinds) - len(log_format.fixed)
+    return frame.with_columns(
+        pl.lit(text or None, pl.String).alias(str(column))
+        for column, text in enumerate(log_format.fixed, first)
+    )
 
 
 def _without_quotes(block: bytes, log_format: LogFormat) -> bytes:
@@ -149,7 +158,7 @@ def check_layout(
     """
     if is_plain and block.translate(None, PLAIN_BYTES + separator):
         raise BadBlock
-    num_fields = len(log_format.kinds)
+    num_fields = len(log_format.in_file.kinds)
     text = np.frombuffer(block, np.uint8)
     if is_plain and separator == b"\t":
         is_end = text <= ord("\n")

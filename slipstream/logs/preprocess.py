@@ -14,10 +14,12 @@ does nothing.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,48 @@ def preprocess(
     disk); the output is then what it was before. Raw files that were encoded to their ends are kept
     in `<processed_data_file>.work` for the next run; nothing else is left behind.
     """
+    check_numbers(data_set, num_days, max_ind_range, min_count, data_sub_sample_rate)
+    log_format = choose_format(data_set, columns)
+    roots = [root for root in (raw_data_file, test_data_file) if root is not None]
+    found = [sources.find_raw_files(data_set, root, num_days, columns) for root in roots]
+    paths = [path for of_root in found for path in of_root]
+    choice = Choice(
+        *(data_sub_sample_rate, seed, sub_sample_held_out, min_count),
+        first_test_file=len(found[0]) if test_data_file is not None else None,
+        num_files=len(paths),
+    )
+    if data_set == "custom":
+        log_format = sources.as_found(log_format, paths)
+    schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
+    processed = target_of(data_set, raw_data_file, processed_data_file)
+    options = {
+        "max_ind_range": max_ind_range,
+        "data_sub_sample_rate": data_sub_sample_rate,
+        "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
+        "num_days": num_days if data_set == "terabyte" else None,
+        "bad_lines": bad_lines,
+        **unusual_options(choice, schema),
+    }
+    manifest = manifest_of(data_set, options, log_format)
+    with writable(processed), exclusive(processed.parent):
+        raws = [RawFile(path, len(paths) > 1, root_of(path, roots)) for path in paths]
+        if is_up_to_date(processed, manifest, raws):
+            shutil.rmtree(work_folder(processed), ignore_errors=True)
+            processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
+            print(f"{processed} is up to date")
+            return False
+        # A planted model's figures hold for the whole log, ids as they are.
+        is_usual = schema.split.rule == "last day" and not data_sub_sample_rate
+        if is_usual and max_ind_range == -1 and (notes := source_notes(raw_data_file, paths)):
+            manifest["source_notes"] = notes
+        build(processed, raws, manifest, log_format, schema, choice, max_memory, block_bytes)
+        return True
+
+
+def check_numbers(
+    data_set: str, num_days: int, max_ind_range: int, min_count: int, data_sub_sample_rate: float
+) -> None:
+    """Raise `ValueError` for an option out of its range."""
     if max_ind_range < 1 and max_ind_range != -1:
         raise ValueError(f"--max-ind-range: got {max_ind_range}; expected -1 (off) or at least 1")
     if data_set == "terabyte" and num_days < 2:
@@ -80,40 +124,6 @@ def preprocess(
         raise ValueError(f"{got}; expected at least 0 and less than 1")
     if min_count < 1:
         raise ValueError(f"--min-count: got {min_count}; expected at least 1, which is off")
-    log_format = choose_format(data_set, columns)
-    schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
-    processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
-    if processed.suffix != ".npz" or processed.is_dir():
-        raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
-    paths = sources.find_raw_files(data_set, raw_data_file, num_days)
-    choice = Choice(data_sub_sample_rate, seed, sub_sample_held_out, min_count)
-    if test_data_file is not None:
-        choice = dataclasses.replace(choice, first_test_file=len(paths))
-        paths = [*paths, *sources.find_raw_files(data_set, test_data_file, num_days)]
-    choice = dataclasses.replace(choice, num_files=len(paths))
-    # Options that the result does not depend on are left out, so that they never force a rebuild.
-    options = {
-        "max_ind_range": max_ind_range,
-        "data_sub_sample_rate": data_sub_sample_rate,
-        "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
-        "num_days": num_days if data_set == "terabyte" else None,
-        "bad_lines": bad_lines,
-        "columns": dataclasses.asdict(log_format) if data_set == "custom" else None,
-        **unusual_options(choice, schema),
-    }
-    manifest = {"version": VERSION, "data_set": data_set, "options": options}
-    with exclusive(processed.parent):
-        if is_up_to_date(processed, manifest, paths):
-            shutil.rmtree(work_folder(processed), ignore_errors=True)
-            processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
-            print(f"{processed} is up to date")
-            return False
-        # A planted model's figures hold for the whole log, ids as they are.
-        notes = source_notes(raw_data_file, paths)
-        if notes and max_ind_range == -1 and not data_sub_sample_rate:
-            manifest["source_notes"] = notes
-        build(processed, paths, manifest, log_format, schema, choice, max_memory, block_bytes)
-        return True
 
 
 def schema_of(
@@ -151,6 +161,48 @@ def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
     return options
 
 
+def manifest_of(data_set: str, options: dict[str, Any], log_format: LogFormat) -> dict[str, Any]:
+    """What a processed file depends on, besides its log; what it does not is None."""
+    described = None
+    if data_set == "custom":
+        described = {k: v for k, v in dataclasses.asdict(log_format).items() if k != "fixed"}
+    options = {**options, "columns": described}
+    return {"version": VERSION, "data_set": data_set, "options": options}
+
+
+def target_of(
+    data_set: str, raw_data_file: str | Path, processed_data_file: str | Path | None
+) -> Path:
+    """The file to write; `ValueError`: its name says that it is another kind of file."""
+    processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
+    if processed.suffix != ".npz" or processed.is_dir():
+        raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
+    return processed
+
+
+def root_of(path: Path, given: Sequence[str | Path]) -> Path | None:
+    """The folder that was given and holds a file; None: the file itself was."""
+    folders = (Path(root) for root in given if Path(root).is_dir())
+    return next((folder for folder in folders if folder in path.parents), None)
+
+
+@contextmanager
+def writable(processed: Path) -> Iterator[None]:
+    """Say what to do where no file can be written beside `processed`, or its folder not made."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        is_ours = name.startswith(str(processed)) or Path(name) in processed.parents
+        is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if not (name and is_ours and is_refused):
+            raise
+        raise OSError(
+            f"{processed.parent} cannot be written to ({error.strerror}); choose a place that can "
+            "by --processed-data-file"
+        ) from error
+
+
 def choose_format(data_set: str, columns: str | Path | None) -> LogFormat:
     """The format of a data set's lines; `ValueError` where --columns is missing or unused."""
     if (columns is not None) != (data_set == "custom"):
@@ -166,7 +218,7 @@ def choose_format(data_set: str, columns: str | Path | None) -> LogFormat:
 
 def build(
     processed: Path,
-    paths: Sequence[Path],
+    raws: Sequence[RawFile],
     manifest: dict[str, Any],
     log_format: LogFormat,
     schema: Schema,
@@ -178,7 +230,7 @@ def build(
     started = time.perf_counter()
     process_bytes = PROCESS_BYTES + BLOCK_COPIES * (num_threads() + 2) * block_bytes
     stage_bytes = check_memory(max_memory, process_bytes)
-    raws = [RawFile(path, len(paths) > 1) for path in paths]
+    paths = [raw.path for raw in raws]
     identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
     work = Work(processed, identity, schema, choice, stage_bytes)
     done = work.files_done()
@@ -188,7 +240,7 @@ def build(
     try:
         if not work.is_encoded:
             if log_format.separator is None:
-                check_types(paths, log_format)
+                check_types([(raw.path, raw.folder_values) for raw in raws], log_format)
             rate = 0.0 if choice.is_late(schema) else choice.rate
             check_disk(paths, log_format, rate, schema, work)
             encode_files(work, raws, log_format, manifest, block_bytes)
@@ -245,7 +297,7 @@ def with_progress(rows: Iterator[Rows], raw: RawFile, bar: tqdm) -> Iterator[Row
         yield block
 
 
-def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Path]) -> bool:
+def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawFile]) -> bool:
     """Whether `processed` is whole and was built from the same files with the same options."""
     if not processed.exists():
         return False
@@ -264,7 +316,7 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], paths: Sequence[Pat
         print(f"{processed} was built with other options: rebuilding")
         return False
     built_from = built.get("sources", [])
-    if len(built_from) == len(paths) and all(map(is_same_file, built_from, paths)):
+    if len(built_from) == len(raws) and all(map(is_same_file, built_from, raws)):
         return True
     print(f"{processed} was built from another log: rebuilding")
     return False

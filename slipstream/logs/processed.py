@@ -121,8 +121,8 @@ def load_processed(
     A member `weights` says how much each input counts; the manifest's `transforms` and
     `sub_sampling` are read, see the modules of these names.
 
-    Older files may hold `X_cat` as float64 and have no `days`: 7 equal ones are assumed, as for
-    Kaggle.
+    Older files may hold `X_cat` as float64 or no dense column, and have no `days`: 7 equal ones are
+    assumed, as for Kaggle.
     """
     arrays = open_npz(path, ("X_int", "X_cat", "y", "counts"))
     dense, ids = arrays["X_int"], arrays["X_cat"]
@@ -132,6 +132,8 @@ def load_processed(
         ids = _int32(ids, f"{path}: X_cat")
     if dense.dtype not in (np.int32, np.float32):
         dense = _int32(dense, f"{path}: X_int")
+    if not dense.shape[1]:  # a column that is always 0, as our files have it; it takes no memory
+        dense = np.broadcast_to(np.zeros((), np.int32), (len(dense), 1))
     labels, manifest = arrays["y"], unpack_manifest(arrays)
     log = make_click_log(
         dense,

@@ -1,4 +1,4 @@
-"""Raw log files to rows: text, plain or gzip, in blocks of whole lines, or Parquet; read once.
+"""Raw log files to rows: text, plain or packed, in blocks of whole lines, or Parquet; read once.
 
 Several blocks are parsed at once, and come out in order. Line ends may be LF or CRLF, the last one
 may be missing; blank lines are left out and counted. A line with more or fewer fields than the
@@ -7,17 +7,17 @@ others is bad. Bad lines stop the reading, or are left out and counted up to a n
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slipstream.logs.containers import Unpacked
 from slipstream.logs.faults import find_faults
+from slipstream.logs.folders import folder_values, name_in
 from slipstream.logs.formats import LogFormat
 from slipstream.logs.parquet import parquet_blocks
 from slipstream.logs.parsing import BYTE_ORDER_MARK, parse_block, typed
@@ -30,16 +30,25 @@ MAX_LINE_BYTES = 1 << 16  # a valid line of Criteo has 500 at most
 class RawFile:
     """One raw file. `size_and_time` tells whether a file is still the one that was read.
 
-    `is_compared`: with other files of the log, so what a `.gz` holds is hashed, too.
+    Args:
+        path: of the file.
+        is_compared: with other files of the log, so what a container holds is hashed, too.
+        root: the log's folder, below which folders `key=value` hold columns; None: none do.
     """
 
-    def __init__(self, path: Path, is_compared: bool = False) -> None:
+    def __init__(self, path: Path, is_compared: bool = False, root: Path | None = None) -> None:
         self.path, self._is_compared = path, is_compared
-        self.size_and_time = size_and_time(path)
+        stat = path.stat()
+        self.size_and_time: dict[str, Any] = {
+            "name": name_in(root, path),
+            "bytes": stat.st_size,
+            "mtime_ns": stat.st_mtime_ns,
+        }
+        self.folder_values = folder_values(self.size_and_time["name"])
         self.num_read = 0
         self._hash = hashlib.sha256()
         self._described: dict[str, Any] = {}
-        self._content: Any = None  # hashes what a .gz holds
+        self._content: Any = None  # hashes what a container holds
 
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps of a file that has been read to its end."""
@@ -51,7 +60,7 @@ class RawFile:
         return described
 
     def read(self, size: int = -1) -> bytes:
-        """Read raw bytes; this method makes the object a file to `gzip`."""
+        """Read raw bytes; this method makes the object a file to `Unpacked`."""
         data = self._file.read(size)
         self._hash.update(data)
         self.num_read += len(data)
@@ -60,18 +69,17 @@ class RawFile:
     def blocks(self, block_bytes: int) -> Iterator[bytes]:
         """Yield blocks of about `block_bytes`: whole lines, each with its newline.
 
-        A UTF-8 byte order mark is left out. Raises `ValueError` for an empty file, a .gz that is
-        truncated or not gzip, and a line longer than any log has.
+        A byte order mark is left out. Raises `ValueError` for an empty file, for what `Unpacked`
+        refuses, and for a line longer than any log has.
         """
         with open(self.path, "rb") as self._file:
-            stream: Any = self
-            if self.path.suffix == ".gz":
-                self._content = hashlib.sha256() if self._is_compared else None
-                stream = gzip.GzipFile(fileobj=stream, mode="rb")
+            stream = Unpacked(self.path, self)
             rest, is_first, is_empty = b"", True, True
-            while chunk := self._read_text(stream, max(block_bytes, len(BYTE_ORDER_MARK))):
+            while chunk := stream.read(max(block_bytes, len(BYTE_ORDER_MARK))):
                 if is_first:
-                    chunk, is_first = chunk.removeprefix(BYTE_ORDER_MARK), False
+                    is_first, is_other = False, stream.kinds or chunk.startswith(BYTE_ORDER_MARK)
+                    self._content = hashlib.sha256() if self._is_compared and is_other else None
+                    chunk = chunk.removeprefix(BYTE_ORDER_MARK)
                 is_empty = is_empty and not chunk
                 if self._content is not None:
                     self._content.update(chunk)
@@ -90,14 +98,6 @@ class RawFile:
             if rest:
                 yield rest + b"\n"
 
-    def _read_text(self, stream: Any, size: int) -> bytes:
-        try:
-            return stream.read(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{self.path} is truncated, corrupt or not gzip ({error}); fetch it again"
-            ) from error
-
     def restore(self, described: dict[str, Any]) -> None:
         """Take what `describe` said when the file was read before: it is not read again."""
         self._described, self.num_read = described, self.size_and_time["bytes"]
@@ -109,20 +109,14 @@ class RawFile:
         self.num_read = self.size_and_time["bytes"]
 
 
-def size_and_time(path: Path) -> dict[str, Any]:
-    """Name, bytes and modification time of a file."""
-    stat = path.stat()
-    return {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def is_same_file(source: dict[str, Any], path: Path) -> bool:
-    """Whether `path` is the file that `source` describes; hashed only where its time differs."""
-    now = size_and_time(path)
+def is_same_file(source: dict[str, Any], raw: RawFile) -> bool:
+    """Whether a file is the one that `source` describes; hashed only where its time differs."""
+    now = raw.size_and_time
     if (source["name"], source["bytes"]) != (now["name"], now["bytes"]):
         return False
     if source["mtime_ns"] == now["mtime_ns"]:
         return True
-    with open(path, "rb") as file:
+    with open(raw.path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == source["sha256"]
 
 
@@ -186,6 +180,7 @@ def parse_file(
 
     With `max_ind_range` > 0, hashes are taken modulo it.
     """
+    log_format = log_format.with_folders(raw.folder_values)
     if log_format.separator is None:
         raw.hash_whole()
         blocks: Iterable[Any] = parquet_blocks(raw.path, log_format, tally.see)

@@ -11,6 +11,7 @@ import numpy as np
 from slipstream.logs.encoding import Part
 from slipstream.logs.formats import Schema
 from slipstream.logs.selection import SUB_SAMPLED, Selection, describe
+from slipstream.logs.transforms import TRANSFORMS, Transform
 from slipstream.tools.runtime import peak_rss_bytes
 
 MAX_SHOWN_FILES, FEW_HELD_OUT = 50, 1000
@@ -63,7 +64,7 @@ def report_of(
     if schema.features:
         report["features"] = schema.layout.describe()
     if schema.transforms:
-        report["transforms"] = _transforms(schema, statistics)
+        report[TRANSFORMS] = _transforms(schema, statistics)
     return report
 
 
@@ -92,11 +93,10 @@ def _table_column(name: str, table: dict[str, Any], num_rows: int) -> dict[str, 
 
 def _transforms(schema: Schema, statistics: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
     found = iter(statistics)
-    described: list[dict[str, Any]] = [{"kind": kind} for kind in schema.transforms]
-    for one in described:
-        if one["kind"] == "standardize":
-            one["mean"], one["std"] = next(found)
-    return described
+    return [
+        (Transform(kind, *next(found)) if kind == "standardize" else Transform(kind)).describe()
+        for kind in schema.transforms
+    ]
 
 
 def check_twins(sources: Sequence[dict[str, Any]]) -> None:

@@ -25,6 +25,7 @@ from slipstream.logs.formats import (
     keys_in,
 )
 from slipstream.logs.rows import Rows
+from slipstream.logs.sub_sampling import SUB_SAMPLING, SubSampling
 from slipstream.tools.npz import write_npz
 
 MIN_HELD_OUT = 2  # rows: a half each for test and validation
@@ -376,7 +377,7 @@ def describe(choice: Choice, schema: Schema) -> dict[str, Any]:
     described: dict[str, Any] = {}
     if choice.rate:
         held_out = "thinned" if choice.thins_held_out else "whole"
-        described["sub_sampling"] = {"rate": choice.rate, "held_out": held_out}
+        described[SUB_SAMPLING] = SubSampling(choice.rate, held_out).describe()
     if schema.split.rule != "last day":
         described["split"] = {"rule": schema.split.rule}
         if schema.split.rule == "random":

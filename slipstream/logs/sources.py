@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from slipstream.logs.containers import PARQUET, kind_of_file, without_packing
+from slipstream.logs.folders import log_files, polars_path
 from slipstream.logs.formats import LogFormat
 from slipstream.logs.rawfile import RawFile
 from slipstream.logs.rows import import_polars
 
-SAMPLE_BYTES = 1 << 20
-GZIP_RATIO = 3.5  # a log's size over its .gz's, for the estimate alone
+SAMPLE_BYTES = 1 << 22
+# What may stand behind the name of a data set's file, by preference.
+ENDS = ("", ".gz", ".GZ", ".bz2", ".xz", ".zip", ".ZIP", ".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True)
@@ -39,60 +41,77 @@ DATA_SETS = {
     ),
     "taobao": DataSet(
         ("UserBehavior.csv",),
-        "Taobao: https://tianchi.aliyun.com/dataset/649, archive UserBehavior.csv.zip, unpacked to"
-        " UserBehavior.csv",
+        "Taobao: https://tianchi.aliyun.com/dataset/649, archive UserBehavior.csv.zip",
     ),
     "custom": DataSet((), "your own log: --columns says what its columns are"),
 }
 
 
-def find_raw_files(data_set: str, raw_data_file: str | Path, num_days: int) -> list[Path]:
-    """The log's files in order; each plain or `.gz`. `FileNotFoundError` names a missing one.
+def find_raw_files(
+    data_set: str,
+    raw_data_file: str | Path,
+    num_days: int,
+    columns: str | Path | None = None,
+) -> list[Path]:
+    """The log's files in order, plain or packed. `FileNotFoundError` names a missing one.
 
-    A folder stands for the data set's usual file in it; of a custom log, for all its files by name,
-    numbers in names by their value (`log_9` before `log_10`), but for what `is_by_product` knows.
+    A folder stands for the data set's usual file in it; of a custom log, for all its files, as
+    `log_files` has them: `columns`, its column file, is none of them.
     """
     raw = Path(raw_data_file)
     if data_set == "custom" and raw.is_dir():
-        # An interrupted run leaves a .npz.partial there.
-        ours = (".npz", ".npz.partial")
-        found = [p for p in raw.iterdir() if p.is_file() and not p.name.endswith(ours)]
-        files = sorted((p for p in found if not is_by_product(p.name)), key=_natural)
-        if not files:
-            raise FileNotFoundError(f"{raw} holds no files; expected a log")
-        if others := sorted(p.name for p in found if is_by_product(p.name)):
-            print(f"left out, as no part of a log: {', '.join(others)}")
-        return files
+        return log_files(raw, columns)
     names = DATA_SETS[data_set].names
     if data_set == "terabyte":
         prefix = raw / names[0] if raw.is_dir() else raw
         wanted = [[prefix.with_name(f"{prefix.name}_{day}")] for day in range(num_days)]
-        advice = f"--num-days {num_days} reads day_0 to day_{num_days - 1}, each plain or .gz. "
+        advice = f"--num-days {num_days} reads day_0 to day_{num_days - 1}, each plain or packed. "
     else:
         wanted = [[raw / name for name in names] if raw.is_dir() else [raw]]
-        advice = "--raw-data-file takes the file, plain or .gz, or its folder. "
+        advice = "--raw-data-file takes the file, plain or packed, or its folder. "
     paths = []
     for choices in wanted:
-        candidates = [name.with_name(name.name + end) for name in choices for end in ("", ".gz")]
+        candidates = [name.with_name(name.name + end) for name in choices for end in ENDS]
         found = [path for path in candidates if path.is_file()]
         if not found:
             page = DATA_SETS[data_set].page
             raise FileNotFoundError(
-                f"{choices[0]} does not exist, nor does its .gz; {advice}Get it from {page}"
+                f"{choices[0]} does not exist, nor does its .gz or .zip; {advice}Get it from {page}"
             )
         paths.append(found[0])
     return paths
 
 
-def is_by_product(name: str) -> bool:
-    """Whether a file is what Spark, a Mac or a download leaves beside the parts of a log."""
-    return name.startswith((".", "_")) or name.endswith((".crc", "~"))
+def as_found(log_format: LogFormat, paths: Sequence[Path]) -> LogFormat:
+    """The format of a column file, of Parquet where the files are, whatever its separator.
 
-
-def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
-    """A key by which numbers in names are in order of their value."""
-    words = re.split(r"(\d+)", path.name)
-    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words], path.name
+    Raises `ValueError` where some are Parquet and others are not, or none is and all should be.
+    """
+    kinds = {path: kind_of_file(path) for path in paths}
+    first, kind = next(iter(kinds.items()))
+    other = next((path for path in paths if (kinds[path] == PARQUET) != (kind == PARQUET)), None)
+    if other is not None:
+        raise ValueError(
+            f"{first} is {kind}, and {other} is {kinds[other]}; expected all of one kind"
+        )
+    if kind != PARQUET and log_format.separator is None:
+        if not first.stat().st_size:
+            raise ValueError(f"{first} is empty; expected Parquet")
+        raise ValueError(
+            f"{first} is {kind}, not Parquet; where that is right, set separator in the column file"
+            " to the log's, such as a comma"
+        )
+    if kind != PARQUET or log_format.separator is None:
+        return log_format
+    used = [column for column, kind in enumerate(log_format.kinds) if kind != "skip"]
+    return replace(
+        log_format,
+        kinds=tuple(log_format.kinds[column] for column in used),
+        names=tuple(log_format.names[column] for column in used),
+        separator=None,
+        header=False,
+        quote=False,
+    )
 
 
 def default_processed_file(data_set: str, raw_data_file: str | Path) -> Path:
@@ -100,7 +119,7 @@ def default_processed_file(data_set: str, raw_data_file: str | Path) -> Path:
     raw = Path(raw_data_file)
     if raw.is_dir():
         raw /= (*DATA_SETS[data_set].names, "log")[0]
-    name = raw.name.removesuffix(".gz")
+    name = without_packing(raw.name)
     for suffix in (".txt", ".csv", ".tsv", ".parquet"):
         name = name.removesuffix(suffix)
     return raw.with_name(name + "_processed.npz")
@@ -116,14 +135,22 @@ def estimate_rows(paths: Sequence[Path], log_format: LogFormat) -> tuple[int, fl
         num_rows = 0
         for path in paths:
             try:
-                num_rows += pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
+                table = pl.scan_parquet(polars_path(path), glob=False)
+                num_rows += table.select(pl.len()).collect().item()
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
                 raise ValueError(f"{path} is corrupt, or not Parquet") from error
         return num_rows, 1.0
-    sample = next(RawFile(paths[0]).blocks(SAMPLE_BYTES))
-    num_lines = sample.count(b"\n")
-    num_positive = num_lines
-    if log_format.kinds[0] == "label":
-        num_positive = sample.count(b"\n1") + sample.startswith(b"1")
-    sizes = (path.stat().st_size * (GZIP_RATIO if path.suffix == ".gz" else 1) for path in paths)
-    return round(sum(sizes) * num_lines / len(sample)), num_positive / num_lines
+    # Of each kind, the first file's start says how much text there is in a byte.
+    lines_per_byte: dict[str, float] = {}
+    num_lines, positive_share = 0.0, 1.0
+    for path in paths:
+        kind = kind_of_file(path)
+        if kind not in lines_per_byte:
+            raw = RawFile(path)
+            sample = next(raw.blocks(SAMPLE_BYTES))
+            lines_per_byte[kind] = sample.count(b"\n") / raw.num_read
+            if path == paths[0] and log_format.kinds[0] == "label":
+                num_positive = sample.count(b"\n1") + sample.startswith(b"1")
+                positive_share = num_positive / sample.count(b"\n")
+        num_lines += path.stat().st_size * lines_per_byte[kind]
+    return round(num_lines), positive_share

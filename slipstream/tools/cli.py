@@ -72,6 +72,9 @@ def run_script(main: Callable[[], Any]) -> None:
     `ValueError` and `OSError` are what our code raises for input it cannot use. Set
     SLIPSTREAM_TRACEBACK=1 to see where one came from.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        # A name of a column or file that the locale cannot spell is shown as \xe9, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (ValueError, OSError, MemoryError, RuntimeError) as error:

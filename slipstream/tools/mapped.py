@@ -11,8 +11,8 @@ READ_AHEAD_BYTES = 1 << 17
 
 
 def is_mapped(array: np.ndarray) -> bool:
-    """Whether an array's values lie in a mapped file (or there are none)."""
-    return not array.size or _map_of(array) is not None
+    """Whether an array's values lie in a mapped file (or there are none, or one that all share)."""
+    return not array.size or not any(array.strides) or _map_of(array) is not None
 
 
 def _map_of(array: np.ndarray) -> mmap.mmap | None:

@@ -85,7 +85,7 @@ def find_plugin(name: str, known: Mapping[str, Any], flag: str) -> Plugin:
     if not path.is_file():
         raise FileNotFoundError(f"{flag}: {file} does not exist")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag}: {file} is not UTF-8: {error}") from error
     plugin = Plugin(flag, f"{path.name}:{wanted}", None, path, text)

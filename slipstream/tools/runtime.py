@@ -40,7 +40,7 @@ def available_memory_bytes() -> int:
     """
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         available = 1024 * int(
             next(li for li in lines if li.startswith("MemAvailable:")).split()[1]
         )
@@ -50,8 +50,12 @@ def available_memory_bytes() -> int:
     ):
         with contextlib.suppress(OSError, StopIteration, ValueError):  # "max" where none is set
             group = Path("/sys/fs/cgroup")
-            most, taken = (int((group / name).read_text()) for name in (limit, used))
-            statistics = (group / limit).with_name("memory.stat").read_text().splitlines()
+            most, taken = (
+                int((group / name).read_text(encoding="utf-8")) for name in (limit, used)
+            )
+            statistics = (
+                (group / limit).with_name("memory.stat").read_text(encoding="utf-8").splitlines()
+            )
             spare = next(li for li in statistics if li.startswith(cache + " ")).split()[1]
             available = min(available, most - taken + int(spare))
     return max(available, 0)
@@ -84,7 +88,7 @@ def peak_rss_bytes() -> int:
     """Peak resident memory of this process so far, in bytes."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         # The accounting of getrusage starts at the size of the process that started this one.
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -107,10 +111,8 @@ def git_commit() -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    run = subprocess.run(
-        ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-    )
-    return run.stdout.strip()
+    run = subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True, timeout=10)
+    return run.stdout.decode(errors="replace").strip()
 
 
 def describe_machine(device: Any = None) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def describe_machine(device: Any = None) -> dict[str, Any]:
 
 def _cpu_model() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
@@ -213,7 +215,7 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file beside `path`, sync it and put it in its place."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
+    with open(partial, "w", encoding="utf-8") as file:
         json.dump(value, file, sort_keys=True)
         sync_file(file)
     os.replace(partial, path)
