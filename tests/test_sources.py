@@ -121,6 +121,9 @@ def test_the_column_file_is_no_part_of_the_log(tmp_path, columns, capsys):
     assert len(build(folder, described, tmp_path / "p.npz")["y"]) == 30
     assert "left out, as no part of a log: columns.json" in capsys.readouterr().out
     assert not data_utils.preprocess("custom", folder, tmp_path / "p.npz", columns=described)
+    copied = tmp_path / "copied.json"
+    copied.write_bytes(described.read_bytes())
+    assert not data_utils.preprocess("custom", folder, tmp_path / "p.npz", columns=copied)
 
 
 def test_an_empty_parquet_part(tmp_path, columns, capsys):
