@@ -237,7 +237,7 @@ class LogFormat:
     def _details(self) -> dict[str, Details]:
         return dict(self.details)
 
-    @property
+    @cached_property
     def schema(self) -> Schema:
         """What the rows become."""
         dense, categories = self.columns(*DENSE_KINDS), self.columns(*CATEGORY_KINDS)

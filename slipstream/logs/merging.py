@@ -15,12 +15,17 @@ RARE = -2  # until it is known how many other values a table has
 
 
 class _Values(NamedTuple):
-    """A part's values of a table: codes, sorted, their provisional ids; accesses by those ids."""
+    """A part's values of a table: codes, sorted, their provisional ids; accesses by those ids.
+
+    `is_chosen`: rows are, so a value may lack accesses; `may_repeat`: two values may be one code.
+    """
 
     codes: np.ndarray
     ids: np.ndarray
     kept: np.ndarray
     training: np.ndarray
+    is_chosen: bool
+    may_repeat: bool
 
 
 def merge_table(
@@ -40,18 +45,23 @@ def merge_table(
     rare_values = rare_accesses = 0
     num_kept = -(-sum(len(one.ids) for one in values) // 100)  # at least 1 % of the distinct values
     top = np.empty(0, np.int64)
+    has_all = min_count == 1 and not any(one.is_chosen for one in values)
     for ranges in _ranges([one.codes for one in values], max_bytes // MERGE_BYTES):
         cut = [one.codes[among] for one, among in zip(values, ranges, strict=True)]
-        merged = np.unique(np.concatenate(cut))
-        kept, training = np.zeros(len(merged), np.int64), np.zeros(len(merged), np.int64)
+        is_merged = len(values) == 1 and not values[0].may_repeat
+        merged = cut[0] if is_merged else np.unique(np.concatenate(cut))
         places = [np.searchsorted(merged, codes) for codes in cut]
-        for one, among, place in zip(values, ranges, places, strict=True):
-            np.add.at(kept, place, one.kept[one.ids[among]])
-            np.add.at(training, place, one.training[one.ids[among]])
-        has_own = (training >= min_count) if min_count > 1 else kept > 0
-        is_rare = ~has_own & (kept > 0)
-        ranks = np.where(has_own, num_ids + np.cumsum(has_own) - 1, np.where(is_rare, RARE, -1))
-        for part, (one, among, place) in enumerate(zip(values, ranges, places, strict=True)):
+        of_part = list(zip(values, ranges, places, strict=True))
+        kept = _accesses(len(merged), of_part, "kept")
+        if has_all:
+            has_own, is_rare = np.ones(len(merged), bool), np.zeros(len(merged), bool)
+            ranks = np.arange(num_ids, num_ids + len(merged))
+        else:
+            training = _accesses(len(merged), of_part, "training")
+            has_own = (training >= min_count) if min_count > 1 else kept > 0
+            is_rare = ~has_own & (kept > 0)
+            ranks = np.where(has_own, num_ids + np.cumsum(has_own) - 1, np.where(is_rare, RARE, -1))
+        for part, (one, among, place) in enumerate(of_part):
             maps[part][one.ids[among]] = ranks[place]
         if len(merged) and merged[0] == 0:
             num_missing = int(kept[0])
@@ -65,13 +75,25 @@ def merge_table(
         about["rare"] = {"id": num_ids, "values": rare_values, "accesses": rare_accesses}
         top = np.append(top, rare_accesses)
         num_ids += 1
-    for of_part, new_ids in zip(parts, maps, strict=True):
+    for one_part, new_ids in zip(parts, maps, strict=True):
         new_ids[new_ids == RARE] = num_ids - 1
-        write_synced(of_part.folder / f"map_{table}", new_ids)
+        write_synced(one_part.folder / f"map_{table}", new_ids)
     top.sort()
     num_top = max(1, -(-num_ids // 100))
     about |= {"distinct": num_ids, "missing": num_missing, "whole_floats": num_floats}
     return {**about, "top": int(top[max(len(top) - num_top, 0) :].sum())}
+
+
+def _accesses(size: int, of_part: Sequence[tuple[_Values, slice, np.ndarray]], by: str) -> Any:
+    """Accesses (size,) int64 of merged values, by the rows that stay (`kept`), or `training`."""
+    total = np.zeros(size, np.int64)
+    for one, among, place in of_part:
+        counts = getattr(one, by)[one.ids[among]]
+        if one.may_repeat:
+            np.add.at(total, place, counts)
+        else:
+            total[place] += counts
+    return total
 
 
 def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_Values], int]:
@@ -87,7 +109,8 @@ def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_V
     for part, arrays in zip(parts, opened, strict=True):
         codes, ids, counts, floats = (arrays[name] for name in names)
         kept = training = counts
-        if (part.folder / "counts.npz").exists():
+        is_chosen = (part.folder / "counts.npz").exists()
+        if is_chosen:
             of_rows = [f"{name}_{table}" for name in ("kept", "training")]
             counted = open_npz(part.folder / "counts.npz", of_rows, others=False)
             kept, training = (counted[name] for name in of_rows)
@@ -102,7 +125,8 @@ def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_V
         if changed is not codes:
             order = np.argsort(changed, kind="stable")
             codes, ids = changed[order], ids[order]
-        values.append(_Values(codes, ids, kept, training))
+        may_repeat = codes is not arrays[names[0]]
+        values.append(_Values(codes, ids, kept, training, is_chosen, may_repeat))
     return values, num_floats
 
 

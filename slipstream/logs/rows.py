@@ -119,23 +119,28 @@ def label_column(frame: Any, log_format: LogFormat) -> Any:
 
 
 def _dense_of(frame: Any, log_format: LogFormat) -> tuple[np.ndarray, dict[str, int]]:
-    """Dense values (rows, D); how many of each column were negative where they become 0."""
+    """Dense values (rows, D); how many of each column were negative where they become 0.
+
+    (Not of Criteo's, which is known for them.)
+    """
     pl = import_polars()
     columns = log_format.columns(*DENSE_KINDS)
+    if not columns:
+        return np.empty((frame.height, 0)), {}
     number = pl.Int32 if log_format.schema.dense_type == np.int32 else pl.Float32
-    values, negative = [], []
+    if not log_format.lax:
+        dense = pl.col([str(column) for column in columns])
+        return frame.select(dense.fill_null(0).clip(0).cast(number)).to_numpy(order="c"), {}
+    values, negative = [], {}
     for column in columns:
         value, transform = pl.col(str(column)), log_format.detail(column).transform
         if transform == "log":
-            negative.append((value < 0).sum())
+            negative[negative_of(log_format.names[column])] = (value < 0).sum()
             value = value.clip(0)
-        value = value.cast(number)
-        values.append(value.fill_null(float("nan") if transform == "standardize" else 0))
-    if not columns:
-        return np.empty((frame.height, 0)), {}
-    counts = frame.select(negative).row(0) if negative else ()
-    names = [log_format.names[c] for c in columns if log_format.detail(c).transform == "log"]
-    seen = {negative_of(name): num for name, num in zip(names, counts, strict=True) if num}
+        empty = float("nan") if transform == "standardize" else 0
+        values.append(value.cast(number).fill_null(empty))
+    counts = frame.select(**negative).row(0, named=True) if negative else {}
+    seen = {what: number for what, number in counts.items() if number}
     return frame.select(values).to_numpy(order="c"), seen
 
 
