@@ -6,14 +6,15 @@
 #   HOT_COLD         the segregated folder; of OPTIMIZER=sgd, whose rows are smaller, one of its own
 #   more             an array: the trainers' flags that follow from LEARNING_RATE and DATA_SET
 # and reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
-# column file), MAX_IND_RANGE, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of
-# preprocessing, as 2G), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
+# column file), TEST_DATA (a log of held-out rows), SPLIT (last-day, random:SEED, none), MAX_IND_RANGE,
+# MIN_COUNT, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of preprocessing, as
+# 2G), JOBS (files read at once), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
 # row), OPTIMIZER (rwsadagrad, sgd), LEARNING_RATE (of the rows). Relative paths in these variables
 # start where the script was called; those of SYNTHETIC_DIR and of flags at the repository, which it
 # goes to.
 
 if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
-  for name in RAW_DATA COLUMNS_FILE PROCESSED_DATA HOT_COLD; do
+  for name in RAW_DATA TEST_DATA COLUMNS_FILE PROCESSED_DATA HOT_COLD; do
     if [ -n "${!name:-}" ]; then declare "$name=$(realpath -m -- "${!name}")"; fi
   done
   # Links stay: a virtual environment's interpreter is one. A bare name is looked up.
@@ -72,7 +73,7 @@ fi
 
 # Before minutes of installation: what the scripts would refuse after it.
 check_path() { # name of a variable
-  if [ -e "${!1}" ] || { [ "$1$DATA_SET" = RAW_DATAterabyte ] && compgen -G "${!1}*" >/dev/null; }; then
+  if [ -e "${!1}" ] || { [ "$DATA_SET" = terabyte ] && compgen -G "${!1}*" >/dev/null; }; then
     return
   fi
   echo "$0: error: $1=${!1} does not exist; check the path" >&2
@@ -83,7 +84,7 @@ prepare() {
   local modules=(torch numpy sklearn tqdm) synthetic="" name
   # shellcheck disable=SC2154 # recipe.sh sets it
   local options=(${preprocess_flags[@]+"${preprocess_flags[@]}"})
-  for name in RAW_DATA COLUMNS_FILE; do
+  for name in RAW_DATA TEST_DATA COLUMNS_FILE; do
     if [ -n "${!name:-}" ]; then check_path "$name"; fi
   done
   if [ -z "${RAW_DATA:-}" ] && [ -n "${PROCESSED_DATA:-}" ]; then
@@ -128,14 +129,13 @@ prepare() {
   fi
   HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
   mkdir -p "$(dirname "$PROCESSED_DATA")"
-  if [ -n "${MAX_IND_RANGE:-}" ]; then options+=(--max-ind-range "$MAX_IND_RANGE"); fi
-  if [ -n "${NUM_DAYS:-}" ]; then options+=(--num-days "$NUM_DAYS"); fi
-  if [ -n "${DATA_SUB_SAMPLE_RATE:-}" ]; then
-    options+=(--data-sub-sample-rate "$DATA_SUB_SAMPLE_RATE")
-  fi
-  if [ -n "${COLUMNS_FILE:-}" ]; then options+=(--columns "$COLUMNS_FILE"); fi
-  if [ -n "${BAD_LINES:-}" ]; then options+=(--bad-lines "$BAD_LINES"); fi
-  if [ -n "${MAX_MEMORY:-}" ]; then options+=(--max-memory "$MAX_MEMORY"); fi
+  local pair
+  for pair in MAX_IND_RANGE:--max-ind-range MIN_COUNT:--min-count NUM_DAYS:--num-days SPLIT:--split \
+    DATA_SUB_SAMPLE_RATE:--data-sub-sample-rate COLUMNS_FILE:--columns TEST_DATA:--test-data-file \
+    BAD_LINES:--bad-lines MAX_MEMORY:--max-memory JOBS:--jobs; do
+    name="${pair%%:*}"
+    if [ -n "${!name:-}" ]; then options+=("${pair#*:}" "${!name}"); fi
+  done
   "$PYTHON" data_utils.py --data-set "$DATA_SET" --raw-data-file "$RAW_DATA" \
     --processed-data-file "$PROCESSED_DATA" "${options[@]}"
 }

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -40,11 +41,12 @@ def make_job(folder, what):
         what, "small_processed.npz"
     )
     options = ["--max-memory", "4G", "--bad-lines", "skip:2"]
-    if what == "kaggle":
+    if what == "kaggle":  # rows are chosen, and values counted by them
         write_log(raw, 300, seed=3)
+        options += ["--data-sub-sample-rate", "0.3", "--min-count", "3"]
     elif what == "terabyte":
         write_days(folder)
-        options += ["--num-days", "3"]
+        options += ["--num-days", "3", "--jobs", "1"]
     elif what == "taobao":
         write_behaviours(raw)
     else:
@@ -81,6 +83,39 @@ def test_kill_9_and_again(tmp_path, what, num_kills):
     assert answer["faults"] == []
     assert answer["num_calls"] > 20
     assert answer["resumed"] >= num_kills // 4, "finished stages are not made again"
+
+
+def test_files_at_once(tmp_path):
+    """As many processes as asked for give the same bytes, and end with the one that began them."""
+    texts = write_days(tmp_path, 4)
+    for day, text in enumerate(texts):
+        (tmp_path / f"day_{day}").write_text(text * 40)
+    (tmp_path / "day_1").write_text(texts[1] * 40 + "bad\n")
+    (tmp_path / "day_3").write_text("bad\n" + texts[3] * 40)
+    flags = ["--data-set", "terabyte", "--raw-data-file", str(tmp_path / "day"), "--num-days", "4"]
+    targets = [tmp_path / f"{name}.npz" for name in ("one", "three", "killed", "refused")]
+
+    def run(target, jobs, limit=2, **how):
+        flags_of = ["--processed-data-file", str(target), "--jobs", str(jobs)]
+        flags_of += ["--bad-lines", f"skip:{limit}"]
+        command = [sys.executable, str(REPOSITORY / "data_utils.py"), *flags, *flags_of]
+        return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, **how)
+
+    assert [
+        run(target, jobs).wait(120) for target, jobs in zip(targets[:2], (1, 3), strict=True)
+    ] == [0, 0]
+    killed = run(targets[2], 2)
+    work = tmp_path / "killed.npz.work"
+    while killed.poll() is None and not list(work.glob("part_*")):
+        time.sleep(0.005)
+    killed.kill()
+    killed.communicate(timeout=120)  # its processes hold the pipe's other end
+    assert run(targets[2], 2).wait(120) == 0
+    whole = targets[0].read_bytes()
+    assert whole == targets[1].read_bytes() == targets[2].read_bytes()
+    refused = run(targets[3], 2, limit=1)
+    assert "the files have 2 bad lines in all" in refused.communicate(timeout=120)[1]
+    assert refused.returncode == 2 and not list(tmp_path.glob("refused*"))
 
 
 @pytest.mark.parametrize("what", ["kaggle", "terabyte", "taobao", "segregation"])

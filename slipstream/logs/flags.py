@@ -6,6 +6,7 @@ import argparse
 
 from slipstream.logs import sources
 from slipstream.tools import cli
+from slipstream.tools.runtime import num_threads
 
 
 def bad_lines_of(text: str) -> int:
@@ -63,6 +64,12 @@ FILE_FLAGS = (
         "stop",
         "stop at the first bad line, or leave out up to N and report them",
         "stop|skip:N",
+    ),
+    cli.Flag(
+        "--jobs",
+        cli.positive_int,
+        num_threads(),
+        "files read at once, a process each, where the log has several; usual: a core each",
     ),
     cli.Flag(
         "--max-memory",

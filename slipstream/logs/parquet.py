@@ -99,6 +99,8 @@ def check_types(files: Sequence[tuple[Path, Mapping[str, str]]], log_format: Log
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise ValueError(f"{path} is corrupt, or not Parquet ({error})") from error
         for name in categories:
+            if types[name] == pl.Null:  # of a part without rows, or without values
+                continue
             before, other = first.setdefault(name, (path, types[name]))
             if _family(other) != _family(types[name]):
                 raise ValueError(

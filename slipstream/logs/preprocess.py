@@ -23,16 +23,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from slipstream.logs import sources, taobao
 from slipstream.logs.columnfile import read_column_file
 from slipstream.logs.formats import FORMATS, LogFormat, Schema, Split, split_of
+from slipstream.logs.jobs import Reading, check_bad_lines, encode_files
 from slipstream.logs.parquet import check_types
-from slipstream.logs.rawfile import RawFile, Tally, is_same_file, parse_file
+from slipstream.logs.rawfile import RawFile, is_same_file
 from slipstream.logs.report import print_summary
-from slipstream.logs.rows import Rows
-from slipstream.logs.selection import Choice, chooser
+from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, work_folder
 from slipstream.tools.npz import open_npz, unpack_manifest
 from slipstream.tools.runtime import (
@@ -65,24 +63,24 @@ def preprocess(
     bad_lines: int = 0,
     max_memory: int | None = None,
     seed: int = 123,
+    jobs: int = 1,
     block_bytes: int = BLOCK_BYTES,
 ) -> bool:
     """Build `processed_data_file` from a raw log; False when it was up to date already.
 
     Raises `ValueError` (bad options, a bad line, a corrupt file) and `OSError` (missing file, full
     disk); the output is then what it was before. Raw files that were encoded to their ends are kept
-    in `<processed_data_file>.work` for the next run; nothing else is left behind.
+    in `<processed_data_file>.work` for the next run. With `jobs` over 1, so many files are read at
+    once, in processes that import the caller's main module.
     """
     check_numbers(data_set, num_days, max_ind_range, min_count, data_sub_sample_rate)
     log_format = choose_format(data_set, columns)
     roots = [root for root in (raw_data_file, test_data_file) if root is not None]
     found = [sources.find_raw_files(data_set, root, num_days, columns) for root in roots]
     paths = [path for of_root in found for path in of_root]
-    choice = Choice(
-        *(data_sub_sample_rate, seed, sub_sample_held_out, min_count),
-        first_test_file=len(found[0]) if test_data_file is not None else None,
-        num_files=len(paths),
-    )
+    first_test = len(found[0]) if test_data_file is not None else None
+    of_rows = (data_sub_sample_rate, seed, sub_sample_held_out, min_count)
+    choice = Choice(*of_rows, first_test, len(paths))
     if data_set == "custom":
         log_format = sources.as_found(log_format, paths)
     schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
@@ -99,15 +97,14 @@ def preprocess(
     with writable(processed), exclusive(processed.parent):
         raws = [RawFile(path, len(paths) > 1, root_of(path, roots)) for path in paths]
         if is_up_to_date(processed, manifest, raws):
-            shutil.rmtree(work_folder(processed), ignore_errors=True)
-            processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
-            print(f"{processed} is up to date")
             return False
         # A planted model's figures hold for the whole log, ids as they are.
-        is_usual = schema.split.rule == "last day" and not data_sub_sample_rate
-        if is_usual and max_ind_range == -1 and (notes := source_notes(raw_data_file, paths)):
-            manifest["source_notes"] = notes
-        build(processed, raws, manifest, log_format, schema, choice, max_memory, block_bytes)
+        if schema.split.rule == "last day" and not data_sub_sample_rate and max_ind_range == -1:
+            manifest |= source_notes(raw_data_file, paths)
+        of_log = (data_set, log_format, schema, choice)
+        numbers = (seed, max_ind_range, bad_lines, block_bytes, 0)
+        reading = Reading(work_folder(processed), *of_log, *numbers)
+        build(processed, raws, manifest, reading, max_memory, jobs)
         return True
 
 
@@ -220,16 +217,15 @@ def build(
     processed: Path,
     raws: Sequence[RawFile],
     manifest: dict[str, Any],
-    log_format: LogFormat,
-    schema: Schema,
-    choice: Choice,
+    reading: Reading,
     max_memory: int | None,
-    block_bytes: int,
+    jobs: int,
 ) -> None:
     """Go through the stages of `slipstream.logs.stages`, as far as they are not done already."""
     started = time.perf_counter()
-    process_bytes = PROCESS_BYTES + BLOCK_COPIES * (num_threads() + 2) * block_bytes
-    stage_bytes = check_memory(max_memory, process_bytes)
+    log_format, schema, choice = reading.log_format, reading.schema, reading.choice
+    num_jobs = 1 if manifest["data_set"] == "taobao" else min(jobs, len(raws))
+    num_jobs, stage_bytes = check_memory(max_memory, reading.block_bytes, num_jobs)
     paths = [raw.path for raw in raws]
     identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
     work = Work(processed, identity, schema, choice, stage_bytes)
@@ -243,8 +239,10 @@ def build(
                 check_types([(raw.path, raw.folder_values) for raw in raws], log_format)
             rate = 0.0 if choice.is_late(schema) else choice.rate
             check_disk(paths, log_format, rate, schema, work)
-            encode_files(work, raws, log_format, manifest, block_bytes)
+            reading = dataclasses.replace(reading, max_bytes=stage_bytes)
+            num_bad = encode_files(reading, raws, work.files_done(), num_jobs)
             try:
+                check_bad_lines(num_bad, reading.bad_lines)
                 work.plan(manifest)
             except ValueError as error:  # of the whole log: no later run could go on
                 work.remove()
@@ -259,46 +257,11 @@ def build(
     print_summary(processed, numbers, time.perf_counter() - started, log_format.lax)
 
 
-def encode_files(
-    work: Work,
-    raws: Sequence[RawFile],
-    log_format: LogFormat,
-    manifest: dict[str, Any],
-    block_bytes: int,
-) -> None:
-    """Encode every raw file that is not encoded yet."""
-    options, done = manifest["options"], work.files_done()
-    num_bad = sum(info["dropped"].get("bad line", 0) for info in done.values())
-    num_bytes = sum(raw.size_and_time["bytes"] for raw in raws)
-    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
-        for number, raw in enumerate(raws):
-            if number in done:
-                bar.update(raw.size_and_time["bytes"])
-                continue
-            tally = Tally(options["bad_lines"], num_bad)
-            seed, max_ind_range = options["seed"], options["max_ind_range"]
-            if manifest["data_set"] == "taobao":
-                folder = work.folder / "clicks"
-                rows = taobao.read_rows(raw, folder, seed, block_bytes, max_ind_range, tally)
-            else:
-                rows = parse_file(raw, log_format, block_bytes, max_ind_range, tally)
-            choose = chooser(work.choice, work.schema, number, tally.drop)
-            chosen = with_progress(map(choose, rows), raw, bar)
-            work.encode_file(number, chosen, tally, raw.describe)
-            num_bad += tally.dropped.get("bad line", 0)
-
-
-def with_progress(rows: Iterator[Rows], raw: RawFile, bar: tqdm) -> Iterator[Rows]:
-    """The same rows, while `bar` shows how much of their file was read."""
-    num_shown = 0
-    for block in rows:
-        bar.update(raw.num_read - num_shown)
-        num_shown = raw.num_read
-        yield block
-
-
 def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawFile]) -> bool:
-    """Whether `processed` is whole and was built from the same files with the same options."""
+    """Whether `processed` is whole and was built from the same files with the same options.
+
+    Then what a killed run left beside it is deleted.
+    """
     if not processed.exists():
         return False
     try:
@@ -317,40 +280,54 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
         return False
     built_from = built.get("sources", [])
     if len(built_from) == len(raws) and all(map(is_same_file, built_from, raws)):
+        shutil.rmtree(work_folder(processed), ignore_errors=True)
+        processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
+        print(f"{processed} is up to date")
         return True
     print(f"{processed} was built from another log: rebuilding")
     return False
 
 
-def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, Any] | None:
-    """The JSON object in `<raw file>.json`, where the log's maker left one."""
+def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, Any]:
+    """`source_notes`: the JSON object in `<raw file>.json`, where the log's maker left one."""
     for path in (Path(raw_data_file), *paths):
         try:
             notes = json.loads(path.with_name(path.name + ".json").read_bytes())
         except (OSError, ValueError):
             continue
-        if isinstance(notes, dict):
-            return notes
-    return None
+        if isinstance(notes, dict) and notes:
+            return {"source_notes": notes}
+    return {}
 
 
-def check_memory(max_memory: int | None, process_bytes: int) -> int:
-    """Memory for the stages, of which `max_memory` (None: half of what is free) is the bound."""
-    available = available_memory_bytes()
+def check_memory(max_memory: int | None, block_bytes: int, num_jobs: int) -> tuple[int, int]:
+    """How many files may be read at once, and the memory for the stages' vocabularies.
+
+    `max_memory` (None: half of what is free) is the bound of all together, `num_jobs` what is
+    wished for.
+    """
+    available, cores = available_memory_bytes(), num_threads()
+
+    def needed(num: int) -> int:
+        num_blocks = num * (max(1, cores // num) + 2)
+        return num * PROCESS_BYTES + BLOCK_COPIES * num_blocks * block_bytes + MIN_STAGE_BYTES
+
     if max_memory is None:
-        max_memory = max(available // 2, process_bytes + MIN_STAGE_BYTES)
-    least = process_bytes + MIN_STAGE_BYTES
-    if max_memory < least or available < least:
+        max_memory = max(available // 2, needed(1))
+    if max_memory < needed(1) or available < needed(1):
         raise ValueError(
             f"--max-memory: {max_memory / 1e6:,.0f} MB, and {available / 1e6:,.0f} MB are free;"
-            f" expected at least {least / 1e6:,.0f} MB of both on {num_threads()} cores"
+            f" expected at least {needed(1) / 1e6:,.0f} MB of both on {cores} cores"
         )
     if max_memory > available:
         raise ValueError(
             f"--max-memory: {max_memory / 1e9:.2f} GB, but {available / 1e9:.2f} GB are free"
         )
-    print(f"memory: at most {max_memory / 1e9:.2f} GB (--max-memory)")
-    return max_memory - process_bytes
+    while needed(num_jobs) > max_memory:
+        num_jobs -= 1
+    at_once = f"; {num_jobs} files at once (--jobs)" if num_jobs > 1 else ""
+    print(f"memory: at most {max_memory / 1e9:.2f} GB (--max-memory){at_once}")
+    return num_jobs, max_memory - needed(num_jobs) + MIN_STAGE_BYTES
 
 
 def check_disk(

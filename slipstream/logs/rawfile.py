@@ -37,6 +37,7 @@ class RawFile:
     """
 
     def __init__(self, path: Path, is_compared: bool = False, root: Path | None = None) -> None:
+        self.given = (path, is_compared, root)
         self.path, self._is_compared = path, is_compared
         stat = path.stat()
         self.size_and_time: dict[str, Any] = {

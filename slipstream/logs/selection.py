@@ -133,7 +133,7 @@ class Selection:
     def _day_lengths(self) -> list[int]:
         """Rows of each day, the held-out ones last."""
         schema, split = self.schema, self.schema.split
-        held_out = sum(part.info["num_held_out"] for part in self.parts)
+        held_out = sum(map(self._num_held_out, self.parts))
         days = self._rows_of_days()
         if split.rule == "last day":
             if days is not None:
@@ -161,12 +161,20 @@ class Selection:
         for part in self.parts:
             of_part = part.info["day_rows"]
             if self.schema.day_rule == "files":
-                of_part = {part.info["file"]: part.num_rows - is_apart * part.info["num_held_out"]}
+                num_apart = self._num_held_out(part) if is_apart else 0
+                of_part = {part.info["file"]: part.num_rows - num_apart}
             for day, num in of_part.items():
                 rows_of[int(day)] = rows_of.get(int(day), 0) + num
         if is_apart:
             rows_of = {day: num for day, num in rows_of.items() if num}
         return [rows_of[day] for day in sorted(rows_of)]
+
+    def _num_held_out(self, part: Part) -> int:
+        """Rows of a part that were drawn to be held out, or are of the test file."""
+        if self.choice.first_test_file is not None:
+            is_test = self.choice.is_held_out(part.info["file"], self.schema)
+            return part.num_rows if is_test else 0
+        return part.info["num_held_out"]
 
     def training(self, number: int) -> np.ndarray:
         """Which rows (n,) bool of a part are of the training days, those left out among them."""

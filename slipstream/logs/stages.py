@@ -135,41 +135,6 @@ class Work:
         """Whether all parts were finished, and raw files are no longer needed."""
         return self._exists("plan.json")
 
-    def encode_file(
-        self,
-        file: int,
-        rows: Iterator[Rows],
-        tally: Tally,
-        describe: Callable[[], dict[str, Any]],
-    ) -> None:
-        """Write a raw file's rows as parts; what `tally` and `describe` say at its end is kept."""
-        for folder in self.folder.glob(f"part_{file:05}_*"):
-            shutil.rmtree(folder)
-        numbers = count()
-
-        def new_part() -> PartWriter:
-            return PartWriter(self.folder / f"part_{file:05}_{next(numbers):05}", self.schema)
-
-        writer = new_part()
-        try:
-            for block in rows:
-                writer.add(block)
-                is_large = 2 * writer.vocabulary_bytes > self.max_bytes
-                if is_large or writer.num_rows >= PART_ROWS:
-                    writer.finish(file=file, is_last=False)
-                    writer = new_part()
-            writer.finish(
-                file=file,
-                is_last=True,
-                num_lines=tally.num_lines,
-                dropped=tally.dropped,
-                examples=tally.examples,
-                seen=tally.seen,
-                source=describe(),
-            )
-        finally:
-            writer.discard()
-
     # Merge, sort and plan.
 
     def plan(self, manifest: dict[str, Any]) -> None:
@@ -256,18 +221,19 @@ class Work:
         sample = np.sort(np.concatenate([part.array("keys", INT64)[::step] for part in parts]))
         return np.unique(sample[np.arange(1, num_buckets) * len(sample) // num_buckets])
 
-    def _segments(self) -> list[Part]:
-        """What is written one after another: parts, or buckets of the sorted rows."""
+    def _segments(self) -> list[Path]:
+        """What is written one after another: folders of parts, or of buckets of sorted rows."""
         folder = self.folder / "sorted" if self._exists("sorted") else self.folder
-        return [Part.open(path) for path in sorted(folder.glob("part_*"))]
+        return sorted(folder.glob("part_*"))
 
     def _last_labels(self, number: int) -> np.ndarray:
         """The labels of the last rows that are written, (number,)."""
         found: list[np.ndarray] = []
         missing = number
-        for part in reversed(self._segments()):
+        for folder in reversed(self._segments()):
             if missing <= 0:
                 break
+            part = Part.open(folder)
             labels = part.array("y", INT8)[kept_rows(part)]
             if self._exists("sorted"):
                 labels = labels[np.argsort(part.array("keys", INT64), kind="stable")]
@@ -284,7 +250,7 @@ class Work:
         if is_sorted:
             for folder in self.folder.glob("part_*"):
                 shutil.rmtree(folder)
-        segments = [part.folder for part in self._segments()]
+        segments = self._segments()
         progress = self._read("progress.json") if self._exists("progress.json") else {}
         writer = NpzWriter(self.processed, self._specs(plan), progress.get("writer"))
         try:
@@ -349,6 +315,47 @@ class Work:
             num_written += len(arrays[0])
             bar.update(len(arrays[0]))
         return num_written
+
+
+def encode_file(
+    folder: Path,
+    schema: Schema,
+    max_bytes: int,
+    file: int,
+    rows: Iterator[Rows],
+    tally: Tally,
+    describe: Callable[[], dict[str, Any]],
+) -> None:
+    """Write a raw file's rows as parts; what `tally` and `describe` say at its end is kept.
+
+    `folder`: of the work; `max_bytes`: memory that vocabularies may take.
+    """
+    for old in folder.glob(f"part_{file:05}_*"):
+        shutil.rmtree(old)
+    numbers = count()
+
+    def new_part() -> PartWriter:
+        return PartWriter(folder / f"part_{file:05}_{next(numbers):05}", schema)
+
+    writer = new_part()
+    try:
+        for block in rows:
+            writer.add(block)
+            is_large = 2 * writer.vocabulary_bytes > max_bytes
+            if is_large or writer.num_rows >= PART_ROWS:
+                writer.finish(file=file, is_last=False)
+                writer = new_part()
+        writer.finish(
+            file=file,
+            is_last=True,
+            num_lines=tally.num_lines,
+            dropped=tally.dropped,
+            examples=tally.examples,
+            seen=tally.seen,
+            source=describe(),
+        )
+    finally:
+        writer.discard()
 
 
 class Columns:

@@ -61,8 +61,16 @@ def available_memory_bytes() -> int:
     return max(available, 0)
 
 
+THREADS_VARIABLE = "SLIPSTREAM_THREADS"
+
+
 def num_threads() -> int:
-    """Cores that this process may use, at most 16."""
+    """Cores that this process may use, at most 16; of several processes each has its share.
+
+    The environment variable of that name gives the share.
+    """
+    if os.environ.get(THREADS_VARIABLE, "").isdecimal():
+        return max(1, int(os.environ[THREADS_VARIABLE]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, 16)
 
