@@ -119,9 +119,12 @@ def test_figures_of_a_folder_and_what_is_printed(processed, capsys, flags):
     assert printed.split("segregated into")[0] in capsys.readouterr().out
 
 
-def test_no_table_from_a_sample_or_where_no_larger_count_is_left(processed, capsys):
-    segregate_small(processed, "--ip-sampling-rate", "50")
-    assert "--min-count" not in capsys.readouterr().out
+def test_no_table_unless_asked_of_all_inputs_and_where_a_larger_count_is_left(processed, capsys):
+    for flags in (["--min-count-report", "false"], ["--ip-sampling-rate", "50"]):
+        figures = figures_of(segregate_small(processed, "--hot-emb-gpu-mem", "3840", *flags))
+        assert "--min-count" not in capsys.readouterr().out
+        assert [line[0] for line in figures["min_counts"]] == [1]
+        assert figures["min_counts"][0][3] == figures["hot_input_share"]
     manifest = pack_manifest({"options": {"min_count": 50}})
     write_npz(processed, {**open_npz(processed), "manifest": manifest})
     folder = segregate_small(processed)
