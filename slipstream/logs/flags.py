@@ -29,8 +29,8 @@ DATA_SET, RAW_FILE = (
         str,
         cli.REQUIRED,
         "the log, plain or packed: train.txt (kaggle), train.csv (avazu), UserBehavior.csv"
-        " (taobao), the prefix .../day for .../day_0, .../day_1, ... (terabyte), or the folder that holds"
-        " them; custom: a file, or a folder of files",
+        " (taobao), the prefix .../day for .../day_0, .../day_1, ... (terabyte), or the folder that"
+        " holds them; custom: a file, or a folder of files",
     ),
 )
 FILE_FLAGS = (
