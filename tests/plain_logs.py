@@ -409,7 +409,8 @@ def make_log(r, what):
         log |= custom_log(r)
     width = len(log["kinds"])
     order = r.sample(range(width), width) if log["header"] else range(width)
-    rows = [[field(r, log, i) for i in order] for _ in range(r.randint(12, 36))]
+    num_rows = r.randint(12, 36) if what == "custom" else r.randint(8, 14)
+    rows = [[field(r, log, i) for i in order] for _ in range(num_rows)]
     if log["quote"]:
         rows = [[f'"{v}"' if r.random() < 0.1 else v for v in row] for row in rows]
     if log["header"]:
