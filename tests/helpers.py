@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+import dlrm_s_pytorch
 import input_segregation
 from slipstream.logs.formats import equal_days
 from slipstream.tools.npz import pack_manifest, write_npz
@@ -105,3 +106,12 @@ def assert_same_weights(first, second):
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert np.array_equal(value, second[name]), name
+
+
+def train(script, folder, *flags):
+    """Run a trainer's `main` on `p.npz`, or its `hot_cold`, in a folder with `MODEL_FLAGS`."""
+    data = ["--segregated-data-dir", folder / "hot_cold"]
+    if script is dlrm_s_pytorch:
+        data = ["--processed-data-file", folder / "p.npz"]
+    flags = [*data, *MODEL_FLAGS, "--runs-dir", folder / "runs", *flags]
+    return script.main([str(flag) for flag in flags])

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import MODEL_FLAGS, segregate_small, small_arrays, write_processed
+from helpers import segregate_small, small_arrays, train, write_processed
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 import dlrm_s_pytorch
@@ -20,14 +20,6 @@ from slipstream.training.saved import open_checkpoint
 
 NUM_ROWS = 1400
 SCRIPTS = {"baseline": dlrm_s_pytorch, "fae": fae_train, "slipstream": slipstream_train}
-
-
-def train(script, folder, *flags):
-    data = ["--segregated-data-dir", folder / "hot_cold"]
-    if script is dlrm_s_pytorch:
-        data = ["--processed-data-file", folder / "p.npz"]
-    flags = [*data, *MODEL_FLAGS, "--runs-dir", folder / "runs", *flags]
-    return script.main([str(flag) for flag in flags])
 
 
 @pytest.fixture(scope="module")

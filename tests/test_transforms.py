@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import MODEL_FLAGS, segregate_small, small_arrays, write_processed
+from helpers import segregate_small, small_arrays, train, write_processed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,14 +79,6 @@ def test_transforms_that_are_none_are_refused(tmp_path, transforms):
     with pytest.raises(ValueError, match="p.npz.*its manifest's transform") as raised:
         load_processed(path)
     assert "expected" in str(raised.value)
-
-
-def train(script, folder, *flags):
-    data = ["--segregated-data-dir", folder / "hot_cold"]
-    if script is dlrm_s_pytorch:
-        data = ["--processed-data-file", folder / "p.npz"]
-    flags = [*data, *MODEL_FLAGS, "--runs-dir", folder / "runs", *flags]
-    return script.main([str(flag) for flag in flags])
 
 
 def test_segregated_folders_hand_them_on_and_belong_to_them(tmp_path, capsys):

@@ -84,11 +84,11 @@ def _check_table(
     """Raise `ValueError` unless the table that a column shares is there, and of the same kind."""
     if detail.table is None:
         return
+    usual = Details()
     kinds = {
-        column: details[column].element if kind == "list" else kind
-        for column, kind in kind_of.items()
+        column: details.get(column, usual).kind_of_values(kind) for column, kind in kind_of.items()
     }
-    other = details.get(detail.table, Details())
+    other = details.get(detail.table, usual)
     if kinds.get(detail.table) not in ("string", "hex") or other.table is not None:
         raise ValueError(
             f"{name}: table is {detail.table!r}; expected a categorical column with its own table"

@@ -48,9 +48,8 @@ def fault_of_line(line: Any, log_format: LogFormat) -> str | None:
             fields = split_line(line, log_format)
         except ValueError as error:
             return f": {error}"
-        expected = len(log_format.kinds) - len(log_format.fixed)
-        if len(fields) != expected:
-            return f": {len(fields)} columns; expected {expected}"
+        if len(fields) != log_format.num_in_file:
+            return f": {len(fields)} columns; expected {log_format.num_in_file}"
         fields += [text.encode() for text in log_format.fixed]
     for column, (kind, value) in enumerate(zip(log_format.kinds, fields, strict=True)):
         reason = fault_of_field(kind, value, log_format, column)

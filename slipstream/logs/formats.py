@@ -182,6 +182,10 @@ class Details:
     table: str | None = None
     element: str = "string"
 
+    def kind_of_values(self, kind: str) -> str:
+        """The kind of the values that a column of a kind holds: of a list, its elements'."""
+        return self.element if kind == "list" else kind
+
 
 @dataclass(frozen=True)
 class LogFormat:
@@ -279,12 +283,12 @@ class LogFormat:
 
         Of texts a whole log must first tell whether 17.0 is 17.
         """
-        schema, is_text = self.schema, set()
-        for column in self.columns(*CATEGORY_KINDS):
-            if self.kinds[column] == "string" or self.detail(column).element == "string":
-                is_text.add(self.detail(column).table or self.names[column])
-        is_text -= {self.names[column] for column in self.columns("hex")}
-        return tuple(modulus if name in is_text else 0 for name in schema.table_names)
+        is_text = {
+            self.detail(column).table or self.names[column]
+            for column in self.columns(*CATEGORY_KINDS)
+            if self.detail(column).kind_of_values(self.kinds[column]) == "string"
+        }
+        return tuple(modulus if name in is_text else 0 for name in self.schema.table_names)
 
     def with_folders(self, values: Mapping[str, str]) -> LogFormat:
         """The format of a file in folders `name=value`: what they name is not in the file."""
@@ -302,16 +306,21 @@ class LogFormat:
         )
 
     @property
+    def num_in_file(self) -> int:
+        """Columns of a line of the file; the others are fixed."""
+        return len(self.names) - len(self.fixed)
+
+    @property
     def in_file(self) -> LogFormat:
         """The format of what is in the file."""
-        num = len(self.names) - len(self.fixed)
+        num = self.num_in_file
         if not self.fixed:
             return self
         return replace(self, kinds=self.kinds[:num], names=self.names[:num], fixed=())
 
     def check_folders(self, names: Sequence[str]) -> None:
         """Raise `ValueError` where a file has a column that its folder's name holds, too."""
-        both = set(names) & set(self.names[len(self.names) - len(self.fixed) :])
+        both = set(names) & set(self.names[self.num_in_file :])
         if both:
             raise ValueError(
                 f" has a column {min(both)!r}, and so has the name of its folder; expected it in "
@@ -331,8 +340,7 @@ class LogFormat:
                 raise ValueError(f", line 1: the header's quotes: {error}") from None
         names = [name.strip() for name in names]
         self.check_folders(names)
-        fixed = self.names[len(self.names) - len(self.fixed) :]
-        names += fixed
+        names += self.names[self.num_in_file :]
         kind_of = dict(zip(self.names, self.kinds, strict=True))
         for name, kind in kind_of.items():
             if kind != "skip" and names.count(name) != 1:

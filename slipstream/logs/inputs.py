@@ -69,8 +69,7 @@ class ClickInputs:
     @property
     def arrays(self) -> list[np.ndarray]:
         """All arrays, each of one entry an input."""
-        weights = [] if self.weights is None else [self.weights]
-        return [self.dense, self.categories, self.labels, *weights]
+        return present(self.dense, self.categories, self.labels, self.weights)
 
     def slots_of(self, inputs: np.ndarray | slice) -> Tensor:
         """Slots (B, C) int64 of the given inputs."""
@@ -206,9 +205,14 @@ def check_days(source: str, days: np.ndarray, num_rows: int) -> None:
         raise ValueError(f"{source}: its days do not cover its {num_rows} rows")
 
 
-def check_lengths(source: str, **arrays: np.ndarray) -> None:
-    """Raise `ValueError` for arrays of different lengths."""
-    lengths = {name: len(array) for name, array in arrays.items()}
+def present(*arrays: np.ndarray | None) -> list[np.ndarray]:
+    """Those of the arrays that there are."""
+    return [array for array in arrays if array is not None]
+
+
+def check_lengths(source: str, **arrays: np.ndarray | None) -> None:
+    """Raise `ValueError` for arrays of different lengths, of those that there are."""
+    lengths = {name: len(array) for name, array in arrays.items() if array is not None}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{source}: arrays of different lengths {lengths}; rebuild the file")
 
@@ -223,7 +227,7 @@ def check_arrays(
     weights: np.ndarray | None = None,
 ) -> None:
     """Raise `ValueError` for values that no input may hold; one pass over all."""
-    arrays = [dense, ids, labels, *([] if weights is None else [weights])]
+    arrays = present(dense, ids, labels, weights)
 
     def check(start: int) -> None:
         part = slice(start, start + CHECK_ROWS)

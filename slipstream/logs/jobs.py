@@ -37,7 +37,6 @@ class Reading:
     Attributes:
         folder: of the work.
         data_set, log_format, schema, choice: of the log.
-        seed: of Taobao's negatives.
         max_ind_range, bad_lines: options of preprocessing.
         block_bytes: of a file, read at once.
         max_bytes: memory that the vocabularies of all files at hand may take.
@@ -48,7 +47,6 @@ class Reading:
     log_format: LogFormat
     schema: Schema
     choice: Choice
-    seed: int
     max_ind_range: int
     bad_lines: int
     block_bytes: int
@@ -59,7 +57,13 @@ class Reading:
         tally = Tally(self.bad_lines, num_bad)
         if self.data_set == "taobao":
             rows = taobao.read_rows(
-                *(raw, self.folder / "clicks", self.seed, self.block_bytes, self.max_ind_range),
+                *(
+                    raw,
+                    self.folder / "clicks",
+                    self.choice.seed,
+                    self.block_bytes,
+                    self.max_ind_range,
+                ),
                 tally,
             )
         else:

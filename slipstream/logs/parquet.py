@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,12 @@ def parquet_blocks(
     is not there, or of a type that its kind does not have.
     """
     pl = import_polars()
-    try:
-        table = pl.scan_parquet(polars_path(path), glob=False)
+    with _scanned(path) as table:
         types, in_file = _types_of(path, table, log_format), log_format.in_file
         # By position: `pl.col` would take a name such as ^a.*$ for a pattern.
         places = [list(types).index(name) for name in in_file.names]
-        num_rows = table.select(pl.len()).collect().item()
         columns = list(zip(places, in_file.kinds, in_file.names, strict=True))
-        for start in range(0, num_rows, PARQUET_ROWS):
+        for start in range(0, _num_rows(table), PARQUET_ROWS):
             block = table.slice(start, PARQUET_ROWS)
             frame = block.select(
                 pl.nth(place).alias(str(column)) for column, (place, *_) in enumerate(columns)
@@ -42,8 +41,26 @@ def parquet_blocks(
                     see(f"whole floats of {name}, taken as integers", _num_whole(values))
                 texts.append(_texts(values, kind))
             yield with_fixed(pl.DataFrame(texts), log_format)
+
+
+@contextmanager
+def _scanned(path: Path) -> Iterator[Any]:
+    """A file as polars' lazy frame; `ValueError` where it cannot be read."""
+    pl = import_polars()
+    try:
+        yield pl.scan_parquet(polars_path(path), glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise ValueError(f"{path} is corrupt, or not Parquet ({error})") from error
+
+
+def num_rows_of(path: Path) -> int:
+    """The rows that a file's footer names; `ValueError` where it cannot be read."""
+    with _scanned(path) as table:
+        return _num_rows(table)
+
+
+def _num_rows(table: Any) -> int:
+    return table.select(import_polars().len()).collect().item()
 
 
 def _inner(dtype: Any) -> Any:
@@ -94,10 +111,8 @@ def check_types(files: Sequence[tuple[Path, Mapping[str, str]]], log_format: Log
         of_file = log_format.with_folders(folders)
         in_file = of_file.in_file
         categories = [in_file.names[column] for column in in_file.columns(*CATEGORY_KINDS)]
-        try:
-            types = _types_of(path, pl.scan_parquet(polars_path(path), glob=False), of_file)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise ValueError(f"{path} is corrupt, or not Parquet ({error})") from error
+        with _scanned(path) as table:
+            types = _types_of(path, table, of_file)
         for name in categories:
             if types[name] == pl.Null:  # of a part without rows, or without values
                 continue

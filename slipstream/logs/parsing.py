@@ -118,10 +118,9 @@ def read_frame(block: bytes, log_format: LogFormat, is_plain: bool = False) -> A
 def with_fixed(frame: Any, log_format: LogFormat) -> Any:
     """A frame of strings with the columns, too, that are not in the file."""
     pl = import_polars()
-    first = len(log_format.kinds) - len(log_format.fixed)
     return frame.with_columns(
         pl.lit(text or None, pl.String).alias(str(column))
-        for column, text in enumerate(log_format.fixed, first)
+        for column, text in enumerate(log_format.fixed, log_format.num_in_file)
     )
 
 
@@ -158,7 +157,7 @@ def check_layout(
     """
     if is_plain and block.translate(None, PLAIN_BYTES + separator):
         raise BadBlock
-    num_fields = len(log_format.in_file.kinds)
+    num_fields = log_format.num_in_file
     text = np.frombuffer(block, np.uint8)
     if is_plain and separator == b"\t":
         is_end = text <= ord("\n")

@@ -102,7 +102,7 @@ def preprocess(
         if schema.split.rule == "last day" and not data_sub_sample_rate and max_ind_range == -1:
             manifest |= source_notes(raw_data_file, paths)
         of_log = (data_set, log_format, schema, choice)
-        numbers = (seed, max_ind_range, bad_lines, block_bytes, 0)
+        numbers = (max_ind_range, bad_lines, block_bytes, 0)
         reading = Reading(work_folder(processed), *of_log, *numbers)
         build(processed, raws, manifest, reading, max_memory, jobs)
         return True
@@ -254,7 +254,7 @@ def build(
         elif work.folder.exists():
             print(f"what is finished is kept in {work.folder}: run again to go on")
         raise
-    print_summary(processed, numbers, time.perf_counter() - started, log_format.lax)
+    print_summary(processed, numbers, time.perf_counter() - started)
 
 
 def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawFile]) -> bool:

@@ -22,6 +22,7 @@ from slipstream.logs.inputs import (
     check_kinds,
     check_lengths,
     float_weights,
+    present,
     stream_of,
     sum_of_weights,
 )
@@ -81,8 +82,7 @@ def make_click_log(
     weights that are not finite, negative or all 0 in a set, a manifest whose parts do not fit, and
     days that do not cover the rows. One pass over the ids (about 1 s for 45 M rows in memory).
     """
-    weighted = {} if weights is None else {"weights": weights}
-    check_lengths(source, dense=dense, ids=ids, labels=labels, **weighted)
+    check_lengths(source, dense=dense, ids=ids, labels=labels, weights=weights)
     days = np.asarray(days).astype(np.int64)
     check_days(source, days, len(labels))
     if days[-2] == 0:
@@ -92,7 +92,7 @@ def make_click_log(
     sizes, manifest = np.asarray(table_sizes, np.int64), manifest or {}
     layout = layout_of(manifest, ids.shape[1], len(sizes), source)
     limits, least = sizes[layout.table_of_column], layout.least_ids
-    arrays = (dense, ids, labels, *weighted.values())
+    arrays = present(dense, ids, labels, weights)
     stream = stream_of(source, arrays, limits, least, max_memory)
     if stream is None:
         check_arrays(source, dense, ids, labels, limits, least, weights)

@@ -111,10 +111,8 @@ def check_twins(sources: Sequence[dict[str, Any]]) -> None:
         known[content] = source["name"]
 
 
-def print_summary(
-    processed: Path, numbers: dict[str, Any], seconds: float, lax: bool = False
-) -> None:
-    """Print what was built and what it took; `lax`: of a log of a column file."""
+def print_summary(processed: Path, numbers: dict[str, Any], seconds: float) -> None:
+    """Print what was built and what it took."""
     num_rows, num_lines = numbers["num_rows"], numbers["num_lines"]
     print(
         f"read {num_lines:,} lines in {seconds:,.1f} s: {num_lines / seconds:,.0f} lines/s, peak"
@@ -142,7 +140,7 @@ def print_summary(
         print(f"{name:<24} {largest:>17,.6g} {column['zero_share']:>9.2%}")
     for what, number in numbers["seen"].items():
         print(f"{number:,} {what}")
-    if lax and any(what.startswith("negative") for what in numbers["seen"]):
+    if any(what.startswith("negative") for what in numbers["seen"]):
         print(
             'warning: a "transform" of signed_log, standardize or none, in the column file, keeps'
             " negative values"

@@ -162,7 +162,7 @@ def _codes_of(
     place = 0
     for column in log_format.columns(*CATEGORY_KINDS):
         kind, detail = log_format.kinds[column], log_format.detail(column)
-        is_text = kind == "string" or (kind == "list" and detail.element == "string")
+        is_text = detail.kind_of_values(kind) == "string"
         modulus = 0 if is_text and log_format.lax else max(max_ind_range, 0)
         if kind == "list":
             elements, lengths, num_cut = _kept_elements(frame[str(column)], detail.values)

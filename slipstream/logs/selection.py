@@ -120,7 +120,11 @@ class Selection:
             _check_last_day(lengths)
             self._held_out = lengths[-1]
             if schema.day_rule == "equal" and schema.has_keys and not self.is_sorted:
-                self._bound = _key_at(parts, self.num_rows - self._held_out)
+                self._bound = bound = _key_at(parts, self.num_rows - self._held_out)
+                ties = [
+                    sum(int((keys == bound[0]).sum()) for keys in _key_chunks(p)) for p in parts
+                ]
+                self._ties_before = np.cumsum([0, *ties])
         if choice.is_late(schema):
             lengths = self._thin(lengths)
         self.days = np.cumsum([0, *lengths]).astype(np.int64)
@@ -196,9 +200,8 @@ class Selection:
             training[: max(0, num_training - int(self._starts[number]))] = True
             return training
         bound, num_ties = self._bound  # in the log's order the first rows of a key train
-        ties = [_of_keys(p, lambda keys: keys == bound) for p in self.parts[: number + 1]]
-        num_before = sum(int(tie.sum()) for tie in ties[:-1])
-        is_first = ties[-1] & (np.cumsum(ties[-1], dtype=np.int32) + num_before <= num_ties)
+        tie = _of_keys(part, lambda keys: keys == bound)
+        is_first = tie & (np.cumsum(tie) + self._ties_before[number] <= num_ties)
         return is_first | _of_keys(part, lambda keys: keys < bound)
 
     def _thin(self, lengths: list[int]) -> list[int]:
@@ -242,9 +245,11 @@ class Selection:
         apart = [p.info["file"] for at, p in enumerate(self.parts) if not self.training(at).all()]
         return [names[file] for file in sorted(set(apart))]
 
-    def kept(self, number: int) -> np.ndarray | slice:
-        """Which rows of a part stay: booleans (n,), or all."""
-        return kept_rows(self.parts[number])
+    def _stays(self, number: int) -> np.ndarray:
+        """Which rows (n,) bool of a part stay."""
+        stays = np.zeros(self.parts[number].num_rows, bool)
+        stays[kept_rows(self.parts[number])] = True
+        return stays
 
     def count(self) -> None:
         """Write each part's accesses of its values by the rows that stay, and by those trained on.
@@ -259,13 +264,12 @@ class Selection:
             if (part.folder / "counts.npz").exists() or not part.num_rows:
                 continue
             ids = part.array("ids", INT32, self.schema.num_columns)
-            training, kept = self.training(number), self.kept(number)
-            stays = np.zeros(part.num_rows, bool)
-            stays[kept] = True
+            stays = self._stays(number)
+            trains = stays & self.training(number)
             arrays = {}
             for table, places in enumerate(columns):
                 size = part.info["values"][table]
-                for name, rows in (("kept", stays), ("training", stays & training)):
+                for name, rows in (("kept", stays), ("training", trains)):
                     arrays[f"{name}_{table}"] = _accesses(ids, rows, places, size)
             write_npz(part.folder / "counts.npz", arrays)
 
@@ -278,9 +282,7 @@ class Selection:
         number, mean, squares = (np.zeros(len(chosen)) for _ in range(3))
         for at, part in enumerate(self.parts if len(chosen) else []):
             dense = part.array("dense", self.schema.dense_type, len(self.schema.dense_names))
-            stays = np.zeros(part.num_rows, bool)
-            stays[self.kept(at)] = True
-            stays &= self.training(at)
+            stays = self._stays(at) & self.training(at)
             for start in range(0, part.num_rows, CHUNK_ROWS):
                 rows = slice(start, start + CHUNK_ROWS)
                 values = dense[rows][stays[rows]][:, chosen].astype(np.float64)

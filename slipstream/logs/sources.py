@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slipstream.logs.containers import PARQUET, kind_of_file, without_packing
-from slipstream.logs.folders import log_files, polars_path
+from slipstream.logs.folders import log_files
 from slipstream.logs.formats import LogFormat
+from slipstream.logs.parquet import num_rows_of
 from slipstream.logs.rawfile import RawFile
-from slipstream.logs.rows import import_polars
 
 SAMPLE_BYTES = 1 << 22
 # What may stand behind the name of a data set's file, by preference.
@@ -131,15 +131,7 @@ def estimate_rows(paths: Sequence[Path], log_format: LogFormat) -> tuple[int, fl
     (Of Parquet: the rows that its footers name, and 1.)
     """
     if log_format.separator is None:
-        pl = import_polars()
-        num_rows = 0
-        for path in paths:
-            try:
-                table = pl.scan_parquet(polars_path(path), glob=False)
-                num_rows += table.select(pl.len()).collect().item()
-            except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-                raise ValueError(f"{path} is corrupt, or not Parquet") from error
-        return num_rows, 1.0
+        return sum(map(num_rows_of, paths)), 1.0
     # Of each kind, the first file's start says how much text there is in a byte.
     lines_per_byte: dict[str, float] = {}
     num_lines, positive_share = 0.0, 1.0

@@ -25,6 +25,7 @@ from slipstream.logs.inputs import (
     check_kinds,
     check_lengths,
     float_weights,
+    present,
     stream_of,
     sum_of_weights,
 )
@@ -255,12 +256,11 @@ def _open_set(
     check_kinds(arrays, str(path))
     check_days(str(path), arrays["days"], len(labels))
     weights = float_weights(arrays)
-    weighted = {} if weights is None else {"weights": weights}
-    check_lengths(str(path), dense=dense, slots=slots, labels=labels, **weighted)
+    check_lengths(str(path), dense=dense, slots=slots, labels=labels, weights=weights)
     if slots.shape[1] != layout.num_columns:
         raise ValueError(f"{path}: {slots.shape[1]} slots an input; expected {layout.num_columns}")
     limits, least = np.full(layout.num_columns, limit), layout.least_ids
-    columns = (dense, slots, labels, *weighted.values())
+    columns = present(dense, slots, labels, weights)
     stream = stream_of(str(path), columns, limits, least, max_memory)
     if stream is None:
         check_sums(path)
