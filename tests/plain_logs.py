@@ -147,6 +147,8 @@ def row_of(line, kinds, names, log):
             value = value_of(kind, field, log)
         else:
             about = log["lists"][name]
+            if re.fullmatch(rb"[ \t]*\[.*\][ \t]*", field, re.DOTALL):
+                raise Bad
             # What stands in a list is not asked whether it is one itself.
             inner = {**log, "described": None} if about["type"] == "hex" else {"nulls": ()}
             value = [
@@ -332,6 +334,8 @@ def ids_of(rows, log, modulus, order, training, min_count):
         trained = [c[i] for c in of_row.values() for i in training if c[i] is not None]
         own = sorted(c for c in set(seen) if min_count == 1 or trained.count(c) >= min_count)
         rank = {c: place for place, c in enumerate(own)}
+        if not seen:
+            raise Bad("a table without values")
         counts.append(len(own) + (len(own) < len(set(seen))))
         for at, column in of_row.items():
             ids[at] = [-1 if column[i] is None else rank.get(column[i], len(own)) for i in order]
@@ -424,6 +428,8 @@ def field(r, log, place):
     if kind == "list":
         about = log["lists"][name]
         number = r.randint(0, about["values"] + 2)
+        if r.random() < 0.004:
+            return r.choice(["[]", "[ 'a' ]", " [1]"])
         elements = ["", "0a", "ff", "7"] if about["type"] == "hex" else ["a", "b", "", "85f751fd"]
         return about["by"].join(r.choice(elements) for _ in range(number))
     if name == "user":

@@ -87,6 +87,9 @@ def test_lists_of_parquet_and_in_cells_are_the_same(built):
     assert manifest["features"][2]["table"] == manifest["features"][0]["table"] == 0
     assert one["X_cat"].shape[1] == 24 and one["X_cat"].min() == -1
     lengths = clicks()["last_items"].list.len()
+    assert manifest["seen"]["empty lists of last_items"] == (lengths == 0).sum()
+    shares = [column["top_1_percent_share"] for column in manifest["table_columns"]]
+    assert max(shares) <= 1, "of the table's accesses, several a row"
     assert manifest["seen"]["lists of last_items of over 20 values, cut"] == (lengths > 20).sum()
     assert ((one["X_cat"][:, 4:] >= 0).sum(axis=1) == 20).sum() == (lengths >= 20).sum()
     rare = manifest["table_columns"][0]
@@ -194,3 +197,29 @@ def test_parts_of_other_types_are_refused(tmp_path):
     frame.with_columns(user=pl.struct(a=pl.col("user"))).write_parquet(folder / "b.parquet")
     with pytest.raises(ValueError, match="column 'user' is struct.*which no string is"):
         build()
+
+
+@pytest.mark.parametrize("cell", ["", "|"])
+def test_a_column_without_a_value_is_refused(tmp_path, cell):
+    """A table has a row at least: no script could train with it."""
+    (tmp_path / "columns.json").write_text(
+        json.dumps({"label": "y", "categorical": ["c", {"name": "u", "values": 2}]})
+    )
+    lines = "".join(f"{row % 2},{row % 3},{cell}\n" for row in range(60))
+    (tmp_path / "log.csv").write_text("y,c,u\n" + lines)
+    with pytest.raises(ValueError, match="column 'u' holds no value at all"):
+        data_utils.preprocess("custom", tmp_path / "log.csv", columns=tmp_path / "columns.json")
+    assert not list(tmp_path.glob("*npz*"))
+
+
+def test_an_empty_standardized_value_is_counted(tmp_path):
+    """It is the mean in the file, and one of the empty ones in the report."""
+    dense = [{"name": "z", "type": "number", "transform": "standardize"}]
+    described = {"label": "y", "categorical": ["c"], "dense": dense, "split": "none"}
+    (tmp_path / "columns.json").write_text(json.dumps(described))
+    lines = "".join(f"{row % 2},{row % 3},{'' if row % 4 else row + 1}\n" for row in range(40))
+    (tmp_path / "log.csv").write_text("y,c,z\n" + lines)
+    data_utils.preprocess("custom", tmp_path / "log.csv", columns=tmp_path / "columns.json")
+    arrays = open_npz(tmp_path / "log_processed.npz")
+    assert unpack_manifest(arrays)["dense_columns"][0]["zero_share"] == 0.75
+    assert set(arrays["X_int"][1::4, 0].tolist()) == {np.mean(np.arange(0, 40, 4) + 1)}

@@ -173,6 +173,7 @@ class PartWriter:
         self._info: dict[str, Any] = {"num_positive": 0, "day_rows": {}, "is_sorted": True}
         self._info["num_held_out"] = 0  # of rows drawn
         self._zeros = np.zeros(len(schema.dense_names), np.int64)
+        self._may_be_nan = bool(schema.is_standardized.any())
         self._largest = np.zeros(len(schema.dense_names))
         self._vocabularies = [Vocabulary() for _ in schema.table_names]
         self._columns = [schema.layout.columns_of(t) for t in range(len(self._vocabularies))]
@@ -221,7 +222,10 @@ class PartWriter:
             file.write(np.ascontiguousarray(arrays[name]).data)
         self.num_rows += len(rows.labels)
         self._info["num_positive"] += int(rows.labels.sum())
-        self._zeros += (rows.dense == 0).sum(axis=0)
+        is_zero = rows.dense == 0
+        if self._may_be_nan:  # an empty value, which counts as 0, though the mean will stand for it
+            is_zero |= np.isnan(rows.dense)
+        self._zeros += is_zero.sum(axis=0)
         self._largest = np.fmax(self._largest, np.fmax.reduce(rows.dense, axis=0))
         if rows.keys is not None:
             self._note_keys(rows.keys)

@@ -10,6 +10,7 @@ import numpy as np
 
 from slipstream.logs.formats import LogFormat
 from slipstream.logs.parsing import (
+    BRACKETED,
     LAX_PATTERNS,
     MAX_FLOAT32,
     MAX_INT32,
@@ -64,10 +65,8 @@ def fault_of_field(kind: str, value: Any, log_format: LogFormat, column: int) ->
     """Say what is wrong with one field, or None."""
     detail = log_format.detail(column)
     if kind == "list":
-        values = value if isinstance(value, list) else value.split(detail.separator.encode())
-        found = (fault_of_field(detail.element, one, log_format, column) for one in values)
-        return next((reason for reason in found if reason), None)
-    shown = "'" + value[:40].decode("ascii", "backslashreplace") + "'"
+        return _fault_of_list(value, log_format, column)
+    shown = _shown(value)
     if kind in ("skip", "string"):
         try:
             value.decode()
@@ -91,6 +90,20 @@ def fault_of_field(kind: str, value: Any, log_format: LogFormat, column: int) ->
     if not is_in_calendar(kind, value):
         return f"{shown} is not {MEANINGS[kind]}"
     return _fault_of_size(kind, value, shown, detail.transform != "log")
+
+
+def _fault_of_list(value: Any, log_format: LogFormat, column: int) -> str | None:
+    detail = log_format.detail(column)
+    if isinstance(value, bytes):
+        if re.search(BRACKETED.encode(), value):
+            return f"{_shown(value)} is a list in brackets; expected its values alone, as a|b"
+        value = value.split(detail.separator.encode())
+    found = (fault_of_field(detail.element, one, log_format, column) for one in value)
+    return next((reason for reason in found if reason), None)
+
+
+def _shown(value: bytes) -> str:
+    return "'" + value[:40].decode("ascii", "backslashreplace") + "'"
 
 
 def _fault_of_size(kind: str, value: bytes, shown: str, is_signed: bool) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,13 +35,13 @@ def merge_table(
 
     Values with fewer than `min_count` accesses in the training rows share the table's last id;
     those without any in the rows that stay have none. Works through ranges of codes that fit into
-    `max_bytes`. Returns what the manifest says of the table: distinct ids, the accesses of the
-    empty value and of the most accessed 1 % of ids, and of whole floats that were taken as
+    `max_bytes`. Returns what the manifest says of the table: distinct ids, the accesses of all, of
+    the empty value, of the most accessed 1 % of ids, and of whole floats that were taken as
     integers; of a shared id its number, values and accesses.
     """
     values, num_floats = _values_of(parts, table, modulus)
     maps = [np.full(len(one.ids), -1, np.int32) for one in values]
-    num_ids = num_missing = 0
+    num_ids = num_missing = num_accesses = 0
     rare_values = rare_accesses = 0
     num_kept = -(-sum(len(one.ids) for one in values) // 100)  # at least 1 % of the distinct values
     top = np.empty(0, np.int64)
@@ -66,6 +66,7 @@ def merge_table(
         if len(merged) and merged[0] == 0:
             num_missing = int(kept[0])
         num_ids += int(has_own.sum())
+        num_accesses += int(kept.sum())
         rare_values += int(is_rare.sum())
         rare_accesses += int(kept[is_rare].sum())
         top = np.concatenate([top, kept[has_own]])
@@ -81,7 +82,15 @@ def merge_table(
     top.sort()
     num_top = max(1, -(-num_ids // 100))
     about |= {"distinct": num_ids, "missing": num_missing, "whole_floats": num_floats}
+    about["accesses"] = num_accesses
     return {**about, "top": int(top[max(len(top) - num_top, 0) :].sum())}
+
+
+def check_tables(tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` for a table without a row: all its lists are empty."""
+    for name, table in tables.items():
+        if not table["distinct"]:
+            raise ValueError(f"column {name!r} holds no value at all; leave it out of categorical")
 
 
 def _accesses(size: int, of_part: Sequence[tuple[_Values, slice, np.ndarray]], by: str) -> Any:

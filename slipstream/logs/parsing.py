@@ -17,6 +17,7 @@ from slipstream.logs.formats import KEY_KINDS, Details, LogFormat
 from slipstream.logs.rows import BadBlock, Rows, import_polars, label_column, no_rows, rows_of
 
 MAX_INT32 = 2**31 - 1
+BRACKETED = r"(?s)^[ \t]*\[.*\][ \t]*$"  # a list as Python and JSON write it
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 # A number to order by has its microseconds kept below FINE_ORDER (seconds, that is), none above.
 FINE_ORDER, MAX_ORDER = 4_000_000_000, 9_000_000_000_000_000_000
@@ -258,9 +259,14 @@ def _check_ranges(frame: Any, log_format: LogFormat) -> None:
 
 
 def _list_of(values: Any, detail: Details) -> Any:
-    """A series of texts, or of a Parquet file's lists, as lists of texts; `BadBlock`: no hash."""
+    """A series of texts, or of a Parquet file's lists, as lists of texts.
+
+    `BadBlock` for what is no hash, or a list in brackets: they would be part of its values.
+    """
     pl = import_polars()
     if values.dtype == pl.String:
+        if values.str.contains(BRACKETED).any():
+            raise BadBlock
         values = values.str.split(detail.separator)
     if detail.element == "hex":
         elements = values.explode().drop_nulls()

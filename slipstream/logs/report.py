@@ -55,7 +55,7 @@ def report_of(
             {"name": name, "zero_share": share, "largest": most} for name, share, most in dense
         ],
         "table_columns": [
-            _table_column(name, table, num_rows)
+            _table_column(name, table)
             for name, table in zip(schema.table_names, tables, strict=True)
         ],
         "held_out_files": selection.held_out_files() if len(read) > 1 else [],
@@ -76,17 +76,19 @@ def _added(counts: Any) -> dict[str, int]:
     return total
 
 
-def _table_column(name: str, table: dict[str, Any], num_rows: int) -> dict[str, Any]:
+def _table_column(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    """Shares are of the table's accesses: one a row and column of its features, but for absent."""
+    num_accesses = table["accesses"]
     column = {
         "name": name,
         "distinct": table["distinct"],
-        "missing_share": table["missing"] / num_rows,
-        "top_1_percent_share": table["top"] / num_rows,
+        "missing_share": table["missing"] / num_accesses,
+        "top_1_percent_share": table["top"] / num_accesses,
     }
     if table["whole_floats"]:
         column["whole_floats"] = table["whole_floats"]
     if rare := table.get("rare"):
-        share = rare["accesses"] / num_rows
+        share = rare["accesses"] / num_accesses
         column |= {"rare_id": rare["id"], "rare_values": rare["values"], "rare_share": share}
     return column
 

@@ -166,10 +166,9 @@ def _codes_of(
         modulus = 0 if is_text and log_format.lax else max(max_ind_range, 0)
         if kind == "list":
             elements, lengths, num_cut = _kept_elements(frame[str(column)], detail.values)
-            if num_cut:
-                cut[f"lists of {log_format.names[column]} of over {detail.values} values, cut"] = (
-                    num_cut
-                )
+            name = log_format.names[column]
+            cut[f"lists of {name} of over {detail.values} values, cut"] = num_cut
+            cut[f"empty lists of {name}"] = int((lengths == 0).sum())
             if is_text:
                 elements, found = digests(elements, log_format.lax, False)
             else:

@@ -40,7 +40,7 @@ from slipstream.logs.encoding import (
     check_num_embedding_rows,
 )
 from slipstream.logs.formats import Schema
-from slipstream.logs.merging import merge_table
+from slipstream.logs.merging import check_tables, merge_table
 from slipstream.logs.rawfile import Tally
 from slipstream.logs.report import report_of
 from slipstream.logs.rows import Rows
@@ -144,6 +144,7 @@ class Work:
         selection.count()
         tables = self._merged_tables(parts)
         check_num_embedding_rows(sum(table["distinct"] for table in tables))
+        check_tables(dict(zip(self.schema.table_names, tables, strict=True)))
         statistics = selection.statistics()
         if not selection.is_sorted:
             self._sort(parts)
