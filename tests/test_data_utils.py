@@ -613,7 +613,7 @@ def test_too_many_embedding_rows(tmp_path, monkeypatch):
 
 def test_vocabulary_merges_many_blocks():
     rng = np.random.default_rng(0)
-    vocabulary, id_of, count_of = encoding.Vocabulary(), {}, Counter()
+    vocabulary, id_of, count_of = encoding.Numbering(), {}, Counter()
     for block in range(60):
         largest = 2**64 - 1 if block % 2 else 2**32
         codes = rng.integers(0, largest, 200 if block % 3 else 7, dtype=np.uint64)

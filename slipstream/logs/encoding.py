@@ -37,7 +37,7 @@ NARROW_BITS = 31
 NARROW_MASK = (1 << NARROW_BITS) - 1
 
 
-class Vocabulary:
+class Numbering:
     """A column's distinct codes with provisional ids, numbered as they are met, and their counts.
 
     Kept as sorted codes with their ids in a few runs of growing size, so a new block costs its own
@@ -175,7 +175,7 @@ class PartWriter:
         self._zeros = np.zeros(len(schema.dense_names), np.int64)
         self._may_be_nan = bool(schema.is_standardized.any())
         self._largest = np.zeros(len(schema.dense_names))
-        self._vocabularies = [Vocabulary() for _ in schema.table_names]
+        self._vocabularies = [Numbering() for _ in schema.table_names]
         self._columns = [schema.layout.columns_of(t) for t in range(len(self._vocabularies))]
         self._whole_floats = [WholeFloats() for _ in schema.table_names]
         self._partial = folder.with_name(folder.name + ".partial")
@@ -247,7 +247,7 @@ class PartWriter:
 
     def finish(self, **info: Any) -> Part:
         """Write the vocabularies, sync everything and put the part in its place."""
-        arrays = self._pool.map(Vocabulary.arrays, self._vocabularies)
+        arrays = self._pool.map(Numbering.arrays, self._vocabularies)
         members = {
             f"{name}_{table}": array
             for table, named in enumerate(arrays)

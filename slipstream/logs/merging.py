@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from slipstream.logs.encoding import Part, write_synced
+from slipstream.logs.formats import Schema
+from slipstream.logs.rows import RARE
+from slipstream.logs.vocabulary import TableCodes, Vocabulary, checksum_of
 from slipstream.tools.npz import open_npz
+from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
 
 MERGE_BYTES = 64  # of memory a value while columns are merged
-RARE = -2  # until it is known how many other values a table has
+PIECE = 1 << 20  # codes read at once
+IS_RARE = -2  # in place of an id, until it is known how many other values a table has
 
 
 class _Values(NamedTuple):
@@ -28,62 +35,158 @@ class _Values(NamedTuple):
     may_repeat: bool
 
 
-def merge_table(
-    parts: Sequence[Part], table: int, max_bytes: int, modulus: int = 0, min_count: int = 1
+def merge_tables(
+    folder: Path,
+    parts: Sequence[Part],
+    schema: Schema,
+    min_count: int,
+    max_bytes: int,
+    known: Vocabulary | None,
+) -> list[dict[str, Any]]:
+    """Merge all tables, several at once, in a work folder; what `merge_table` says of each.
+
+    Tables that an earlier process merged are found there. `known`: of a file that is extended.
+    """
+    # Linux allows a process some 65,000 maps; each part of each table at hand takes three.
+    num_workers = max(1, min(num_threads(), 10_000 // max(len(parts), 1)))
+
+    def merged(table: int) -> dict[str, Any]:
+        path = folder / f"table_{table:05}.json"
+        if not path.exists():
+            modulus = schema.moduli[table] if schema.moduli else 0
+            how = Merge(max_bytes // num_workers, modulus, min_count, folder)
+            if known is not None:
+                numbers = known.described["numbers"][table]
+                how = how._replace(known=known.tables[table], numbers=numbers)
+            write_json(path, merge_table(parts, table, how))
+        return read_json(path)
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(merged, range(len(schema.table_names))))
+
+
+def codes_in(folder: Path, counts: Sequence[int]) -> Iterator[np.ndarray]:
+    """The codes of all merged tables, in id order, in pieces."""
+    for table, size in enumerate(counts):
+        for start in range(0, size, PIECE):
+            number = min(PIECE, size - start)
+            yield np.fromfile(folder / f"codes_{table}", np.uint64, number, offset=8 * start)
+
+
+def describe_vocabulary(
+    folder: Path,
+    tables: Sequence[dict[str, Any]],
+    manifest: dict[str, Any],
+    known: Vocabulary | None,
 ) -> dict[str, Any]:
+    """What a manifest says of the vocabulary, see `slipstream.logs.vocabulary`."""
+    counts = [table["distinct"] for table in tables]
+    return {
+        "checksum": checksum_of(codes_in(folder, counts), np.array(counts)),
+        "lineage": [] if known is None else known.lineage,
+        "numbers": [table["numbers"] for table in tables],
+        "data_set": manifest["data_set"],
+        "max_ind_range": manifest["options"]["max_ind_range"],
+        "columns": manifest["options"]["columns"],
+    }
+
+
+class Merge(NamedTuple):
+    """How a table's values become ids.
+
+    Attributes:
+        max_bytes: of memory.
+        modulus: codes are taken modulo it; 0: as they are.
+        min_count: values with fewer accesses in the training rows share an id.
+        folder: where `codes_<table>` is written, the codes in id order.
+        known: the values of a file that is extended, which keep their ids; None: it is not.
+        numbers: whether that file took whole floats of the table as integers; None: no matter.
+    """
+
+    max_bytes: int
+    modulus: int
+    min_count: int
+    folder: Path
+    known: TableCodes | None = None
+    numbers: bool | None = None
+
+
+def merge_table(parts: Sequence[Part], table: int, how: Merge) -> dict[str, Any]:
     """Rank a table's values over all parts: `map_<table>` in each part, by provisional id, int32.
 
-    Values with fewer than `min_count` accesses in the training rows share the table's last id;
-    those without any in the rows that stay have none. Works through ranges of codes that fit into
-    `max_bytes`. Returns what the manifest says of the table: distinct ids, the accesses of all, of
-    the empty value, of the most accessed 1 % of ids, and of whole floats that were taken as
-    integers; of a shared id its number, values and accesses.
+    Known values keep their ids, and others follow in the order of their codes. Values with fewer
+    than `min_count` accesses in the training rows share the table's last id, or that which others
+    shared before; those without any in the rows that stay have none. Works through ranges of codes.
+    Returns what the manifest says of the table: distinct ids, the accesses of all, of the empty
+    value, of the most accessed 1 % of ids, and of whole floats that were taken as integers; of a
+    shared id its number, values and accesses.
     """
-    values, num_floats = _values_of(parts, table, modulus)
+    values, num_floats, are_numbers = _values_of(parts, table, how.modulus, how.numbers)
+    known, min_count = how.known, how.min_count
     maps = [np.full(len(one.ids), -1, np.int32) for one in values]
-    num_ids = num_missing = num_accesses = 0
-    rare_values = rare_accesses = 0
-    num_kept = -(-sum(len(one.ids) for one in values) // 100)  # at least 1 % of the distinct values
+    num_missing = num_accesses = rare_values = rare_accesses = 0
+    num_known = 0 if known is None else len(known)
+    rare_id, num_ids = None if known is None else known.rare_id, num_known
+    # At least 1 % of the distinct values.
+    num_kept = -(-(num_known + sum(len(one.ids) for one in values)) // 100)
     top = np.empty(0, np.int64)
     has_all = min_count == 1 and not any(one.is_chosen for one in values)
-    for ranges in _ranges([one.codes for one in values], max_bytes // MERGE_BYTES):
-        cut = [one.codes[among] for one, among in zip(values, ranges, strict=True)]
-        is_merged = len(values) == 1 and not values[0].may_repeat
-        merged = cut[0] if is_merged else np.unique(np.concatenate(cut))
-        places = [np.searchsorted(merged, codes) for codes in cut]
-        of_part = list(zip(values, ranges, places, strict=True))
-        kept = _accesses(len(merged), of_part, "kept")
-        if has_all:
-            has_own, is_rare = np.ones(len(merged), bool), np.zeros(len(merged), bool)
-            ranks = np.arange(num_ids, num_ids + len(merged))
-        else:
-            training = _accesses(len(merged), of_part, "training")
-            has_own = (training >= min_count) if min_count > 1 else kept > 0
-            is_rare = ~has_own & (kept > 0)
-            ranks = np.where(has_own, num_ids + np.cumsum(has_own) - 1, np.where(is_rare, RARE, -1))
-        for part, (one, among, place) in enumerate(of_part):
-            maps[part][one.ids[among]] = ranks[place]
-        if len(merged) and merged[0] == 0:
-            num_missing = int(kept[0])
-        num_ids += int(has_own.sum())
-        num_accesses += int(kept.sum())
-        rare_values += int(is_rare.sum())
-        rare_accesses += int(kept[is_rare].sum())
-        top = np.concatenate([top, kept[has_own]])
-        top = top if len(top) <= num_kept else np.partition(top, len(top) - num_kept)[-num_kept:]
-    about: dict[str, Any] = {}
-    if rare_values:
-        about["rare"] = {"id": num_ids, "values": rare_values, "accesses": rare_accesses}
-        top = np.append(top, rare_accesses)
-        num_ids += 1
+    with open(how.folder / f"codes_{table}", "wb") as file:
+        file.write(b"" if known is None else np.ascontiguousarray(known.codes).data)
+        for ranges in _ranges([one.codes for one in values], how.max_bytes // MERGE_BYTES):
+            merged, of_part = _merged(values, ranges)
+            kept = _accesses(len(merged), of_part, "kept")
+            ids = np.full(len(merged), -1, np.int32) if known is None else known.find(merged)
+            has_own, is_rare = ids < 0, np.zeros(len(merged), bool)
+            if not has_all:
+                training = _accesses(len(merged), of_part, "training")
+                is_new = has_own & (kept > 0)
+                has_own = is_new & (training >= min_count) if min_count > 1 else is_new
+                is_rare = is_new & ~has_own
+            ids[has_own] = np.arange(num_ids, num_ids + int(has_own.sum()))
+            is_counted = ids >= 0
+            ids[is_rare] = IS_RARE
+            for part, (one, among, place) in enumerate(of_part):
+                maps[part][one.ids[among]] = ids[place]
+            if len(merged) and merged[0] == 0:
+                num_missing = int(kept[0])
+            file.write(np.ascontiguousarray(merged[has_own]).data)
+            num_ids += int(has_own.sum())
+            num_accesses += int(kept.sum())
+            rare_values += int(is_rare.sum())
+            rare_accesses += int(kept[is_rare].sum())
+            top = _largest(np.concatenate([top, kept[is_counted]]), num_kept)
+        if rare_values and rare_id is None:
+            rare_id, num_ids = num_ids, num_ids + 1
+            file.write(np.array([RARE]).data)
+        sync_file(file)
     for one_part, new_ids in zip(parts, maps, strict=True):
-        new_ids[new_ids == RARE] = num_ids - 1
+        new_ids[new_ids == IS_RARE] = rare_id if rare_id is not None else -1
         write_synced(one_part.folder / f"map_{table}", new_ids)
-    top.sort()
-    num_top = max(1, -(-num_ids // 100))
-    about |= {"distinct": num_ids, "missing": num_missing, "whole_floats": num_floats}
-    about["accesses"] = num_accesses
-    return {**about, "top": int(top[max(len(top) - num_top, 0) :].sum())}
+    about: dict[str, Any] = {"distinct": num_ids, "missing": num_missing, "numbers": are_numbers}
+    about |= {"whole_floats": num_floats, "accesses": num_accesses}
+    if rare_id is not None:
+        about["rare"] = {"id": rare_id, "values": rare_values, "accesses": rare_accesses}
+        top = np.append(top, rare_accesses)
+    return {**about, "top": int(_largest(top, max(1, -(-num_ids // 100))).sum())}
+
+
+def _merged(
+    values: Sequence[_Values], ranges: Sequence[slice]
+) -> tuple[np.ndarray, list[tuple[_Values, slice, np.ndarray]]]:
+    """The distinct codes of a range, sorted; of each part its codes' places among them."""
+    cut = [one.codes[among] for one, among in zip(values, ranges, strict=True)]
+    is_merged = len(values) == 1 and not values[0].may_repeat
+    merged = cut[0] if is_merged else np.unique(np.concatenate(cut))
+    places = [np.searchsorted(merged, codes) for codes in cut]
+    return merged, list(zip(values, ranges, places, strict=True))
+
+
+def _largest(counts: np.ndarray, number: int) -> np.ndarray:
+    """The `number` largest of some counts, in any order."""
+    if len(counts) <= number:
+        return counts
+    return np.partition(counts, len(counts) - number)[len(counts) - number :]
 
 
 def check_tables(tables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -105,15 +208,19 @@ def _accesses(size: int, of_part: Sequence[tuple[_Values, slice, np.ndarray]], b
     return total
 
 
-def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_Values], int]:
-    """Each part's values; the accesses of whole floats that count as integers.
+def _values_of(
+    parts: Sequence[Part], table: int, modulus: int, numbers: bool | None = None
+) -> tuple[list[_Values], int, bool | None]:
+    """Each part's values; the accesses of whole floats that count as integers; whether they do.
 
     Those of texts that all are numbers do: programs write 17.0 for 17 in a column that lacks a
-    value. Only at the end of a log it is known that all are, so codes are changed here.
+    value. Only at the end of a log it is known that all are, so codes are changed here, unless an
+    earlier log has decided, `numbers`. None: there are no texts.
     """
     names = [f"{name}_{table}" for name in ("codes", "ids", "counts", "floats")]
     opened = [open_npz(part.folder / "vocabularies.npz", names, others=False) for part in parts]
-    are_numbers = {part.info["are_numbers"][table] for part in parts} - {None} == {True}
+    found = {part.info["are_numbers"][table] for part in parts} - {None}
+    are_numbers = numbers if numbers is not None or not found else found == {True}
     values, num_floats = [], 0
     for part, arrays in zip(parts, opened, strict=True):
         codes, ids, counts, floats = (arrays[name] for name in names)
@@ -136,7 +243,7 @@ def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_V
             codes, ids = changed[order], ids[order]
         may_repeat = codes is not arrays[names[0]]
         values.append(_Values(codes, ids, kept, training, is_chosen, may_repeat))
-    return values, num_floats
+    return values, num_floats, are_numbers
 
 
 def _ranges(codes: Sequence[np.ndarray], max_values: int) -> Iterator[list[slice]]:

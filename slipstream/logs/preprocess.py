@@ -40,7 +40,7 @@ from slipstream.tools.runtime import (
     num_threads,
 )
 
-VERSION = 2
+VERSION = 3
 BLOCK_BYTES = 1 << 23
 PROCESS_BYTES = 150 << 20  # Python and its libraries
 MIN_STAGE_BYTES = 128 << 20

@@ -11,6 +11,7 @@ from slipstream.logs.formats import CATEGORY_KINDS, DENSE_KINDS, LogFormat
 
 # Codes that no value has.
 ABSENT = np.uint64(2**64 - 1)  # no element of a list
+RARE = np.uint64(2**64 - 2)  # the row that a table's rare values share
 MAX_CODE = 2**64 - 3
 # Several values in a cell, as Hive, pandas and others write them.
 SEVERAL_VALUES = r".\|.|^\[.*,.*\]$|[\x01\x02]"

@@ -2,7 +2,7 @@
 
     encode   each raw file becomes parts: rows with provisional ids, and vocabularies
     select   which rows are trained on, held out, or left out; where it matters, accesses by them
-    merge    each table's ids become ranks among all its values
+    merge    each table's ids become ranks among all its values, whose codes are kept
     sort     where rows have keys that are not in order: parts become buckets of keys
     write    parts, or buckets, go into the processed file one by one, and are deleted
 
@@ -17,7 +17,6 @@ import json
 import mmap
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -40,18 +39,20 @@ from slipstream.logs.encoding import (
     check_num_embedding_rows,
 )
 from slipstream.logs.formats import Schema
-from slipstream.logs.merging import check_tables, merge_table
+from slipstream.logs.merging import check_tables, codes_in, describe_vocabulary, merge_tables
 from slipstream.logs.rawfile import Tally
 from slipstream.logs.report import report_of
 from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, Selection, check_halves, kept_rows
+from slipstream.logs.vocabulary import VOCABULARY, Vocabulary
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
-from slipstream.tools.runtime import num_threads, ordered, sync_file, write_json
+from slipstream.tools.runtime import ordered, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
 SORT_BYTES = 64  # of memory a row while a bucket is sorted
-VERSION = 2  # of the work folder
+VERSION = 3  # of the work folder
+UINT64 = np.dtype(np.uint64)
 
 
 class Work:
@@ -63,6 +64,7 @@ class Work:
         schema: of the rows.
         choice: what is done with them.
         max_bytes: memory that vocabularies, merging and sorting may take.
+        known: the vocabulary of a file that is extended.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Work:
         schema: Schema,
         choice: Choice,
         max_bytes: int,
+        known: Vocabulary | None = None,
     ) -> None:
         self.processed, self.schema, self.max_bytes = processed, schema, max_bytes
-        self.choice = choice
+        self.choice, self.known = choice, known
         self.folder = work_folder(processed)
         identity = json.loads(json.dumps({**identity, "stages": VERSION}))
         lost = self._exists("progress.json") and not self._partial_file.exists()
@@ -110,8 +113,8 @@ class Work:
     def disk_bytes(self, num_rows: int, is_unsorted: bool) -> int:
         """Disk that all stages of a log of so many rows take at most, the result included."""
         key_bytes = 8 * self.schema.has_keys
-        # Vocabularies: Criteo's parts have a distinct value for every 20th access.
-        value_bytes = VALUE_BYTES * len(self.schema.table_names) // 20
+        # Vocabularies, of parts and twice of all. Of Criteo's accesses every 20th is a new value.
+        value_bytes = (VALUE_BYTES + 2 * 8) * len(self.schema.table_names) // 20
         per_row = self.schema.row_bytes + key_bytes + value_bytes
         extra_rows = num_rows if is_unsorted else min(num_rows, PART_ROWS)
         return (num_rows + extra_rows) * per_row
@@ -142,7 +145,8 @@ class Work:
         parts = self.parts()
         selection = Selection(parts, self.schema, self.choice)
         selection.count()
-        tables = self._merged_tables(parts)
+        known, most = self.known, self.max_bytes
+        tables = merge_tables(self.folder, parts, self.schema, self.choice.min_count, most, known)
         check_num_embedding_rows(sum(table["distinct"] for table in tables))
         check_tables(dict(zip(self.schema.table_names, tables, strict=True)))
         statistics = selection.statistics()
@@ -151,6 +155,7 @@ class Work:
         if self.schema.split.rule != "none":
             check_halves(self._last_labels(int(np.diff(selection.days)[-1])))
         numbers = report_of(self.schema, parts, tables, selection, statistics)
+        vocabulary = describe_vocabulary(self.folder, tables, manifest, known)
         write_json(
             self.folder / "plan.json",
             {
@@ -158,25 +163,9 @@ class Work:
                 "counts": [table["distinct"] for table in tables],
                 "days": selection.days.tolist(),
                 "means": [mean for mean, _ in statistics],
-                "manifest": {**manifest, **numbers},
+                "manifest": {**manifest, **numbers, VOCABULARY: vocabulary},
             },
         )
-
-    def _merged_tables(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
-        # Linux allows a process some 65,000 maps; each part of each table at hand takes three.
-        num_workers = max(1, min(num_threads(), 10_000 // max(len(parts), 1)))
-
-        def merged(table: int) -> dict[str, Any]:
-            name = f"table_{table:05}.json"
-            if not self._exists(name):
-                modulus = self.schema.moduli[table] if self.schema.moduli else 0
-                share = self.max_bytes // num_workers
-                found = merge_table(parts, table, share, modulus, self.choice.min_count)
-                write_json(self.folder / name, found)
-            return self._read(name)
-
-        with ThreadPoolExecutor(num_workers) as pool:
-            return list(pool.map(merged, range(len(self.schema.table_names))))
 
     def _sort(self, parts: Sequence[Part]) -> None:
         """Distribute the rows, ids ranked, over buckets of keys, in the folder `sorted`."""
@@ -267,6 +256,8 @@ class Work:
                     shutil.rmtree(folder)
             writer.append("counts", np.array(plan["counts"], np.int64))
             writer.append("days", np.array(plan["days"], np.int64))
+            for codes in codes_in(self.folder, plan["counts"]):
+                writer.append("codes", codes)
             writer.append("manifest", pack_manifest(plan["manifest"]))
             writer.finish()
         finally:
@@ -284,6 +275,7 @@ class Work:
             **weights,
             "counts": Spec((len(plan["counts"]),), INT64),
             "days": Spec((len(plan["days"]),), INT64),
+            "codes": Spec((sum(plan["counts"]),), UINT64),
             "manifest": Spec(pack_manifest(plan["manifest"]).shape, np.dtype(np.uint8)),
         }
 

@@ -404,7 +404,8 @@ def fingerprint(path: str | Path) -> str:
     """Identify the arrays of an .npz by name, CRC and size, from its directory alone (no data
     read).
 
-    The manifest is left out: it records circumstances (times), not content.
+    The manifest is left out: it records circumstances (times), not content. So are a vocabulary's
+    `codes`: they say what the rows are called, and have a checksum of their own.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; check the path, or build the file first")
@@ -412,7 +413,7 @@ def fingerprint(path: str | Path) -> str:
         rows = [
             (info.filename, info.CRC, info.file_size)
             for info in archive.infolist()
-            if info.filename != "manifest.npy"
+            if info.filename not in ("manifest.npy", "codes.npy")
         ]
     return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
 
