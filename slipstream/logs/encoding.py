@@ -51,7 +51,7 @@ class Numbering:
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (rows,) uint64 -> provisional ids (rows,) int32; new codes are added."""
-        keys, rows = _sorted_with_places(codes)
+        keys, rows = sorted_with_places(codes)
         first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
         lengths = np.diff(first, append=len(codes))
         ids = self._ids_of(keys[first])
@@ -121,7 +121,7 @@ class WholeFloats:
         return np.unique(np.concatenate(self._pairs), axis=0)
 
 
-def _sorted_with_places(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sorted_with_places(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted codes, and the place of each in `codes`."""
     if codes.max() < 1 << (64 - NARROW_BITS):
         # numpy sorts integers with SIMD: `code << 31 | row` takes a third of an argsort's time.

@@ -67,12 +67,12 @@ def fault_of_field(kind: str, value: Any, log_format: LogFormat, column: int) ->
     if kind == "list":
         return _fault_of_list(value, log_format, column)
     shown = _shown(value)
-    if kind in ("skip", "string"):
+    if kind in ("skip", "group", "string"):
         try:
             value.decode()
         except UnicodeDecodeError:
             return f"{shown} is not UTF-8"
-        is_one = kind == "skip" or not log_format.lax or detail.values
+        is_one = kind != "string" or not log_format.lax or detail.values
         if not is_one and re.search(SEVERAL_VALUES, value.decode()):
             return f"{shown} looks like several values; {SAY_VALUES}"
         return None

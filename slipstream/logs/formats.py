@@ -13,7 +13,7 @@ A column is of one *kind*. What a field may hold, and whether it may be empty:
     day      a whole number or an ISO date: rows of one value are a day, days go in its order
     order    a number or an ISO date and time (to 1 us, with or without an offset): rows are sorted
              by it
-    skip     any UTF-8 text
+    skip     any UTF-8 text; group: likewise, and rows keep it
 
 A negative count or number is 0 where its transform is the logarithm, the usual one. In logs of a
 column file (*lax* ones) numbers may be spelled in more ways: labels 1.0 or true, +3, .5, 3.0.
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,8 @@ from slipstream.logs.features import Feature, FeatureLayout
 KAGGLE_DAYS = 7
 CATEGORY_KINDS, DENSE_KINDS = ("hex", "string", "list"), ("count", "number", "id")
 KEY_KINDS = ("hour", "day", "order", "time")
+ALL_KINDS = {*CATEGORY_KINDS, *DENSE_KINDS, *KEY_KINDS, "label", "weight", "skip", "behaviour"}
+OF_A_FILE = ("fixed", "integers", "group")  # not of a log's format
 HOUR_CATEGORIES = ("hour of day", "weekday")
 # Sets of rows that are told apart by their keys: class c's are moved by (c - 1) * CLASS_SPAN.
 TRAINING, TEST, VALIDATION = 0, 1, 2
@@ -205,6 +207,8 @@ class LogFormat:
         split: which rows are held out.
         order: the names in the order of the features, whatever a file's order is; empty: `names`.
         fixed: texts that all rows of a file have in the last columns, which are not in the file.
+        integers: columns in which 17.0 is 17, as it was in the log of a model.
+        group: the column whose values rows keep as texts; empty: none.
     """
 
     kinds: tuple[str, ...]
@@ -220,6 +224,8 @@ class LogFormat:
     details: tuple[tuple[str, Details], ...] = ()
     split: Split = Split()
     fixed: tuple[str, ...] = ()
+    integers: tuple[str, ...] = ()
+    group: str = ""
 
     def columns(self, *kinds: str) -> list[int]:
         """Places of the columns of these kinds, in the order of the features."""
@@ -350,6 +356,35 @@ class LogFormat:
                 )
         kinds = tuple(kind_of.get(name, "skip") for name in names)
         return replace(self, kinds=kinds, names=tuple(names), order=self.order or self.names)
+
+
+def describe_format(log_format: LogFormat) -> dict[str, Any]:
+    """What a manifest says of a column file's log."""
+    described = asdict(log_format)
+    return {key: value for key, value in described.items() if key not in OF_A_FILE}
+
+
+def format_of(described: Mapping[str, Any]) -> LogFormat:
+    """The format that `describe_format` described; `ValueError` where it is not whole."""
+    wanted = {field.name for field in fields(LogFormat)} - set(OF_A_FILE)
+    if set(described) != wanted:
+        raise ValueError(f"its columns have keys {sorted(described)}; expected {sorted(wanted)}")
+    try:
+        values = {name: _as_tuple(value) for name, value in described.items()}
+        values["split"] = Split(**described["split"])
+        values["details"] = tuple((name, Details(**one)) for name, one in described["details"])
+        found = LogFormat(**values)
+        is_whole = len(found.kinds) == len(found.names) and set(found.kinds) <= ALL_KINDS
+        found.schema  # noqa: B018 - what does not fit shows
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"its columns are not whole: {error!r}") from error
+    if not is_whole:
+        raise ValueError("its columns are not whole: kinds and names do not fit")
+    return found
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _criteo(**options: Any) -> LogFormat:

@@ -11,7 +11,7 @@ import numpy as np
 
 from slipstream.logs.encoding import Part, write_synced
 from slipstream.logs.formats import Schema
-from slipstream.logs.rows import RARE
+from slipstream.logs.rows import RARE, folded
 from slipstream.logs.vocabulary import TableCodes, Vocabulary, checksum_of
 from slipstream.tools.npz import open_npz
 from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
@@ -237,7 +237,7 @@ def _values_of(
             changed = np.where(is_float, floats[at, 1], codes)
             num_floats += int(kept[ids[is_float]].sum())
         if modulus:
-            changed = changed % np.uint64(modulus) + np.uint64(1)
+            changed = folded(changed, modulus)
         if changed is not codes:
             order = np.argsort(changed, kind="stable")
             codes, ids = changed[order], ids[order]

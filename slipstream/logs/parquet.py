@@ -18,29 +18,36 @@ PARQUET_ROWS = 1 << 16
 def parquet_blocks(
     path: Path, log_format: LogFormat, see: Callable[[str, int], None]
 ) -> Iterator[Any]:
-    """A file's rows as frames, columns `0`, `1`, ... as the format has them.
+    """A file's rows, as `frame_blocks` has them."""
+    with _scanned(path) as table:
+        yield from frame_blocks(path, table, log_format, see)
+
+
+def frame_blocks(
+    source: Path | str, table: Any, log_format: LogFormat, see: Callable[[str, int], None]
+) -> Iterator[Any]:
+    """A lazy frame's rows as frames of texts, columns `0`, `1`, ... as the format has them.
 
     A category that is a whole float is the integer: programs store a column of integers as floats
-    once one is missing. `see` is told of how many there were. Raises `ValueError` for a column that
-    is not there, or of a type that its kind does not have.
+    once one is missing. `see` is told of how many there were. Raises `ValueError`, naming `source`,
+    for a column that is not there, or of a type that its kind does not have.
     """
     pl = import_polars()
-    with _scanned(path) as table:
-        types, in_file = _types_of(path, table, log_format), log_format.in_file
-        # By position: `pl.col` would take a name such as ^a.*$ for a pattern.
-        places = [list(types).index(name) for name in in_file.names]
-        columns = list(zip(places, in_file.kinds, in_file.names, strict=True))
-        for start in range(0, _num_rows(table), PARQUET_ROWS):
-            block = table.slice(start, PARQUET_ROWS)
-            frame = block.select(
-                pl.nth(place).alias(str(column)) for column, (place, *_) in enumerate(columns)
-            ).collect()
-            texts = []
-            for (_, kind, name), values in zip(columns, frame, strict=True):
-                if kind in CATEGORY_KINDS and _inner(types[name]).is_float():
-                    see(f"whole floats of {name}, taken as integers", _num_whole(values))
-                texts.append(_texts(values, kind))
-            yield with_fixed(pl.DataFrame(texts), log_format)
+    types, in_file = _types_of(source, table, log_format), log_format.in_file
+    # By position: `pl.col` would take a name such as ^a.*$ for a pattern.
+    places = [list(types).index(name) for name in in_file.names]
+    columns = list(zip(places, in_file.kinds, in_file.names, strict=True))
+    for start in range(0, _num_rows(table), PARQUET_ROWS):
+        block = table.slice(start, PARQUET_ROWS)
+        frame = block.select(
+            pl.nth(place).alias(str(column)) for column, (place, *_) in enumerate(columns)
+        ).collect()
+        texts = []
+        for (_, kind, name), values in zip(columns, frame, strict=True):
+            if kind in CATEGORY_KINDS and _inner(types[name]).is_float():
+                see(f"whole floats of {name}, taken as integers", _num_whole(values))
+            texts.append(_texts(values, kind))
+        yield with_fixed(pl.DataFrame(texts), log_format)
 
 
 @contextmanager
@@ -57,6 +64,12 @@ def num_rows_of(path: Path) -> int:
     """The rows that a file's footer names; `ValueError` where it cannot be read."""
     with _scanned(path) as table:
         return _num_rows(table)
+
+
+def names_of(path: Path) -> list[str]:
+    """The names of a file's columns; `ValueError` where it cannot be read."""
+    with _scanned(path) as table:
+        return list(table.collect_schema())
 
 
 def _num_rows(table: Any) -> int:
@@ -124,7 +137,7 @@ def check_types(files: Sequence[tuple[Path, Mapping[str, str]]], log_format: Log
                 )
 
 
-def _types_of(path: Path, table: Any, log_format: LogFormat) -> dict[str, Any]:
+def _types_of(path: Path | str, table: Any, log_format: LogFormat) -> dict[str, Any]:
     """The types of a file's columns; `ValueError` for one that its kind may not have."""
     pl = import_polars()
     types = dict(table.collect_schema())
@@ -146,7 +159,7 @@ def _types_of(path: Path, table: Any, log_format: LogFormat) -> dict[str, Any]:
         wrong = is_list and kind != "list"
         inner = _inner(dtype)
         wrong |= inner.is_nested() or inner in (pl.Binary, pl.Object, pl.Time, pl.Duration)
-        wrong |= inner.is_temporal() and kind not in ("day", "order", "string", "list")
+        wrong |= inner.is_temporal() and kind not in ("day", "order", "string", "list", "group")
         if wrong:
             raise ValueError(f"{path}: column {name!r} is {_shown(dtype)}, which no {kind} is")
     return types

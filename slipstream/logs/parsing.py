@@ -280,7 +280,7 @@ def _as_type(values: Any, kind: str) -> Any:
     pl = import_polars()
     if kind == "hex":
         return values.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-    if kind in ("string", "list"):
+    if kind in ("string", "list", "group"):
         return values
     if kind == "behaviour":
         return (values == "pv").cast(pl.Int64)

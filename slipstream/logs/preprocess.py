@@ -25,7 +25,14 @@ from typing import Any
 
 from slipstream.logs import sources, taobao
 from slipstream.logs.columnfile import read_column_file
-from slipstream.logs.formats import FORMATS, LogFormat, Schema, Split, split_of
+from slipstream.logs.formats import (
+    FORMATS,
+    LogFormat,
+    Schema,
+    Split,
+    describe_format,
+    split_of,
+)
 from slipstream.logs.jobs import Reading, check_bad_lines, encode_files
 from slipstream.logs.parquet import check_types
 from slipstream.logs.rawfile import RawFile, is_same_file
@@ -162,7 +169,7 @@ def manifest_of(data_set: str, options: dict[str, Any], log_format: LogFormat) -
     """What a processed file depends on, besides its log; what it does not is None."""
     described = None
     if data_set == "custom":
-        described = {k: v for k, v in dataclasses.asdict(log_format).items() if k != "fixed"}
+        described = describe_format(log_format)
     options = {**options, "columns": described}
     return {"version": VERSION, "data_set": data_set, "options": options}
 

@@ -6,7 +6,7 @@ be empty: then nothing is held out, and both are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class ClickLog:
         layout: which id columns form which feature.
         manifest: what made the file; `{}` for files of older scripts.
         identity: the file's fingerprint, or how the log was generated.
+        path: of the file; None: generated.
     """
 
     inputs: ClickInputs
@@ -49,6 +50,7 @@ class ClickLog:
     layout: FeatureLayout
     manifest: dict[str, Any]
     identity: str
+    path: Path | None = None
 
     def splits(self) -> tuple[ClickInputs, ClickInputs, ClickInputs]:
         """Training, test and validation: all days but the last, and the last one's halves."""
@@ -149,7 +151,7 @@ def load_processed(
     )
     if verify or not log.inputs.window:
         check_sums(path)
-    return log
+    return replace(log, path=Path(path))
 
 
 def _int32(values: np.ndarray, source: str) -> np.ndarray:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from slipstream.logs.containers import Unpacked
 from slipstream.logs.faults import find_faults
@@ -163,15 +165,28 @@ class Tally:
 class Parsed(NamedTuple):
     """A block's rows, and what was wrong with its lines: (index of the line, reason).
 
-    Where the checks refuse a block whose lines all look good, `is_explained` is false: then no line
-    can be left out.
+    Attributes:
+        rows: of the lines that are neither blank nor bad.
+        num_lines: of the block.
+        blank: indices of blank lines.
+        faults: indices of bad lines, and reasons.
+        is_explained: false where the checks refuse a block whose lines all look good: then no line
+            can be left out.
+        made: what `then` made of the rows.
     """
 
     rows: Rows
     num_lines: int
-    num_blank: int
+    blank: list[int]
     faults: list[tuple[int, str]]
     is_explained: bool = True
+    made: Any = None
+
+    def has_row(self) -> np.ndarray:
+        """Which lines (num_lines,) have a row."""
+        has_row = np.ones(self.num_lines, bool)
+        has_row[[*self.blank, *(index for index, _ in self.faults)]] = False
+        return has_row
 
 
 def parse_file(
@@ -180,6 +195,22 @@ def parse_file(
     """Yield the rows of a file, block by block; `ValueError` names a bad line.
 
     With `max_ind_range` > 0, hashes are taken modulo it.
+    """
+    for parsed in parsed_blocks(raw, log_format, block_bytes, max_ind_range, tally):
+        yield parsed.rows
+
+
+def parsed_blocks(
+    raw: RawFile,
+    log_format: LogFormat,
+    block_bytes: int,
+    max_ind_range: int,
+    tally: Tally,
+    then: Callable[[Rows], Any] | None = None,
+) -> Iterator[Parsed]:
+    """As `parse_file`, with what became of each line, and what `then` makes of the rows.
+
+    It is called in the threads that parse.
     """
     log_format = log_format.with_folders(raw.folder_values)
     if log_format.separator is None:
@@ -192,7 +223,8 @@ def parse_file(
     skip = tally.max_bad_lines > 0
 
     def parse(block: Any) -> Parsed:
-        return parse_checked(block, log_format, max_ind_range, skip)
+        parsed = parse_checked(block, log_format, max_ind_range, skip)
+        return parsed if then is None else parsed._replace(made=then(parsed.rows))
 
     for parsed in ordered(parse, blocks):
         if not parsed.is_explained:
@@ -200,12 +232,12 @@ def parse_file(
             raise ValueError(f"{where} is not in the log's format")
         for index, reason in parsed.faults:
             tally.bad_line(f"{raw.path}, {unit} {first_line + index}{reason}")
-        tally.drop("blank line", parsed.num_blank)
+        tally.drop("blank line", len(parsed.blank))
         tally.num_lines += parsed.num_lines
         for what, number in parsed.rows.seen.items():
             tally.see(what, number)
         first_line += parsed.num_lines
-        yield parsed.rows
+        yield parsed
 
 
 def text_blocks(
@@ -234,19 +266,19 @@ def parse_checked(block: Any, log_format: LogFormat, max_ind_range: int, skip: b
     """Parse a block (bytes, or a frame of strings); with `skip`, without its bad lines."""
     if not isinstance(block, bytes):
         return _parse_lines(block, [], block.height, log_format, max_ind_range, skip)
-    num_lines, num_blank = block.count(b"\n"), 0
+    num_lines, blank = block.count(b"\n"), []
     # A line of its own: at the start, or after a newline.
     if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
         lines = block.split(b"\n")[:-1]
-        num_blank = sum(line in (b"", b"\r") for line in lines)
+        blank = [index for index, line in enumerate(lines) if line in (b"", b"\r")]
     try:
-        solid = re.sub(rb"(?m)^\r?\n", b"", block) if num_blank else block
+        solid = re.sub(rb"(?m)^\r?\n", b"", block) if blank else block
         rows = parse_block(solid, log_format, max_ind_range)
-        return Parsed(rows, num_lines, num_blank, [])
+        return Parsed(rows, num_lines, blank, [])
     except BadBlock:
         lines = block.split(b"\n")[:-1]
         parsed = _parse_lines(block, lines, num_lines, log_format, max_ind_range, skip)
-        return parsed._replace(num_blank=num_blank)
+        return parsed._replace(blank=blank)
 
 
 def _parse_lines(
@@ -256,12 +288,12 @@ def _parse_lines(
     is_text = isinstance(block, bytes)
     if not is_text:
         try:
-            return Parsed(rows_of(typed(block, log_format), log_format, modulus), num_lines, 0, [])
+            return Parsed(rows_of(typed(block, log_format), log_format, modulus), num_lines, [], [])
         except BadBlock:
             lines = [[_as_bytes(value) for value in row] for row in block.rows()]
     found = find_faults(lines, log_format)
     faults = list(found) if skip else [fault for fault, _ in zip(found, "1", strict=False)]
-    refused = Parsed(no_rows(log_format), num_lines, 0, faults, bool(faults))
+    refused = Parsed(no_rows(log_format), num_lines, [], faults, bool(faults))
     if not faults or not skip:
         return refused
     bad = {index for index, _ in faults}
@@ -274,7 +306,7 @@ def _parse_lines(
             rows = rows_of(typed(block[good], log_format), log_format, modulus)
     except BadBlock:
         return refused._replace(is_explained=False)
-    return Parsed(rows, num_lines, 0, faults)
+    return Parsed(rows, num_lines, [], faults)
 
 
 def _as_bytes(value: Any) -> Any:

@@ -16,6 +16,7 @@ MAX_CODE = 2**64 - 3
 # Several values in a cell, as Hive, pandas and others write them.
 SEVERAL_VALUES = r".\|.|^\[.*,.*\]$|[\x01\x02]"
 NUMBER_TEXT = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+WHOLE_FLOAT_PARTS = r"^(-?[0-9]+)\.0+$"
 WHOLE_FLOAT_TEXT = r"^-?[0-9]+\.0+$"
 
 
@@ -58,6 +59,7 @@ class Rows(NamedTuple):
         weights: (rows,) float32; None: all 1.
         texts: of categorical columns, by number, whose whole floats may be integers.
         seen: what else there was to count, by what it was.
+        groups: of the column that the format names so, a polars series of texts, empty ones null.
     """
 
     labels: np.ndarray
@@ -67,6 +69,7 @@ class Rows(NamedTuple):
     weights: np.ndarray | None = None
     texts: dict[int, Texts] = {}  # noqa: RUF012
     seen: dict[str, int] = {}  # noqa: RUF012
+    groups: Any = None
 
     def where(self, chosen: np.ndarray) -> Rows:
         """The chosen rows (booleans or places)."""
@@ -111,7 +114,17 @@ def rows_of(frame: Any, log_format: LogFormat, max_ind_range: int) -> Rows:
         weights = frame[str(column)].cast(pl.Float32).to_numpy()
     labels = label_column(frame, log_format).cast(pl.Int8).to_numpy()
     dense = np.ascontiguousarray(numbers, schema.dense_type)
-    return Rows(labels, dense, coded, keys, weights, texts, {**seen, **cut})
+    groups = _groups_of(frame, log_format) if log_format.group else None
+    return Rows(labels, dense, coded, keys, weights, texts, {**seen, **cut}, groups)
+
+
+def _groups_of(frame: Any, log_format: LogFormat) -> Any:
+    """The values of the column `group`, as texts."""
+    column = log_format.names.index(log_format.group)
+    values = frame[str(column)]
+    if log_format.kinds[column] == "hex":
+        return values.map_elements(lambda code: f"{code:08x}", return_dtype=import_polars().String)
+    return values.cast(import_polars().String)
 
 
 def label_column(frame: Any, log_format: LogFormat) -> Any:
@@ -171,6 +184,7 @@ def _codes_of(
             cut[f"lists of {name} of over {detail.values} values, cut"] = num_cut
             cut[f"empty lists of {name}"] = int((lengths == 0).sum())
             if is_text:
+                elements = _as_integers(elements, column, log_format)
                 elements, found = digests(elements, log_format.lax, False)
             else:
                 elements = elements.str.to_integer(base=16, dtype=pl.UInt32).cast(pl.UInt64)
@@ -179,7 +193,8 @@ def _codes_of(
         else:
             if is_text:
                 several = log_format.lax and not detail.values
-                digested, found = digests(frame[str(column)], log_format.lax, several)
+                values = _as_integers(frame[str(column)], column, log_format)
+                digested, found = digests(values, log_format.lax, several)
                 frame = frame.with_columns(digested)
             code = pl.col(str(column)).cast(pl.UInt64)
             # An empty one counts as hash 0.
@@ -200,6 +215,13 @@ def _codes_of(
     return codes, texts, cut
 
 
+def _as_integers(texts: Any, column: int, log_format: LogFormat) -> Any:
+    """Texts with 17 for 17.0, where the log of a model took them for the same."""
+    if log_format.names[column] not in log_format.integers:
+        return texts
+    return texts.str.replace(WHOLE_FLOAT_PARTS, "${1}")
+
+
 def _kept_elements(lists: Any, most: int) -> tuple[Any, np.ndarray, int]:
     """The lists' last `most` elements in one series, how many each has, how many lists were cut.
 
@@ -216,6 +238,11 @@ def _kept_elements(lists: Any, most: int) -> tuple[Any, np.ndarray, int]:
 def _as_codes(elements: Any, offset: int, modulus: int) -> np.ndarray:
     codes = elements.to_numpy().astype(np.uint64)
     return codes % np.uint64(modulus) + np.uint64(1) if modulus else codes + np.uint64(offset)
+
+
+def folded(codes: np.ndarray, modulus: int) -> np.ndarray:
+    """Codes of texts taken modulo `modulus`."""
+    return codes % np.uint64(modulus) + np.uint64(1)
 
 
 def _padded(codes: np.ndarray, lengths: np.ndarray, most: int) -> np.ndarray:

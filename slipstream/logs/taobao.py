@@ -145,8 +145,7 @@ def _rows_of_users(pairs: np.ndarray, max_ind_range: int) -> Iterator[Rows]:
     previous = np.stack([click["item"], click["category"]], axis=1).astype(np.int64)
     previous = np.concatenate([np.full((1, 2), -1), previous[:-1]])
     previous[first] = -1
-    seconds = click["time"] - START
-    hours, weekdays = seconds // 3600 % 24, (seconds // DAY + WEEKDAY_OF_START) % 7
+    hours, weekdays = hours_of(click["time"])
     for start in range(0, num_clicks, CHUNK):
         among = slice(start, start + CHUNK)
         both = []
@@ -155,13 +154,76 @@ def _rows_of_users(pairs: np.ndarray, max_ind_range: int) -> Iterator[Rows]:
             both.append(np.column_stack([column[among] for column in columns]))
         # (clicks, 2, F): a click, then its negative.
         values = np.stack(both, axis=1).reshape(-1, len(SCHEMA.table_names)).astype(np.int64)
-        codes = values + 1 if max_ind_range < 1 else np.maximum(values, 0) % max_ind_range + 1
         yield Rows(
             np.tile(np.array([1, 0], np.int8), len(both[0])),
             np.repeat(position[among], 2)[:, None].astype(np.int32),
-            codes.astype(np.uint64),
+            codes_of(values, max_ind_range),
             np.repeat(click["time"][among], 2),
         )
+
+
+class History:
+    """Each user's clicks in a log that is read line by line: how many, and the last one."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, int, int]] = {}
+
+    def candidates(self, rows: Rows, max_ind_range: int) -> Rows:
+        """Lines as `FORMAT` has them, as inputs of the model; clicks among them are then history.
+
+        What was clicked before is told by the order of the lines, not by their times.
+        """
+        assert rows.keys is not None
+        user, item, category = (column.astype(np.int64) for column in rows.dense.T)
+        number = len(user)
+        order = np.argsort(user, kind="stable")
+        is_first = np.ones(number, bool)
+        is_first[1:] = user[order[1:]] != user[order[:-1]]
+        starts = np.flatnonzero(is_first)
+        clicked = (rows.labels == 1)[order]
+        # Clicks before each line, of all users in this order, then less those of earlier users.
+        before = np.concatenate([[0], np.cumsum(clicked)])
+        lengths = np.diff(starts, append=number)
+        known = [self._known.get(one, (0, -1, -1)) for one in user[order[starts]].tolist()]
+        old = np.repeat(np.array(known, np.int64).reshape(-1, 3), lengths, axis=0)
+        base = np.repeat(before[starts], lengths)
+        count = before[:-1] - base
+        clicks = np.flatnonzero(clicked)
+        # The last click among these lines, where there is one.
+        at = order[clicks[np.maximum(before[:-1] - 1, 0)]] if len(clicks) else order
+        has_new = count > 0
+        previous = [
+            np.where(has_new, new[at], old[:, i + 1]) for i, new in ((0, item), (1, category))
+        ]
+        position = old[:, 0] + count
+        for start, end in zip(starts.tolist(), (starts + lengths).tolist(), strict=True):
+            one, last = order[start], end - 1
+            num = int(position[last]) + int(clicked[last])
+            newest = order[last] if clicked[last] else None
+            of_last = (previous[0][last], previous[1][last])
+            if newest is not None:
+                of_last = (item[newest], category[newest])
+            self._known[int(user[one])] = (num, int(of_last[0]), int(of_last[1]))
+        back = np.empty(number, np.int64)
+        back[order] = np.arange(number)
+        hours, weekdays = hours_of(rows.keys)
+        columns = [user, item, category, hours, weekdays, *(column[back] for column in previous)]
+        dense = position[back][:, None].astype(np.int32)
+        return Rows(
+            rows.labels, dense, codes_of(np.column_stack(columns), max_ind_range), rows.keys
+        )
+
+
+def hours_of(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hour of day and weekday (UTC+8) of times in seconds since 1970."""
+    seconds = times - START
+    return seconds // 3600 % 24, (seconds // DAY + WEEKDAY_OF_START) % 7
+
+
+def codes_of(values: np.ndarray, max_ind_range: int) -> np.ndarray:
+    """Codes uint64 of values; -1 is no value."""
+    codes = values + 1 if max_ind_range < 1 else np.maximum(values, 0) % max_ind_range + 1
+    return codes.astype(np.uint64)
 
 
 def _negative(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from slipstream.logs.encoding import sorted_with_places
 from slipstream.logs.rows import RARE
 
 VOCABULARY = "vocabulary"  # the manifest's key
@@ -54,12 +55,22 @@ class TableCodes:
         return places if self._order is None else self._order[places]
 
     def find(self, codes: np.ndarray) -> np.ndarray:
-        """Ids (n,) int32 of codes (n,); -1 of those that the table does not hold."""
+        """Ids (n,) int32 of codes (n,), best sorted; -1 of those that the table does not hold."""
         if not len(self._sorted):
             return np.full(len(codes), -1, np.int32)
         places = np.minimum(np.searchsorted(self._sorted, codes), len(self._sorted) - 1)
         is_known = (self._sorted[places] == codes) & (codes != RARE)
         return np.where(is_known, self._ids(places), -1).astype(np.int32)
+
+    def ids_of(self, codes: np.ndarray) -> np.ndarray:
+        """As `find`, several times as fast for codes in any order, many of them equal."""
+        if not len(codes):
+            return np.empty(0, np.int32)
+        keys, places = sorted_with_places(codes)
+        first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+        ids = np.empty(len(codes), np.int32)
+        ids[places] = np.repeat(self.find(keys[first]), np.diff(first, append=len(codes)))
+        return ids
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,28 @@ def click_metrics(
     }
 
 
+def calibration(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None = None,
+    num_bins: int = 10,
+) -> list[tuple[int, float, float]]:
+    """A reliability table: of `num_bins` groups of as many inputs, by probability, (inputs, mean
+    probability, share of clicks), both weighted.
+
+    Equal probabilities are in the order of the inputs. Groups without weight are left out.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    table = []
+    for part in np.array_split(order, min(num_bins, max(len(order), 1))):
+        of_part = None if weights is None else weights[part].astype(np.float64)
+        if len(part) and (of_part is None or of_part.sum() > 0):
+            mean = float(np.average(probabilities[part], weights=of_part))
+            rate = float(np.average(labels[part] > 0, weights=of_part))
+            table.append((len(part), mean, rate))
+    return table
+
+
 def _mean(values: np.ndarray, weights: np.ndarray | None) -> np.floating:
     # Not `np.average`, which adds up in another order where nothing is weighted.
     return np.mean(values) if weights is None else np.average(values, weights=weights)

@@ -141,6 +141,7 @@ class Checkpoints:
         every: when one is due.
         keep: the newest ones that stay; at least 1.
         start: the checkpoint in `folder` that the run goes on from; None: it begins.
+        about: of the data, `vocabulary` and `files`, see `Saved`.
 
     Raises `ValueError` where `folder` has whole checkpoints of later steps than `start`. Damaged
     ones are set aside, as `step-<step>.damaged`.
@@ -156,7 +157,9 @@ class Checkpoints:
         every: Every,
         keep: int,
         start: Saved | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
+        self._about = {"vocabulary": None, "files": {}, **(about or {})}
         self.folder, self.identity, self.network = folder, identity, network
         self.table, self._slots = table, slot_of_row
         self.every, self.keep = every, keep
@@ -216,7 +219,7 @@ class Checkpoints:
                 "version": VERSION,
                 "identity": self.identity,
                 "network": self.network,
-                "vocabulary": None,
+                **self._about,
                 "values": {name: values for name, (values, _) in parts.items()},
                 "state": fingerprint(partial / STATE),
             }

@@ -20,7 +20,7 @@ from slipstream.tools.runtime import exclusive
 from slipstream.training.batching import SCHEDULES
 from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import recipe_of
-from slipstream.training.saved import found_checkpoint
+from slipstream.training.saved import Saved, found_checkpoint
 from slipstream.training.segregation import HOT_ROW_FLAGS, ROWS_FILE, default_folder, segregate
 from slipstream.training.sets import PreparedData, baseline_data, load_segregated
 
@@ -102,7 +102,7 @@ SEGREGATED = (
 def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values of `GENERATED` that do not fit together, by `parser.error`."""
     named = bool(args.processed_data_file or args.raw_data_file)
-    if args.data_generation == "dataset" and not named:
+    if args.data_generation == "dataset" and not named and not args.inference_only:
         parser.error("--processed-data-file is needed with --data-generation=dataset")
     if args.data_generation != "dataset" and named:
         parser.error("--processed-data-file goes with --data-generation=dataset")
@@ -116,7 +116,8 @@ def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 def check_segregated(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values of `SEGREGATED` that name no data, by `parser.error`."""
-    if not (args.segregated_data_dir or args.processed_data_file or args.raw_data_file):
+    named = args.segregated_data_dir or args.processed_data_file or args.raw_data_file
+    if not named and not args.inference_only:
         parser.error("give --segregated-data-dir, or --processed-data-file to segregate it first")
 
 
@@ -188,19 +189,43 @@ def _generated(args: argparse.Namespace, kind: str) -> ClickLog:
 
 
 def take_saved_model(args: argparse.Namespace) -> None:
-    """With --inference-only the checkpoint says what the model is, where the flags do not.
+    """With --inference-only the checkpoint says what the model is, where the flags do not, and
+    where its data were.
 
-    Raises `ValueError` and `FileNotFoundError` where there is none that is whole.
+    Raises `ValueError` and `FileNotFoundError` where there is none that is whole, or its data are
+    gone.
     """
     if not args.inference_only:
         return
-    identity = found_checkpoint(args.load_model).identity
+    saved = found_checkpoint(args.load_model)
+    identity = saved.identity
+    _take_data(args, saved)
     model, run = identity["model"], identity["run"]
     taken = {name: model[name] for name in model if name != "--model"}
     if "the text of its file" in model and not args.model_args:
         args.model_args = list(taken.pop("--model-args").items())
     model_flags.take_saved(args, taken)
     args.loss_threshold = args.loss_threshold or run.get("--loss-threshold", 0.0)
+
+
+def _take_data(args: argparse.Namespace, saved: Saved) -> None:
+    """Evaluate on the data that the model was trained with, where no flag names any."""
+    takes_folder = hasattr(args, "segregated_data_dir")
+    if args.processed_data_file or args.raw_data_file:
+        return
+    if args.segregated_data_dir if takes_folder else args.data_generation != "dataset":
+        return
+    kind = "segregated" if takes_folder and "segregated" in saved.files else "processed"
+    path = saved.files.get(kind)
+    flag = "--segregated-data-dir" if kind == "segregated" else "--processed-data-file"
+    if path is None or not Path(path).exists():
+        where = "its checkpoint does not say where they are" if path is None else f"{path} is gone"
+        raise FileNotFoundError(
+            f"{saved.folder}: the data to evaluate on: {where}; name them by {flag}, or score a raw"
+            " log with predict.py"
+        )
+    print(f"evaluating on {path}")
+    setattr(args, "segregated_data_dir" if kind == "segregated" else "processed_data_file", path)
 
 
 def open_segregated(args: argparse.Namespace) -> PreparedData:

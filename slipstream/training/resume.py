@@ -12,6 +12,7 @@ import torch
 
 from slipstream.logs.sub_sampling import SUB_SAMPLING
 from slipstream.logs.transforms import TRANSFORMS, log_of_all
+from slipstream.logs.vocabulary import VOCABULARY
 from slipstream.model.dlrm import bottom_sizes
 from slipstream.model.features import features_of
 from slipstream.model.networks import NETWORKS, NetworkSpec
@@ -57,6 +58,7 @@ def identity_of(
     data["the log"] = prepared.log_identity
     thinned = prepared.sub_sampling
     data[SUB_SAMPLING] = None if thinned is None else thinned.describe()
+    data[VOCABULARY] = prepared.manifest.get(VOCABULARY, {}).get("checksum")
     if not prepared.layout.is_plain:
         data["features"] = prepared.layout.describe()
     loss = {}
@@ -147,9 +149,9 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
 def _unsaid(here: dict[str, Any]) -> dict[str, Any]:
     """What an older checkpoint does not say: it took logarithms, and may have been of thinned rows.
 
-    Its log is this one, and so are the rows that were left out of it.
+    Its log is this one, and so are the rows that were left out of it, and its values.
     """
-    found = {name: here[name] for name in (SUB_SAMPLING,) if name in here}
+    found = {name: here[name] for name in (SUB_SAMPLING, VOCABULARY) if name in here}
     if TRANSFORMS in here:
         found[TRANSFORMS] = log_of_all(len(here[TRANSFORMS])).describe()
     return found

@@ -44,6 +44,7 @@ from slipstream.training.resume import (
 from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
+from slipstream.training.vocabulary_file import keep_vocabulary
 
 METRICS = ("auc", "log_loss", "accuracy", "normalized_entropy")
 BUSY_SWITCHES, BUSY_S = 300, 5.0  # a second, over more seconds: other work on the same cores
@@ -144,7 +145,8 @@ def _checkpoints(
         return None
     start = saved if is_same_folder(run) else None
     every, slots = Every(*run.checkpoint_every), prepared.slot_of_row
-    return Checkpoints(folder, identity, network, table, slots, every, run.keep, start)
+    about = {"vocabulary": keep_vocabulary(folder, prepared), "files": prepared.files}
+    return Checkpoints(folder, identity, network, table, slots, every, run.keep, start, about)
 
 
 def _log_start(

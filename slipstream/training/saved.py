@@ -11,7 +11,7 @@ import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Saved:
         values: where the run stood, by part.
         arrays: mapped, by `<part>.<name>`; `rows` and `row_sums` by table and id.
         network: its name, options, text of its file (which is never run), and the features.
-        vocabulary: what the ids are of, by checksum; None: not kept.
+        vocabulary: what a manifest says of it (`slipstream.logs.vocabulary`); None: not kept.
+        files: where the data were, `processed` and `segregated`.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Saved:
     arrays: dict[str, np.ndarray]
     network: dict[str, Any]
     vocabulary: dict[str, Any] | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -176,6 +178,7 @@ def open_checkpoint(folder: str | Path) -> Saved:
             # Before there were these bounds.
             identity["run"]["the drop rule"] = {"min_steps": 0, "of_all": 1.0, **rule}
         network, vocabulary = described["network"], described["vocabulary"]
+        files = described.get("files", {})  # which older ones do not name
         state = described["state"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder / DESCRIPTION} {DAMAGED} ({error})") from error
@@ -186,7 +189,7 @@ def open_checkpoint(folder: str | Path) -> Saved:
     check_sums(path)
     if described["version"] == 1:
         arrays = {name.replace("step.mlp.", "step.network.", 1): a for name, a in arrays.items()}
-    return Saved(folder, identity, values, arrays, network, vocabulary)
+    return Saved(folder, identity, values, arrays, network, vocabulary, files)
 
 
 def _upgraded(identity: dict[str, dict[str, Any]]) -> dict[str, Any]:

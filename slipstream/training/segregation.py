@@ -19,6 +19,7 @@ million inputs on 2 cores.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,13 @@ from slipstream.training.popularity import (
     rank_inputs,
     slots_of_rows,
 )
-from slipstream.training.sets import HANDED_ON, ROWS_FILE, SEGREGATED_SETS, TIMES_FILE
+from slipstream.training.sets import (
+    HANDED_ON,
+    PROCESSED_FILE,
+    ROWS_FILE,
+    SEGREGATED_SETS,
+    TIMES_FILE,
+)
 
 VERSION = 2
 RANKING_FILE = "ranking.npz"  # of a folder that is not finished
@@ -172,7 +179,9 @@ def segregate(
             num_rows, most_rows = int(log.table_sizes.sum()), hot_emb_gpu_mem // row_bytes
             ranking = rank_inputs(log.splits()[0], num_rows, ip_sampling_rate, seed)
             num_hot = ranking.num_hot(hot_threshold, most_rows)
-            _write_ranking(partial, log, ranking, num_hot, row_bytes, identity, min_count_report)
+            place = os.path.relpath(Path(processed_file).absolute(), folder.absolute())
+            about = identity | {PROCESSED_FILE: place}
+            _write_ranking(partial, log, ranking, num_hot, row_bytes, about, min_count_report)
         _write_sets(partial, log)
         seconds = time.perf_counter() - start
         figures = _finish_folder(partial, log.table_sizes, seconds)
@@ -221,14 +230,17 @@ def _write_ranking(
     ranking: Ranking,
     num_hot: int,
     row_bytes: int,
-    identity: dict[str, Any],
+    about: dict[str, Any],
     min_count_report: bool,
 ) -> None:
-    """Write the slots, and what is known of the hot inputs before any is written."""
+    """Write the slots, and what is known of the hot inputs before any is written.
+
+    `about`: what the manifest says of the source.
+    """
     train = log.splits()[0]
     budgets = budgets_of(ranking)
     min_counts = min_counts_after(log.manifest)
-    if not min_count_report or identity["options"]["ip_sampling_rate"] < 100:
+    if not min_count_report or about["options"]["ip_sampling_rate"] < 100:
         min_counts = min_counts[:1]  # accesses of a sample cannot be compared with another K
     rare_ids = rare_ids_of(log.manifest, len(log.table_sizes))
     merged = merge_rare(ranking, log.table_sizes, rare_ids, min_counts, num_hot)
@@ -251,7 +263,7 @@ def _write_ranking(
         ],
         "min_counts": merged.figures(by_bits, row_bytes),
     }
-    manifest = {name: value for name, value in identity.items() if value is not None}
+    manifest = {name: value for name, value in about.items() if value is not None}
     manifest |= {"figures": figures, "source_notes": log.manifest.get("source_notes")}
     manifest.setdefault("features", log.layout.describe())
     write_npz(

@@ -7,7 +7,8 @@ baseline, from a processed file as it is.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from slipstream.logs.inputs import (
 from slipstream.logs.processed import ClickLog
 from slipstream.logs.sub_sampling import SUB_SAMPLING, SubSampling, sub_sampling_of
 from slipstream.logs.transforms import TRANSFORMS, Transforms, transforms_of
+from slipstream.logs.vocabulary import VOCABULARY
 from slipstream.tools.device import free_device_bytes
 from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
 from slipstream.tools.runtime import available_memory_bytes, read_json
@@ -40,7 +42,12 @@ from slipstream.training.embedding import EmbeddingTable
 SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
 ROWS_FILE = "embedding_rows.npz"
 TIMES_FILE = "times.json"
-HANDED_ON = (TRANSFORMS, SUB_SAMPLING)  # of a processed file's manifest, where it has them
+PROCESSED_FILE = "processed_file"  # in the rows' manifest, from the folder on
+HANDED_ON = (
+    TRANSFORMS,
+    SUB_SAMPLING,
+    VOCABULARY,
+)  # of a processed file's manifest, where it has them
 
 
 class Inputs(Protocol):
@@ -115,6 +122,7 @@ class PreparedData:
         manifest: of the segregated folder, or of the processed file.
         log_identity: of the processed log.
         sets_identity: of the sets; their batches are numbered in them.
+        files: where they came from, `processed` and `segregated`; {}: they were generated.
     """
 
     data: TrainingData
@@ -125,6 +133,7 @@ class PreparedData:
     manifest: dict[str, Any]
     log_identity: str
     sets_identity: Any
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def transforms(self) -> Transforms:
@@ -152,7 +161,9 @@ def baseline_data(log: ClickLog) -> PreparedData:
     shift = _held_out_shift(log.manifest, log.identity)
     data = TrainingData(train.rows(0, 0), train, test, val, held_out_shift=shift)
     sizes, identity = log.table_sizes, log.identity
-    return PreparedData(data, sizes, log.layout, None, 0, log.manifest, identity, "whole log")
+    files = {} if log.path is None else {"processed": str(log.path.absolute())}
+    found = (sizes, log.layout, None, 0, log.manifest, identity, "whole log", files)
+    return PreparedData(data, *found)
 
 
 def _held_out_shift(manifest: dict[str, Any], source: str) -> float:
@@ -205,6 +216,11 @@ def load_segregated(
     shift = _held_out_shift(manifest, str(folder / ROWS_FILE))
     with contextlib.suppress(OSError, ValueError):
         manifest |= read_json(folder / TIMES_FILE)
+    files = {"segregated": str(folder.absolute())}
+    if processed_file is None and isinstance(manifest.get(PROCESSED_FILE), str):
+        processed_file = folder.absolute() / manifest[PROCESSED_FILE]
+    if processed_file is not None:
+        files["processed"] = os.path.abspath(processed_file)
     return PreparedData(
         TrainingData(hot, cold, test, val, rows["access_counts"], shift),
         rows["counts"],
@@ -214,6 +230,7 @@ def load_segregated(
         manifest,
         str(manifest.get("source")),
         manifest["files"],
+        files,
     )
 
 

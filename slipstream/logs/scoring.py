@@ -1,0 +1,265 @@
+"""Rows of a log as a trained model takes them: the ids of its own log, one row a line, in order.
+
+A label, and a column that only orders rows or weighs them, may be missing. Lines that are blank or
+bad have no row, but a place. A value that the model's log never had takes the row that rare values
+share, or is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slipstream.logs import taobao
+from slipstream.logs.containers import PARQUET, kind_of_file
+from slipstream.logs.features import FeatureLayout
+from slipstream.logs.formats import FORMATS, LogFormat, Schema, format_of
+from slipstream.logs.parquet import frame_blocks, names_of
+from slipstream.logs.parsing import split_line
+from slipstream.logs.rawfile import RawFile, Tally, parse_checked, parsed_blocks
+from slipstream.logs.rows import ABSENT, Rows, folded, no_rows
+from slipstream.logs.transforms import Transforms
+from slipstream.logs.vocabulary import Vocabulary
+
+HEAD_BYTES = 1 << 16  # a line is shorter
+LABELS = ("label", "behaviour")
+
+
+class Encoded(NamedTuple):
+    """Rows in the model's terms.
+
+    Attributes:
+        dense: (n, D) as they are stored in a processed file.
+        ids: (n, C) int32; -1: absent.
+        unseen: (C,) how many values of each column the model's log did not have.
+    """
+
+    dense: np.ndarray
+    ids: np.ndarray
+    unseen: np.ndarray
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of a log.
+
+    Attributes:
+        has_row: (lines,) bool; blank and bad ones have none.
+        encoded: the others.
+        labels: (n,) 0 or 1; None: the log has none.
+        weights: (n,) float32; None: it has none.
+        groups: (n,) texts of the column that was asked for; None: none was.
+    """
+
+    has_row: np.ndarray
+    encoded: Encoded
+    labels: np.ndarray | None
+    weights: np.ndarray | None
+    groups: Any
+
+
+class Reader:
+    """Reads new logs as the model's own was read.
+
+    Args:
+        vocabulary: of the model, with how its log was read.
+        layout: of its id columns.
+        transforms: of its dense columns, for values that are empty.
+
+    Raises `ValueError` where these do not fit together.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, layout: FeatureLayout, transforms: Transforms
+    ) -> None:
+        described = vocabulary.described
+        self.vocabulary, self.layout, self.transforms = vocabulary, layout, transforms
+        self.data_set: str = described["data_set"]
+        self.modulus: int = described["max_ind_range"]
+        if self.data_set == "custom":
+            self.log_format = format_of(described["columns"] or {})
+        elif self.data_set == "taobao":
+            self.log_format = taobao.FORMAT
+        elif self.data_set in FORMATS:
+            self.log_format = FORMATS[self.data_set]
+        else:
+            raise ValueError(f"its log is of data set {self.data_set!r}, which is not known")
+        self.schema = taobao.SCHEMA if self.data_set == "taobao" else self.log_format.schema
+        self._check()
+        self._moduli = (0,) * len(vocabulary.tables)
+        if self.modulus > 0 and self.log_format.lax:
+            self._moduli = self.log_format.text_moduli(self.modulus)
+        self._integers = _integers_of(self.log_format, self.schema, described["numbers"])
+        self._means = np.array([column.mean for column in transforms.columns], np.float32)
+
+    def _check(self) -> None:
+        schema, layout = self.schema, self.layout
+        wanted = (len(schema.dense_names), len(schema.table_names), schema.num_columns)
+        found = (len(self.transforms.columns), len(self.vocabulary.tables), layout.num_columns)
+        same = (schema.layout.table_of_column == layout.table_of_column).all()
+        if wanted != found or not same:
+            raise ValueError(f"its log has {wanted} columns, and the model takes {found}")
+
+    @property
+    def column_names(self) -> list[str]:
+        """Of each id column its feature's."""
+        return [f.name for f in self.layout.features for _ in f.columns]
+
+    def has_header(self, path: Path) -> bool:
+        """Whether a file names its columns."""
+        log_format = _as_stored(path, self.log_format)
+        return log_format.separator is None or log_format.header
+
+    def encode(self, rows: Rows) -> Encoded:
+        """Parsed rows in the model's terms."""
+        codes, tables = rows.codes, self.vocabulary.tables
+        ids = np.empty(codes.shape, np.int32)
+        unseen = np.zeros(codes.shape[1], np.int64)
+        for column, table in enumerate(self.layout.table_of_column.tolist()):
+            of_column = np.ascontiguousarray(codes[:, column])
+            is_absent = of_column == ABSENT
+            if modulus := self._moduli[table]:
+                of_column = folded(of_column, modulus)
+            found = tables[table].ids_of(of_column)
+            found[is_absent] = -1
+            is_unseen = (found < 0) & ~is_absent
+            unseen[column] = int(is_unseen.sum())
+            rare_id = tables[table].rare_id
+            if rare_id is not None:
+                found[is_unseen] = rare_id
+            ids[:, column] = found
+        dense = rows.dense
+        if dense.dtype.kind == "f" and np.isnan(dense).any():  # empty, of a standardized column
+            dense = np.where(np.isnan(dense), self._means, dense)
+        return Encoded(dense, ids, unseen)
+
+    def blocks(
+        self, raw: RawFile, tally: Tally, block_bytes: int, group: str = ""
+    ) -> Iterator[Block]:
+        """Yield the lines of a file. `group`: a column whose texts are kept.
+
+        Raises `ValueError` for a bad line, where `tally` takes no more, and for a column that is
+        not there.
+        """
+        if self.data_set == "taobao":
+            yield from self._candidates(raw, tally, block_bytes, group)
+            return
+        log_format = _as_stored(raw.path, self.log_format)
+        is_parquet = log_format.separator is None
+        fields = names_of(raw.path) if is_parquet else _first_fields(raw.path, log_format)
+        fields = [*fields, *raw.folder_values] if is_parquet or log_format.header else fields
+        log_format, has_labels = for_scoring(str(raw.path), log_format, fields, group)
+        log_format = replace(log_format, integers=self._integers)
+        parsed_of = parsed_blocks(raw, log_format, block_bytes, self.modulus, tally, self.encode)
+        for parsed in parsed_of:
+            rows = parsed.rows
+            labels, weights = (rows.labels, rows.weights) if has_labels else (None, None)
+            yield Block(parsed.has_row(), parsed.made, labels, weights, rows.groups)
+
+    def of_frame(self, frame: Any) -> Encoded:
+        """The rows of a polars frame whose columns are named as the log's.
+
+        (As Criteo's lines have no names: or as many as a line has, in their order.) Raises
+        `ValueError` for a column that is not there, and for a value that is none of its kind.
+        """
+        fields, known = list(frame.columns), self.log_format
+        log_format = replace(known, separator=None, header=False, quote=False)
+        by_position = not known.header and known.separator is not None
+        if by_position and len(fields) in (len(known.names), len(known.names) - 1):
+            # Of the formats without a header the label comes first.
+            fields = list(known.names[len(known.names) - len(fields) :])
+            frame = frame.rename(dict(zip(frame.columns, fields, strict=True)))
+        if self.data_set != "taobao":
+            log_format, _ = for_scoring("the frame", log_format, fields, "")
+        log_format = replace(log_format, integers=self._integers)
+        history, modulus = taobao.History(), self.modulus
+        found, first = [self.encode(no_rows(self.log_format))], 1
+        for block in frame_blocks("the frame", frame.lazy(), log_format, lambda *_: None):
+            is_taobao = self.data_set == "taobao"
+            parsed = parse_checked(block, log_format, -1 if is_taobao else modulus, skip=False)
+            for index, reason in parsed.faults[:1]:
+                raise ValueError(f"the frame, row {first + index}{reason}")
+            rows = history.candidates(parsed.rows, modulus) if is_taobao else parsed.rows
+            found.append(self.encode(rows))
+            first += parsed.num_lines
+        parts = found[1:] or found
+        dense, ids, unseen = zip(*parts, strict=True)
+        return Encoded(np.concatenate(dense), np.concatenate(ids), np.sum(unseen, axis=0))
+
+    def _candidates(
+        self, raw: RawFile, tally: Tally, block_bytes: int, group: str
+    ) -> Iterator[Block]:
+        """Taobao's lines: each a candidate, the clicks before it in the file its user's history."""
+        if group:
+            raise ValueError("--by: Taobao's lines say what was clicked, not what was not")
+        history = taobao.History()
+        for parsed in parsed_blocks(raw, self.log_format, block_bytes, -1, tally):
+            rows = history.candidates(parsed.rows, self.modulus)
+            yield Block(parsed.has_row(), self.encode(rows), None, None, None)
+
+
+def _integers_of(
+    log_format: LogFormat, schema: Schema, numbers: Sequence[bool | None]
+) -> tuple[str, ...]:
+    """The columns in which 17.0 is 17."""
+    whole = {name for name, are in zip(schema.table_names, numbers, strict=True) if are}
+    return tuple(
+        name
+        for column, name in enumerate(log_format.names)
+        if (log_format.detail(column).table or name) in whole
+    )
+
+
+def for_scoring(
+    source: str, log_format: LogFormat, fields: Sequence[str], group: str
+) -> tuple[LogFormat, bool]:
+    """How to read rows that are scored, and whether they have labels.
+
+    `fields`: the names of the columns that there are, or, where lines are not below a header, the
+    first line's fields; `source`: for errors.
+    """
+    kind_of = dict(zip(log_format.names, log_format.kinds, strict=True))
+    (label,) = (name for name, kind in kind_of.items() if kind in LABELS)
+    order = log_format.order or log_format.names
+    is_parquet = log_format.separator is None
+    if is_parquet or log_format.header:
+        has_label = label in fields
+        weights = [name for name, kind in kind_of.items() if kind == "weight"]
+        kind_of |= dict.fromkeys((name for name in weights if name not in fields), "skip")
+        if group in fields:
+            kind_of.setdefault(group, "skip")
+    else:
+        has_label = len(fields) != len(kind_of) - 1
+    kind_of |= {name: "skip" for name, kind in kind_of.items() if kind in ("day", "order")}
+    if group:
+        if kind_of.get(group, "list") == "list":
+            raise ValueError(f"{source} has no column {group!r} of single values to group by")
+        kind_of |= {group: "group"} if kind_of[group] == "skip" else {}
+    names = [name for name, kind in kind_of.items() if kind != "skip" or not is_parquet]
+    log_format = replace(
+        log_format,
+        names=tuple(names),
+        kinds=tuple(kind_of[name] for name in names),
+        order=(*order, *(name for name in names if name not in order)),
+        group=group,
+    )
+    return log_format if has_label else log_format.with_folders({label: "0"}), has_label
+
+
+def _as_stored(path: Path, log_format: LogFormat) -> LogFormat:
+    if kind_of_file(path) == PARQUET:
+        return replace(log_format, separator=None, header=False, quote=False)
+    if log_format.separator is None:
+        return replace(log_format, separator=",", header=True, quote=True)
+    return log_format
+
+
+def _first_fields(path: Path, log_format: LogFormat) -> list[str]:
+    """The fields of a text file's first line."""
+    line = next(RawFile(path).blocks(HEAD_BYTES)).partition(b"\n")[0].removesuffix(b"\r")
+    fields = split_line(line, log_format)
+    return [field.decode("utf-8", "backslashreplace").strip() for field in fields]

@@ -1,0 +1,300 @@
+"""A raw log's rows to click probabilities, one a line in the file's order, in bounded memory.
+
+With labels: AUC, log loss, normalised entropy and calibration, of all rows and by the values of a
+column. That takes 5 bytes of memory a row, 9 with weights, and 4 more where rows are grouped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from slipstream.logs import sources
+from slipstream.logs.folders import log_files
+from slipstream.logs.rawfile import RawFile, Tally
+from slipstream.logs.rows import import_polars
+from slipstream.logs.scoring import Block, Encoded
+from slipstream.serving.model import TrainedModel, probabilities
+from slipstream.tools.metrics import calibration, click_metrics
+
+BLOCK_BYTES = 1 << 23
+COLUMN = "probability"
+MAX_GROUPS = 10_000
+STANDARD_OUTPUT = "-"
+NO_ROW = "nan"  # until it is Parquet, whose reader takes an empty line for none
+
+
+@dataclass
+class Judged:
+    """What is needed to judge the scores of rows with labels.
+
+    Attributes:
+        logits, labels, weights, groups: of all rows so far, in pieces.
+        numbers: of the groups' values.
+    """
+
+    logits: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+    groups: list[np.ndarray] = field(default_factory=list)
+    numbers: dict[str | None, int] = field(default_factory=dict)
+
+    def add(self, block: Block) -> None:
+        """Take a block's labels; its logits come when they are computed."""
+        if block.labels is None:
+            return
+        self.labels.append(block.labels)
+        if block.weights is not None:
+            self.weights.append(block.weights)
+        if block.groups is not None:
+            values = block.groups.to_list()
+            for value in dict.fromkeys(values):
+                self.numbers.setdefault(value, len(self.numbers))
+            if len(self.numbers) > MAX_GROUPS:
+                raise ValueError(f"--by: the column has over {MAX_GROUPS:,} values; take another")
+            self.groups.append(np.array([self.numbers[value] for value in values], np.int32))
+
+    def report(self, shift: float) -> dict[str, Any]:
+        """Metrics of all rows and, where there are groups, of each."""
+        logits = np.concatenate(self.logits)
+        logits = logits.astype(np.float64) + shift if shift else logits
+        labels = np.concatenate(self.labels)
+        weights = np.concatenate(self.weights) if self.weights else None
+        report = _metrics(logits, labels, weights)
+        report["reliability"] = calibration(probabilities(logits), labels, weights)
+        if self.groups:
+            groups = np.concatenate(self.groups)
+            report["by"] = {
+                "" if value is None else value: _metrics(
+                    logits[at], labels[at], None if weights is None else weights[at]
+                )
+                for value, number in self.numbers.items()
+                for at in [groups == number]
+            }
+        return report
+
+
+def _metrics(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
+    rate = float(np.average(labels, weights=weights)) if len(labels) else float("nan")
+    mean = float(np.average(probabilities(logits), weights=weights)) if len(labels) else rate
+    return {
+        "rows": len(labels),
+        **click_metrics(logits, labels, weights),
+        "click_rate": rate,
+        "mean_probability": mean,
+        "calibration": mean / rate if rate > 0 else float("nan"),
+    }
+
+
+def score_log(
+    model: TrainedModel,
+    raw_data_file: str | Path,
+    output: str,
+    *,
+    bad_lines: int = 0,
+    by: str = "",
+    corrects: bool = True,
+    block_bytes: int = BLOCK_BYTES,
+) -> dict[str, Any]:
+    """Write the probabilities of a log's lines to `output`: CSV, Parquet by its name, `-`.
+
+    One line a line of the log; blank and bad ones have an empty score. The file is written beside
+    itself and renamed. Returns `lines`, `rows`, `bad_lines`, `unseen` by feature and, where the log
+    has labels, `metrics`. Raises `ValueError` and `OSError` as preprocessing does.
+    """
+    paths = files_of(model.reader.data_set, raw_data_file)
+    raws = [RawFile(path, root=_root_of(path, raw_data_file)) for path in paths]
+    tally, judged, shift = Tally(bad_lines), Judged(), model.shift if corrects else 0.0
+    before = model.unseen.copy()
+    # As a log's first line names its columns, so does the first line here.
+    has_header = model.reader.has_header(paths[0])
+    num_lines = 0
+    with _written(output, has_header) as write:
+        for has_row, logits in _logits(model, raws, tally, block_bytes, by, judged):
+            num_lines += len(has_row)
+            write(has_row, probabilities(logits, shift))
+    num_rows = sum(map(len, judged.logits))
+    found: dict[str, Any] = {"lines": num_lines, "rows": num_rows}
+    found["bad_lines"] = tally.dropped.get("bad line", 0)
+    found["examples"] = tally.examples
+    found["unseen"] = _by_feature(model, model.unseen - before)
+    if num_rows and sum(map(len, judged.labels)) == num_rows:
+        found["metrics"] = judged.report(shift)
+    return found
+
+
+def files_of(data_set: str, raw_data_file: str | Path) -> list[Path]:
+    """The files of a log to score, in order: one, or all of a folder."""
+    path = Path(raw_data_file)
+    if data_set == "custom" and path.is_dir():
+        return log_files(path)
+    if path.is_dir() and data_set == "terabyte":
+        raise ValueError(f"{path} is a folder; name the file of one day, as {path / 'day_23.gz'}")
+    if path.is_dir() or not path.exists():
+        return sources.find_raw_files(data_set, path, 1)
+    return [path]
+
+
+def _root_of(path: Path, given: str | Path) -> Path | None:
+    return Path(given) if Path(given).is_dir() and Path(given) in path.parents else None
+
+
+def _logits(
+    model: TrainedModel,
+    raws: Sequence[RawFile],
+    tally: Tally,
+    block_bytes: int,
+    by: str,
+    judged: Judged,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each block of lines which have a row, and these rows' logits.
+
+    Rows go through the network in mini-batches as evaluation cuts them, whatever the blocks are.
+    """
+    waiting: list[Block] = []
+    encoded: list[Encoded] = []
+    ready = np.empty(0, np.float32)
+    total = sum(raw.size_and_time["bytes"] for raw in raws)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="scoring", disable=None) as bar:
+        for raw in raws:
+            shown = 0
+            for block in model.reader.blocks(raw, tally, block_bytes, by):
+                judged.add(block)
+                model.unseen += block.encoded.unseen
+                waiting.append(block)
+                encoded.append(block.encoded)
+                if sum(len(part.ids) for part in encoded) >= model.batch_size:
+                    encoded, logits = _whole_batches(model, encoded)
+                    judged.logits.append(logits)
+                    ready = np.concatenate([ready, logits])
+                while waiting and len(waiting[0].encoded.ids) <= len(ready):
+                    num = len(waiting[0].encoded.ids)
+                    yield waiting.pop(0).has_row, ready[:num]
+                    ready = ready[num:]
+                bar.update(raw.num_read - shown)
+                shown = raw.num_read
+        logits = model.logits(_joined(encoded)) if encoded else ready[:0]
+        judged.logits.append(logits)
+        ready = np.concatenate([ready, logits])
+        for block in waiting:
+            num = len(block.encoded.ids)
+            yield block.has_row, ready[:num]
+            ready = ready[num:]
+
+
+def _whole_batches(model: TrainedModel, encoded: list[Encoded]) -> tuple[list[Encoded], np.ndarray]:
+    """The rows behind the last whole mini-batch, and the logits of those before."""
+    joined = _joined(encoded)
+    num = len(joined.ids) // model.batch_size * model.batch_size
+    logits = model.logits(joined._replace(dense=joined.dense[:num], ids=joined.ids[:num]))
+    return [joined._replace(dense=joined.dense[num:], ids=joined.ids[num:])], logits
+
+
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    dense, ids, _ = zip(*parts, strict=True)
+    return Encoded(np.concatenate(dense), np.concatenate(ids), parts[0].unseen)
+
+
+def _by_feature(model: TrainedModel, unseen: np.ndarray) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, number in zip(model.reader.column_names, unseen.tolist(), strict=True):
+        found[name] = found.get(name, 0) + number
+    return {name: number for name, number in found.items() if number}
+
+
+Write = Callable[[np.ndarray, np.ndarray], None]
+
+
+@contextmanager
+def _written(output: str, has_header: bool) -> Iterator[Write]:
+    """What takes (has_row, probabilities) of lines in turn; the file is in its place at the end."""
+    if output == STANDARD_OUTPUT:
+        # Not `sys.stdout`: what is lost of it is a result here, not chatter.
+        with open(os.dup(1), "wb") as file:
+            yield _csv_writer(file, has_header)
+        return
+    path = Path(os.path.realpath(output))
+    if path.is_dir():
+        raise ValueError(f"--output {output} is a folder; expected a file name")
+    is_parquet = path.suffix == ".parquet"
+    partial = path.with_name(path.name + ".partial")
+    table = path.with_name(path.name + ".table.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield _csv_writer(file, has_header and not is_parquet, NO_ROW if is_parquet else "")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_parquet:
+            pl = import_polars()
+            lines = pl.scan_csv(partial, has_header=False, schema={COLUMN: pl.Float64})
+            lines.with_columns(pl.col(COLUMN).fill_nan(None)).sink_parquet(table)
+            os.replace(table, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+        table.unlink(missing_ok=True)
+
+
+def _csv_writer(file: IO[bytes], has_header: bool, empty: str = "") -> Write:
+    pl = import_polars()
+    if has_header:
+        file.write(f"{COLUMN}\n".encode())
+
+    def write(has_row: np.ndarray, scores: np.ndarray) -> None:
+        values = np.full(len(has_row), np.nan)
+        values[has_row] = scores
+        lines = pl.DataFrame({COLUMN: values}).with_columns(pl.col(COLUMN).fill_nan(None))
+        # The shortest digits that read back as the same number; a line without a row is empty.
+        text = "\n".join(lines[COLUMN].cast(pl.String).fill_null(empty).to_list())
+        file.write(text.encode() + b"\n" if len(has_row) else b"")
+
+    return write
+
+
+def say(found: dict[str, Any], model: TrainedModel, file: IO[str] | None = None) -> None:
+    """Print what `score_log` found."""
+    file = file or sys.stdout
+    lines, rows = found["lines"], found["rows"]
+    print(f"scored {rows:,} rows of {lines:,} lines", file=file)
+    if found["bad_lines"]:
+        print(f"{found['bad_lines']:,} bad lines have an empty score", file=file)
+        for example in found["examples"]:
+            print(f"bad line: {example}", file=file)
+    number_of = {name: model.reader.column_names.count(name) for name in found["unseen"]}
+    for name, number in found["unseen"].items():
+        share = number / max(rows * number_of[name], 1)
+        print(f"{name}: {number:,} values ({share:.2%}) that the model's log never had", file=file)
+    if "metrics" in found:
+        _say_metrics(found["metrics"], file)
+
+
+def _say_metrics(metrics: dict[str, Any], file: IO[str]) -> None:
+    print(
+        f"AUC {metrics['auc']:.4f}, log loss {metrics['log_loss']:.4f}, normalised entropy "
+        f"{metrics['normalized_entropy']:.4f}, accuracy {metrics['accuracy']:.4f}\n"
+        f"click rate {metrics['click_rate']:.4f}, mean probability "
+        f"{metrics['mean_probability']:.4f}: calibration {metrics['calibration']:.4f}",
+        file=file,
+    )
+    print("tenths by probability:      rows   mean probability   click rate", file=file)
+    for rows, mean, rate in metrics["reliability"]:
+        print(f"{rows:>32,} {mean:>18.4f} {rate:>12.4f}", file=file)
+    by = metrics.get("by", {})
+    if by:
+        print("by value:                       rows      AUC   log loss   calibration", file=file)
+    for value, one in list(by.items())[:50]:
+        print(
+            f"{str(value)[:28]:<28} {one['rows']:>9,} {one['auc']:>8.4f} {one['log_loss']:>10.4f} "
+            f"{one['calibration']:>13.4f}",
+            file=file,
+        )
+    if len(by) > 50:
+        print(f"and {len(by) - 50:,} more (--report has all)", file=file)
