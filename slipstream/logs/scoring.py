@@ -259,7 +259,19 @@ def _as_stored(path: Path, log_format: LogFormat) -> LogFormat:
 
 
 def _first_fields(path: Path, log_format: LogFormat) -> list[str]:
-    """The fields of a text file's first line."""
-    line = next(RawFile(path).blocks(HEAD_BYTES)).partition(b"\n")[0].removesuffix(b"\r")
-    fields = split_line(line, log_format)
-    return [field.decode("utf-8", "backslashreplace").strip() for field in fields]
+    """The names in a text file's header, or the fields of its first whole line.
+
+    (Of a line with all fields, where there is one among the first: any may be bad.)
+    """
+    lines = next(RawFile(path).blocks(HEAD_BYTES)).split(b"\n")
+    first: list[str] = []
+    for line in lines[:1] if log_format.header else lines[:-1]:
+        try:
+            fields = split_line(line.removesuffix(b"\r"), log_format)
+        except ValueError:
+            continue
+        texts = [field.decode("utf-8", "backslashreplace").strip() for field in fields]
+        if log_format.header or len(texts) == len(log_format.names):
+            return texts
+        first = first or texts
+    return first

@@ -25,6 +25,7 @@ from slipstream.logs.transforms import Transforms, transforms_of
 from slipstream.model.features import features_of
 from slipstream.model.networks import ClickModel, build_network, find_network
 from slipstream.tools.device import choose_device, tune_process
+from slipstream.tools.metrics import probabilities
 from slipstream.training.resume import PRECISION
 from slipstream.training.saved import BEST, DESCRIPTION, Saved, found_checkpoint, open_checkpoint
 from slipstream.training.vocabulary_file import kept_vocabulary
@@ -66,8 +67,8 @@ class TrainedModel:
     def predict(self, frame: Any, corrects: bool = True) -> np.ndarray:
         """Click probabilities (n,) float64 of rows with the columns of the model's log.
 
-        `frame`: pandas, polars, or a dict of arrays. Labels, weights and other columns may be
-        there. With `corrects`, of a model whose training rows were thinned, probabilities are those
+        `frame`: pandas or a dict of arrays, where NaN is a missing value, or polars. Labels,
+        weights and other columns may be there. With `corrects`, of a model whose training rows were thinned, probabilities are those
         of whole rows. Raises `ValueError` for a missing column, or a value that is none of its
         kind.
         """
@@ -100,14 +101,6 @@ class TrainedModel:
         with self._model.evaluating():
             logits = self._model(dense.to(self.device), rows.to(self.device), present)
         return logits.float().cpu().numpy()
-
-
-def probabilities(logits: np.ndarray, shift: float = 0.0) -> np.ndarray:
-    """Of logits, in float64; `shift` is added to them first."""
-    logits = logits.astype(np.float64) + shift
-    # exp of what is not positive: nothing overflows.
-    small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1.0, small) / (1.0 + small)
 
 
 def load_model(
@@ -216,7 +209,8 @@ def _polars_frame(frame: Any) -> Any:
 
 def _series(pl: Any, values: Any) -> Any:
     values = values.to_numpy() if hasattr(values, "to_numpy") else values
+    # To pandas, and so here, NaN is a missing value; a polars frame has null for that.
     if isinstance(values, np.ndarray) and values.dtype == object:
-        # None and NaN both stand for a missing one.
         values = [None if isinstance(v, float) and v != v else v for v in values.tolist()]
-    return pl.Series(values, strict=False) if isinstance(values, list) else pl.Series(values)
+    series = pl.Series(values, strict=False) if isinstance(values, list) else pl.Series(values)
+    return series.fill_nan(None) if series.dtype.is_float() else series

@@ -22,8 +22,8 @@ from slipstream.logs.folders import log_files
 from slipstream.logs.rawfile import RawFile, Tally
 from slipstream.logs.rows import import_polars
 from slipstream.logs.scoring import Block, Encoded
-from slipstream.serving.model import TrainedModel, probabilities
-from slipstream.tools.metrics import calibration, click_metrics
+from slipstream.serving.model import TrainedModel
+from slipstream.tools.metrics import calibration, click_metrics, probabilities
 
 BLOCK_BYTES = 1 << 23
 COLUMN = "probability"

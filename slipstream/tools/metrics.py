@@ -45,6 +45,14 @@ def click_metrics(
     }
 
 
+def probabilities(logits: np.ndarray, shift: float = 0.0) -> np.ndarray:
+    """Of logits, in float64; `shift` is added to them first."""
+    logits = logits.astype(np.float64) + shift
+    # exp of what is not positive: nothing overflows.
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, small) / (1.0 + small)
+
+
 def calibration(
     probabilities: np.ndarray,
     labels: np.ndarray,

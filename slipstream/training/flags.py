@@ -15,7 +15,7 @@ from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
 from slipstream.training.batching import RANDOMIZE
 from slipstream.training.embedding import OPTIMIZERS
-from slipstream.training.held_out import CORRECTION
+from slipstream.training.held_out import CORRECTION, SAVE_PREDICTIONS
 from slipstream.training.optimizers import DENSE_OPTIMIZERS
 from slipstream.training.recipe import (
     ADAM_RATE,
@@ -297,6 +297,7 @@ RUN = (
         "evaluate the model of --load-model, without training; it says what its network is, where "
         "a flag does not, or has its usual value",
     ),
+    SAVE_PREDICTIONS,
 )
 
 
@@ -365,6 +366,7 @@ class RunSettings:
     keep: int
     load_model: str | None
     inference_only: bool
+    save_predictions: str | None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ log. AUC is the same with and without.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
@@ -24,7 +25,17 @@ CORRECTION = Flag(
 )
 
 
-def check_held_out(prepared: PreparedData, asked: dict[str, float], inference_only: bool) -> None:
+SAVE_PREDICTIONS = Flag(
+    "--save-predictions",
+    str,
+    None,
+    "write set (test, val), label and probability of each held-out input to this CSV file, in the "
+    "data's order, by the weights that were tested; not given: none",
+    "FILE",
+)
+
+
+def check_held_out(prepared: PreparedData, asked: dict[str, Any], inference_only: bool) -> None:
     """Raise `ValueError` for what needs held-out inputs where there are none.
 
     `asked` has the values of flags that do, by name; 0: not asked for.

@@ -30,6 +30,7 @@ from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
 from slipstream.training.policies import find_policy
+from slipstream.training.predictions import save_predictions
 from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
 from slipstream.training.resume import (
@@ -103,6 +104,8 @@ def run_training(
         if stop.signal:
             stop_program(stop.signal, trainer, log)
         summary = _end(method, trainer, prepared, log)
+        if run.save_predictions:
+            save_predictions(run.save_predictions, trainer)
     if trainer.save_failure is not None:  # after the results, which stand
         raise trainer.save_failure
     if checkpoints is not None:
@@ -115,6 +118,7 @@ def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
     judged, is_training = settings.evaluation, not settings.run.inference_only
     names = ("test_freq", "val_freq", "patience", "mlperf_auc_threshold", "mlperf_acc_threshold")
     asked = {f"--{name.replace('_', '-')}": getattr(judged, name) for name in names}
+    asked["--save-predictions"] = settings.run.save_predictions
     check_held_out(prepared, asked, not is_training)
     if is_training:
         _say_recipe(settings.training, prepared.data.num_train)

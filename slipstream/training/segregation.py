@@ -179,9 +179,7 @@ def segregate(
             num_rows, most_rows = int(log.table_sizes.sum()), hot_emb_gpu_mem // row_bytes
             ranking = rank_inputs(log.splits()[0], num_rows, ip_sampling_rate, seed)
             num_hot = ranking.num_hot(hot_threshold, most_rows)
-            place = os.path.relpath(Path(processed_file).absolute(), folder.absolute())
-            about = identity | {PROCESSED_FILE: place}
-            _write_ranking(partial, log, ranking, num_hot, row_bytes, about, min_count_report)
+            _write_ranking(partial, log, ranking, num_hot, row_bytes, identity, min_count_report)
         _write_sets(partial, log)
         seconds = time.perf_counter() - start
         figures = _finish_folder(partial, log.table_sizes, seconds)
@@ -230,17 +228,14 @@ def _write_ranking(
     ranking: Ranking,
     num_hot: int,
     row_bytes: int,
-    about: dict[str, Any],
+    identity: dict[str, Any],
     min_count_report: bool,
 ) -> None:
-    """Write the slots, and what is known of the hot inputs before any is written.
-
-    `about`: what the manifest says of the source.
-    """
+    """Write the slots, and what is known of the hot inputs before any is written."""
     train = log.splits()[0]
     budgets = budgets_of(ranking)
     min_counts = min_counts_after(log.manifest)
-    if not min_count_report or about["options"]["ip_sampling_rate"] < 100:
+    if not min_count_report or identity["options"]["ip_sampling_rate"] < 100:
         min_counts = min_counts[:1]  # accesses of a sample cannot be compared with another K
     rare_ids = rare_ids_of(log.manifest, len(log.table_sizes))
     merged = merge_rare(ranking, log.table_sizes, rare_ids, min_counts, num_hot)
@@ -263,7 +258,9 @@ def _write_ranking(
         ],
         "min_counts": merged.figures(by_bits, row_bytes),
     }
-    manifest = {name: value for name, value in about.items() if value is not None}
+    manifest = {name: value for name, value in identity.items() if value is not None}
+    if log.path is not None:
+        manifest[PROCESSED_FILE] = os.path.relpath(log.path.absolute(), partial.absolute())
     manifest |= {"figures": figures, "source_notes": log.manifest.get("source_notes")}
     manifest.setdefault("features", log.layout.describe())
     write_npz(

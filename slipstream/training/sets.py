@@ -216,11 +216,6 @@ def load_segregated(
     shift = _held_out_shift(manifest, str(folder / ROWS_FILE))
     with contextlib.suppress(OSError, ValueError):
         manifest |= read_json(folder / TIMES_FILE)
-    files = {"segregated": str(folder.absolute())}
-    if processed_file is None and isinstance(manifest.get(PROCESSED_FILE), str):
-        processed_file = folder.absolute() / manifest[PROCESSED_FILE]
-    if processed_file is not None:
-        files["processed"] = os.path.abspath(processed_file)
     return PreparedData(
         TrainingData(hot, cold, test, val, rows["access_counts"], shift),
         rows["counts"],
@@ -230,7 +225,19 @@ def load_segregated(
         manifest,
         str(manifest.get("source")),
         manifest["files"],
-        files,
+        _files_of(folder, manifest, processed_file),
+    )
+
+
+def _files_of(
+    folder: Path, manifest: dict[str, Any], processed_file: str | Path | None
+) -> dict[str, str]:
+    """Where the data came from: the folder, and its processed file where it says which."""
+    if processed_file is None and isinstance(manifest.get(PROCESSED_FILE), str):
+        processed_file = folder.absolute() / manifest[PROCESSED_FILE]
+    files = {"segregated": str(folder.absolute())}
+    return files | (
+        {} if processed_file is None else {"processed": os.path.abspath(processed_file)}
     )
 
 

@@ -1,0 +1,318 @@
+"""A trained model scores new rows: the scores are evaluation's, whatever the log looks like."""
+
+import contextlib
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from helpers import MODEL_FLAGS
+from sklearn.metrics import log_loss, roc_auc_score
+
+import data_utils
+import dlrm_s_pytorch
+import fae_train
+import predict
+from slipstream.logs import taobao
+from slipstream.logs.rows import Rows
+from slipstream.logs.scoring import for_scoring
+from slipstream.serving.model import load_model
+from slipstream.serving.scores import score_log
+from slipstream.tools.npz import open_npz, unpack_manifest, write_npz
+from slipstream.tools.runtime import write_json
+from slipstream.training.saved import checksum_of
+
+COLUMNS = {
+    "label": "clicked",
+    "dense": ["age", {"name": "score", "type": "number", "transform": "standardize"}],
+    "categorical": [
+        "item",
+        "site",
+        {"name": "tags", "values": 3, "pool": "mean"},
+        {"name": "viewed", "table": "item"},
+    ],
+    "day": "day",
+    "weight": "w",
+}
+ROWS, HELD_OUT = 1500, 500
+FLAGS = [*MODEL_FLAGS, "--arch-mlp-bot", "auto-16-8"]
+
+
+def clicks(num_rows=ROWS, seed=0):
+    """A log whose last day is its last rows; some fields are empty, some integers floats."""
+    rng = np.random.default_rng(seed)
+    item = rng.zipf(1.5, num_rows) % 200
+    tags = [[f"t{t}" for t in rng.integers(0, 9, rng.integers(0, 5))] for _ in range(num_rows)]
+    day = np.minimum(np.arange(num_rows) // 200, 5)
+    return pl.DataFrame(
+        {
+            "extra": ["a, b"] * num_rows,
+            "clicked": (rng.random(num_rows) < (item % 3 == 0) * 0.5 + 0.2).astype(np.int8),
+            "age": rng.integers(0, 90, num_rows),
+            "score": [None if x > 8 else x for x in rng.normal(5, 3, num_rows).tolist()],
+            "item": [f"{i}.0" if i % 7 == 1 else str(i) for i in item.tolist()],
+            "site": [None if s == 5 else f"s{s}" for s in rng.integers(0, 9, num_rows).tolist()],
+            "tags": ["|".join(t) or None for t in tags],
+            "viewed": [str(i) for i in (rng.zipf(1.5, num_rows) % 150).tolist()],
+            "day": [f"2024-03-0{d + 1}" for d in day.tolist()],
+            "w": rng.choice([0.5, 1.0, 2.0], num_rows),
+        }
+    )
+
+
+def preprocess(folder, target, *flags):
+    data_utils.main(
+        ["--data-set", "custom", "--columns", str(folder / "columns.json"), *flags]
+        + ["--raw-data-file", str(folder / "log.csv"), "--processed-data-file", str(target)]
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of the clicks, trained by FAE: (folder, summary, the test rows, their scores)."""
+    folder = tmp_path_factory.mktemp("predict")
+    frame = clicks()
+    frame.write_csv(folder / "log.csv")
+    (folder / "columns.json").write_text(json.dumps(COLUMNS))
+    preprocess(folder, folder / "p.npz", "--min-count", "3")
+    flags = ["--processed-data-file", folder / "p.npz", "--save-model", folder / "model"]
+    flags += [*FLAGS, "--runs-dir", folder / "runs", "--save-predictions", folder / "scores.csv"]
+    summary = fae_train.main([str(flag) for flag in flags])
+    scores = pl.read_csv(folder / "scores.csv").filter(pl.col("set") == "test")
+    return folder, summary, frame[-HELD_OUT : -HELD_OUT // 2], scores["probability"].to_list()
+
+
+def scored(folder, frame, name="new.csv", model="model", **options):
+    """What `score_log` makes of a frame in a file: the scores, and what it says."""
+    path = folder / name
+    if name.endswith(".parquet"):
+        frame.write_parquet(path)
+    elif isinstance(frame, bytes):
+        path.write_bytes(frame)
+    else:
+        frame.write_csv(path)
+    found = load_model(folder / model, batch_size=200)
+    said = score_log(found, path, str(folder / "out.csv"), block_bytes=700, **options)
+    lines = (folder / "out.csv").read_text().split("\n")
+    assert lines[0] == "probability" and lines[-1] == "" and not list(folder.glob("*.partial"))
+    return [float(line) if line else None for line in lines[1:-1]], said
+
+
+def test_scores_are_those_of_the_evaluation(trained, capsys):
+    """Bit for bit, with the metrics of the summary, by `predict.py` as by the trainer."""
+    folder, summary, test, expected = trained
+    test.write_csv(folder / "test.csv")
+    flags = f"--load-model {folder}/model --raw-data-file {folder}/test.csv --by site "
+    flags += f"--output {folder}/out.csv --report {folder}/r.json --test-mini-batch-size 200"
+    found = predict.main(flags.split())
+    assert [float(x) for x in (folder / "out.csv").read_text().split()[1:]] == expected
+    metrics = json.loads((folder / "r.json").read_text())["metrics"]
+    for name in ("auc", "log_loss", "normalized_entropy", "accuracy"):
+        assert metrics[name] == found["metrics"][name] == summary[name]
+    assert "AUC" in capsys.readouterr().out
+    labels, weights = test["clicked"].to_numpy(), test["w"].to_numpy()
+    assert metrics["auc"] == roc_auc_score(labels, expected, sample_weight=weights)
+    rate, mean = np.average(labels, weights=weights), np.average(expected, weights=weights)
+    assert metrics["calibration"] == pytest.approx(mean / rate, rel=1e-12)
+    assert sum(rows for rows, _, _ in metrics["reliability"]) == len(test)
+    assert [mean for _, mean, _ in metrics["reliability"]] == sorted(
+        mean for _, mean, _ in metrics["reliability"]
+    )
+    is_s3 = (test["site"] == "s3").fill_null(False).to_numpy()
+    of_s3 = (labels[is_s3], np.array(expected)[is_s3])
+    assert metrics["by"]["s3"]["log_loss"] == pytest.approx(
+        log_loss(*of_s3, sample_weight=weights[is_s3]), rel=1e-9
+    )
+    assert sum(one["rows"] for one in metrics["by"].values()) == len(test)
+
+
+def test_the_same_rows_in_other_clothes(trained, tmp_path):
+    """No label, another order of columns, other line ends, packed, Parquet, frames: the same."""
+    folder, _, test, expected = trained
+    shutil.copytree(folder / "model", tmp_path / "model")  # elsewhere, and without any data
+    features = test.drop("clicked", "w", "day", "extra")
+    text = test.write_csv().encode()
+    forms = {
+        "nolabel.csv": features,
+        "turned.csv": test.select(reversed(test.columns)),
+        "crlf.csv": text.replace(b"\n", b"\r\n"),
+        "packed.csv.gz": gzip.compress(text),
+        "all.parquet": test,
+        "some.parquet": features.with_columns(pl.col("tags").str.split("|")),
+    }
+    for name, frame in forms.items():
+        assert scored(tmp_path, frame, name)[0] == expected, name
+    model = load_model(tmp_path / "model", batch_size=200)
+    columns = {name: test[name].to_list() for name in features.columns}
+    arrays = {name: np.array(values, dtype=object) for name, values in columns.items()}
+    for frame in (features, test, pd.DataFrame(columns), arrays, columns):
+        assert model.predict(frame).tolist() == expected
+    assert model.predict(test[:0]).shape == (0,)
+    load_model(tmp_path / "model")
+    flags = f"--load-model {tmp_path}/model --raw-data-file {tmp_path}/all.parquet "
+    predict.main(f"{flags} --output {tmp_path}/o.parquet --test-mini-batch-size 200".split())
+    assert pl.read_parquet(tmp_path / "o.parquet")["probability"].to_list() == expected
+
+
+def test_values_never_seen_are_rare_ones_or_absent(trained):
+    folder, _, test, _ = trained
+    model = load_model(folder / "model")
+    row = {"age": [3], "score": [1.0], "item": ["4"], "site": ["s1"], "tags": ["t1"]}
+    row |= {"viewed": ["never"]}
+    manifest = unpack_manifest(open_npz(folder / "p.npz"))
+    rare = {one["name"]: one.get("rare_id") for one in manifest["table_columns"]}
+    assert rare["item"] is not None and rare["site"] is rare["tags"] is None
+    encoded = model.reader.of_frame(pl.DataFrame(row))
+    assert encoded.ids[0, -1] == rare["item"] and encoded.unseen.tolist() == [0, 0, 0, 0, 0, 1]
+    assert model.reader.column_names == ["item", "site", "tags", "tags", "tags", "viewed"]
+    unknown = model.reader.of_frame(pl.DataFrame(row | {"site": ["x"], "tags": ["t1|y"]}))
+    assert unknown.ids[0].tolist()[1:5] == [-1, encoded.ids[0, 2], -1, -1]
+    assert unknown.unseen.tolist() == [0, 1, 0, 1, 0, 1]
+    # An absent row is zeros, in a list and alone.
+    offset = len(model.reader.vocabulary.tables[0])
+    rows = torch.zeros(1, 6, 8)
+    known = torch.from_numpy(np.array(model.saved.arrays["rows"]))
+    places = [0, 0, offset + len(model.reader.vocabulary.tables[1]), 0, 0, 0]
+    for column in (0, 2, 5):
+        rows[0, column] = known[unknown.ids[0, column] + places[column]]
+    dense = torch.from_numpy(model.reader.transforms.apply(unknown.dense))
+    with model._model.evaluating():
+        wanted = model._model(dense, rows, torch.from_numpy(unknown.ids >= 0))
+    assert model.logits(unknown).tolist() == wanted.tolist()
+
+
+def test_bad_lines_keep_their_place(trained, tmp_path):
+    folder, _, test, expected = trained
+    shutil.copytree(folder / "model", tmp_path / "model")
+    lines = test[:5].write_csv().encode().split(b"\n")
+    lines[2:2] = [b"1,2", b"\r"]
+    lines[5] = lines[5].replace(b",s", b",s,", 1)
+    scores, said = scored(tmp_path, b"\n".join(lines), bad_lines=2)
+    assert [at for at, score in enumerate(scores) if score is None] == [1, 2, 4]
+    assert np.allclose([scores[0], scores[3], *scores[5:]], np.delete(expected[:5], 2))
+    assert said["bad_lines"] == 2 and said["lines"] == 7 and "line 3" in said["examples"][0]
+    with pytest.raises(ValueError, match=r"new.csv, line 3: 2 columns"):
+        scored(tmp_path, b"\n".join(lines))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_cannot_be_scored_is_said(trained, tmp_path, monkeypatch):
+    folder, _, test, _ = trained
+    shutil.copytree(folder / "model", tmp_path / "model")
+    model = load_model(tmp_path / "model")
+
+    def refused(match, frame, name="new.csv", **options):
+        with pytest.raises((ValueError, OSError), match=match):
+            scored(tmp_path, frame, name, **options)
+
+    refused("no columns? 'item'", test.drop("item"))
+    refused("has no column 'item'", test.drop("item"), "new.parquet")
+    refused("is empty", b"")
+    refused("no column 'city' of single values", test, by="city")
+    refused("column 3 .age.: 'x' is not", test.with_columns(age=pl.lit("x")))
+    for frame, match in (
+        (test.drop("site"), "has no column 'site'"),
+        (test.with_columns(age=pl.lit("x")), r"row 1, column 2 .age."),
+        ({"age": [1, 2], "item": [1]}, "cannot be read as columns"),
+        (3, "cannot be read as columns"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            model.predict(frame)
+    with pytest.raises(ValueError, match="is a folder"):
+        score_log(model, tmp_path / "new.csv", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        load_model(tmp_path)
+    kept = tmp_path / "model" / "vocabulary.npz"
+    content = {name: np.array(array) for name, array in open_npz(kept).items()}
+    codes = content["codes"]
+    for changed in (codes[:-1], codes.astype(np.int64), codes[::-1], np.roll(codes, 1), codes[:0]):
+        write_npz(kept, {**content, "codes": changed})
+        with pytest.raises(ValueError, match=r"vocabulary(\.npz)?"):
+            load_model(tmp_path / "model")
+    kept.unlink()
+    with pytest.raises(FileNotFoundError, match=r"needs vocabulary\.npz"):
+        load_model(tmp_path / "model")
+    (step,) = (tmp_path / "model").glob("step-*")
+    described = json.loads((step / "checkpoint.json").read_text())
+    described.pop("checksum")
+    described["vocabulary"] = None
+    write_json(step / "checkpoint.json", described | {"checksum": checksum_of(described)})
+    with pytest.raises(ValueError, match="cannot score new rows"):
+        load_model(tmp_path / "model")
+    # Evaluating needs no vocabulary, and nothing but the folder is named.
+    summary = fae_train.main(
+        ["--inference-only", "--load-model", str(tmp_path / "model"), "--runs-dir", str(tmp_path)]
+    )
+    assert summary["auc"] == pytest.approx(trained[1]["auc"], abs=1e-6)
+
+
+def test_probabilities_of_whole_rows(trained, tmp_path):
+    """Of a model whose training rows were thinned, the logit moves by ln(1 - rate)."""
+    folder, _, test, _ = trained
+    preprocess(folder, tmp_path / "p.npz", "--data-sub-sample-rate", "0.5")
+    flags = ["--processed-data-file", tmp_path / "p.npz", "--save-model", tmp_path / "model"]
+    flags += [*FLAGS, "--runs-dir", tmp_path / "runs", "--save-predictions", tmp_path / "s.csv"]
+    dlrm_s_pytorch.main([str(flag) for flag in flags])
+    model = load_model(tmp_path / "model", batch_size=200)
+    corrected, plain = model.predict(test), model.predict(test, corrects=False)
+    scores = pl.read_csv(tmp_path / "s.csv").filter(pl.col("set") == "test")["probability"]
+    assert corrected.tolist() == scores.to_list()
+    odds = [p / (1 - p) for p in (corrected, plain)]
+    np.testing.assert_allclose(odds[0], odds[1] / 2, rtol=1e-12)
+
+
+def test_criteos_lines_without_a_label():
+    from slipstream.logs.formats import FORMATS
+
+    fields = ["1"] * 39
+    log_format, has_label = for_scoring("x", FORMATS["kaggle"], fields, "")
+    assert not has_label and log_format.num_in_file == 39
+    assert for_scoring("x", FORMATS["kaggle"], [*fields, "1"], "")[1]
+    assert not for_scoring("x", FORMATS["avazu"], ["hour", "C1"], "")[1]
+
+
+def test_a_candidates_history_is_the_clicks_before_it():
+    rng = np.random.default_rng(0)
+    history, known = taobao.History(), {}
+    for number in (7, 1, 60, 0, 40):
+        user, item, category = rng.integers(1, 6, (3, number))
+        clicked = rng.integers(0, 2, number)
+        times = taobao.START + rng.integers(0, 9 * 86400, number)
+        dense = np.stack([user, item, category], axis=1).astype(np.int32)
+        lines = Rows(clicked.astype(np.int8), dense, np.empty((number, 0), np.uint64), times)
+        found = history.candidates(lines, -1)
+        for at in range(number):
+            num, last = known.get(user[at], (0, (-1, -1)))
+            hour = (times[at] - taobao.START) // 3600
+            wanted = [user[at], item[at], category[at], hour % 24, (hour // 24 + 5) % 7, *last]
+            assert found.codes[at].tolist() == [value + 1 for value in wanted]
+            assert found.dense[at].tolist() == [num]
+            if clicked[at]:
+                known[user[at]] = (num + 1, (item[at], category[at]))
+
+
+def test_a_file_that_is_no_vocabulary(trained, tmp_path):
+    """Each part of what a manifest says of it is checked."""
+    folder, *_ = trained
+    arrays = {name: np.array(array) for name, array in open_npz(folder / "p.npz").items()}
+    manifest = unpack_manifest(arrays)
+    from slipstream.logs.vocabulary import KEYS, vocabulary_of
+
+    found = vocabulary_of(arrays, manifest, "p")
+    assert found is not None and found.lineage == [found.checksum]
+    for key in KEYS:
+        for value in (7, "x", [3], {"a": 1}, 0):
+            spoilt = {**manifest["vocabulary"], key: value}
+            with contextlib.suppress(KeyError):
+                if key == "max_ind_range" and value == 7:
+                    continue
+                if key == "data_set" and value == "x":
+                    continue  # which the reader refuses
+                if key == "columns" and value == {"a": 1}:
+                    continue  # likewise
+                with pytest.raises(ValueError, match="vocabulary"):
+                    vocabulary_of(arrays, {"vocabulary": spoilt}, "p")
