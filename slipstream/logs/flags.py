@@ -51,6 +51,14 @@ FILE_FLAGS = (
         "hold out the rows of this file, or folder of files, of the same format, and train on all"
         " of --raw-data-file",
     ),
+    cli.Flag(
+        "--extend",
+        str,
+        None,
+        "a processed file of the same columns, as yesterday's: its values keep their ids, new ones "
+        "follow, and a model of it goes on with this one",
+        "FILE",
+    ),
     cli.Flag("--num-days", cli.positive_int, 24, "files read, from day_0; terabyte only"),
     cli.Flag(
         "--processed-data-file",

@@ -25,7 +25,7 @@ buy, cart, fav) and time (seconds since 1970).
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -295,6 +295,12 @@ class LogFormat:
             if self.detail(column).kind_of_values(self.kinds[column]) == "string"
         }
         return tuple(modulus if name in is_text else 0 for name in self.schema.table_names)
+
+    def of_tables(self, tables: Container[str]) -> tuple[str, ...]:
+        """The columns whose values are in one of these tables."""
+        categories = self.columns(*CATEGORY_KINDS)
+        names = [(self.names[c], self.detail(c).table or self.names[c]) for c in categories]
+        return tuple(name for name, table in names if table in tables)
 
     def with_folders(self, values: Mapping[str, str]) -> LogFormat:
         """The format of a file in folders `name=value`: what they name is not in the file."""

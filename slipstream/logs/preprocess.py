@@ -39,6 +39,7 @@ from slipstream.logs.rawfile import RawFile, is_same_file
 from slipstream.logs.report import print_summary
 from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, work_folder
+from slipstream.logs.vocabulary import Known, known_of
 from slipstream.tools.npz import open_npz, unpack_manifest
 from slipstream.tools.runtime import (
     available_memory_bytes,
@@ -71,6 +72,7 @@ def preprocess(
     max_memory: int | None = None,
     seed: int = 123,
     jobs: int = 1,
+    extend: str | Path | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> bool:
     """Build `processed_data_file` from a raw log; False when it was up to date already.
@@ -79,6 +81,9 @@ def preprocess(
     disk); the output is then what it was before. Raw files that were encoded to their ends are kept
     in `<processed_data_file>.work` for the next run. With `jobs` over 1, so many files are read at
     once, in processes that import the caller's main module.
+
+    With `extend`, a processed file of the same columns, values that it holds keep their ids, those
+    it does not hold follow, and dense columns are standardized as there.
     """
     check_numbers(data_set, num_days, max_ind_range, min_count, data_sub_sample_rate)
     log_format = choose_format(data_set, columns)
@@ -100,6 +105,10 @@ def preprocess(
         "bad_lines": bad_lines,
         **unusual_options(choice, schema),
     }
+    known = None if extend is None else known_of(extend)
+    if known is not None:
+        log_format = extending(log_format, schema, known, data_set, max_ind_range)
+        options["extends"] = known.vocabulary.checksum
     manifest = manifest_of(data_set, options, log_format)
     with writable(processed), exclusive(processed.parent):
         raws = [RawFile(path, len(paths) > 1, root_of(path, roots)) for path in paths]
@@ -111,7 +120,7 @@ def preprocess(
         of_log = (data_set, log_format, schema, choice)
         numbers = (max_ind_range, bad_lines, block_bytes, 0)
         reading = Reading(work_folder(processed), *of_log, *numbers)
-        build(processed, raws, manifest, reading, max_memory, jobs)
+        build(processed, raws, manifest, reading, max_memory, jobs, known)
         return True
 
 
@@ -149,6 +158,29 @@ def schema_of(
     if modulus > 0 and log_format.lax:
         schema = dataclasses.replace(schema, moduli=log_format.text_moduli(modulus))
     return schema
+
+
+def extending(
+    log_format: LogFormat, schema: Schema, known: Known, data_set: str, max_ind_range: int
+) -> LogFormat:
+    """How to read a log whose file extends another; `ValueError`: they have other columns."""
+    described = known.vocabulary.described
+    columns = describe_format(log_format) if data_set == "custom" else None
+    asked = {"data_set": data_set, "max_ind_range": max_ind_range}
+    there, here = {**described}, {**asked}
+    if columns is not None and isinstance(there["columns"], dict):
+        # What a file looks like may change from day to day, and what is held out.
+        here |= {key: columns[key] for key in ("order", "details")}
+        there |= {key: there["columns"].get(key) for key in ("order", "details")}
+        of_kind = dict(zip(columns["names"], columns["kinds"], strict=True))
+        here["kinds"] = {name: of_kind[name] for name in columns["order"]}
+        of_kind = dict(zip(there["columns"]["names"], there["columns"]["kinds"], strict=True))
+        there["kinds"] = {name: of_kind.get(name) for name in columns["order"]}
+    for key, value in json.loads(json.dumps(here)).items():
+        if there.get(key) != value:
+            raise ValueError(f"--extend: {key} is {there.get(key)!r} there, and {value!r} here")
+    whole = known.vocabulary.number_tables(schema.table_names)
+    return dataclasses.replace(log_format, integers=log_format.of_tables(whole))
 
 
 def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
@@ -227,6 +259,7 @@ def build(
     reading: Reading,
     max_memory: int | None,
     jobs: int,
+    known: Known | None = None,
 ) -> None:
     """Go through the stages of `slipstream.logs.stages`, as far as they are not done already."""
     started = time.perf_counter()
@@ -235,7 +268,7 @@ def build(
     num_jobs, stage_bytes = check_memory(max_memory, reading.block_bytes, num_jobs)
     paths = [raw.path for raw in raws]
     identity = {**manifest, "files": [raw.size_and_time for raw in raws]}
-    work = Work(processed, identity, schema, choice, stage_bytes)
+    work = Work(processed, identity, schema, choice, stage_bytes, known)
     done = work.files_done()
     if done or work.is_encoded:
         finished = "all" if work.is_encoded else f"{len(done)} of {len(paths)}"

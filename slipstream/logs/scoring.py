@@ -17,7 +17,7 @@ import numpy as np
 from slipstream.logs import taobao
 from slipstream.logs.containers import PARQUET, kind_of_file
 from slipstream.logs.features import FeatureLayout
-from slipstream.logs.formats import FORMATS, LogFormat, Schema, format_of
+from slipstream.logs.formats import FORMATS, LogFormat, format_of
 from slipstream.logs.parquet import frame_blocks, names_of
 from slipstream.logs.parsing import split_line
 from slipstream.logs.rawfile import RawFile, Tally, parse_checked, parsed_blocks
@@ -93,7 +93,8 @@ class Reader:
         self._moduli = (0,) * len(vocabulary.tables)
         if self.modulus > 0 and self.log_format.lax:
             self._moduli = self.log_format.text_moduli(self.modulus)
-        self._integers = _integers_of(self.log_format, self.schema, described["numbers"])
+        names = self.schema.table_names
+        self._integers = self.log_format.of_tables(vocabulary.number_tables(names))
         self._means = np.array([column.mean for column in transforms.columns], np.float32)
 
     def _check(self) -> None:
@@ -200,18 +201,6 @@ class Reader:
         for parsed in parsed_blocks(raw, self.log_format, block_bytes, -1, tally):
             rows = history.candidates(parsed.rows, self.modulus)
             yield Block(parsed.has_row(), self.encode(rows), None, None, None)
-
-
-def _integers_of(
-    log_format: LogFormat, schema: Schema, numbers: Sequence[bool | None]
-) -> tuple[str, ...]:
-    """The columns in which 17.0 is 17."""
-    whole = {name for name, are in zip(schema.table_names, numbers, strict=True) if are}
-    return tuple(
-        name
-        for column, name in enumerate(log_format.names)
-        if (log_format.detail(column).table or name) in whole
-    )
 
 
 def for_scoring(

@@ -44,7 +44,7 @@ from slipstream.logs.rawfile import Tally
 from slipstream.logs.report import report_of
 from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, Selection, check_halves, kept_rows
-from slipstream.logs.vocabulary import VOCABULARY, Vocabulary
+from slipstream.logs.vocabulary import VOCABULARY, Known
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
 from slipstream.tools.runtime import ordered, sync_file, write_json
@@ -64,7 +64,7 @@ class Work:
         schema: of the rows.
         choice: what is done with them.
         max_bytes: memory that vocabularies, merging and sorting may take.
-        known: the vocabulary of a file that is extended.
+        known: what a file that is extended hands on.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Work:
         schema: Schema,
         choice: Choice,
         max_bytes: int,
-        known: Vocabulary | None = None,
+        known: Known | None = None,
     ) -> None:
         self.processed, self.schema, self.max_bytes = processed, schema, max_bytes
         self.choice, self.known = choice, known
@@ -145,11 +145,12 @@ class Work:
         parts = self.parts()
         selection = Selection(parts, self.schema, self.choice)
         selection.count()
-        known, most = self.known, self.max_bytes
+        known = None if self.known is None else self.known.vocabulary
+        most = self.max_bytes
         tables = merge_tables(self.folder, parts, self.schema, self.choice.min_count, most, known)
         check_num_embedding_rows(sum(table["distinct"] for table in tables))
         check_tables(dict(zip(self.schema.table_names, tables, strict=True)))
-        statistics = selection.statistics()
+        statistics = selection.statistics() if self.known is None else self._known_statistics()
         if not selection.is_sorted:
             self._sort(parts)
         if self.schema.split.rule != "none":
@@ -166,6 +167,13 @@ class Work:
                 "manifest": {**manifest, **numbers, VOCABULARY: vocabulary},
             },
         )
+
+    def _known_statistics(self) -> list[tuple[float, float]]:
+        """Mean and standard deviation of each standardized column in the file that is extended."""
+        assert self.known is not None
+        chosen = np.flatnonzero(self.schema.is_standardized)
+        columns = self.known.transforms.columns
+        return [(columns[column].mean, columns[column].std) for column in chosen]
 
     def _sort(self, parts: Sequence[Part]) -> None:
         """Distribute the rows, ids ranked, over buckets of keys, in the folder `sorted`."""

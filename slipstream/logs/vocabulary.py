@@ -16,14 +16,17 @@ Price: 8 bytes a row of the tables on disk; 8 in memory, 12 where a file was ext
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slipstream.logs.encoding import sorted_with_places
 from slipstream.logs.rows import RARE
+from slipstream.logs.transforms import Transforms, transforms_of
+from slipstream.tools.npz import open_npz, unpack_manifest
 
 VOCABULARY = "vocabulary"  # the manifest's key
 KEYS = ("checksum", "lineage", "numbers", "data_set", "max_ind_range", "columns")
@@ -95,9 +98,37 @@ class Vocabulary:
         """Checksums of the files that this one extends, and its own, oldest first."""
         return [*self.described["lineage"], self.checksum]
 
+    def number_tables(self, names: Sequence[str]) -> set[str]:
+        """Of the tables, by name, those in which 17.0 is 17."""
+        are = zip(names, self.described["numbers"], strict=True)
+        return {name for name, numbers in are if numbers}
+
     def is_extended_by(self, other: Mapping[str, Any]) -> bool:
         """Whether a file with that vocabulary keeps all of this one's ids."""
         return self.checksum in (*other.get("lineage", ()), other.get("checksum"))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a file that extends another takes over: its ids, and what its dense values become."""
+
+    vocabulary: Vocabulary
+    transforms: Transforms
+
+
+def known_of(path: str | Path) -> Known:
+    """What the processed file that --extend names hands on.
+
+    Raises `ValueError` where it has no vocabulary, or is not whole; `FileNotFoundError`.
+    """
+    arrays = open_npz(path, ("X_int", "counts"))
+    manifest = unpack_manifest(arrays)
+    found = vocabulary_of(arrays, manifest, str(path))
+    if found is None:
+        raise ValueError(
+            f"--extend: {path} keeps no vocabulary; preprocess its log again with this version"
+        )
+    return Known(found, transforms_of(manifest, arrays["X_int"].shape[1], str(path)))
 
 
 def checksum_of(codes: Iterable[np.ndarray], table_sizes: np.ndarray) -> str:

@@ -68,9 +68,9 @@ class TrainedModel:
         """Click probabilities (n,) float64 of rows with the columns of the model's log.
 
         `frame`: pandas or a dict of arrays, where NaN is a missing value, or polars. Labels,
-        weights and other columns may be there. With `corrects`, of a model whose training rows were thinned, probabilities are those
-        of whole rows. Raises `ValueError` for a missing column, or a value that is none of its
-        kind.
+        weights and other columns may be there. With `corrects`, of a model whose training rows were
+        thinned, probabilities are those of whole rows. Raises `ValueError` for a missing column, or
+        a value that is none of its kind.
         """
         encoded = self.reader.of_frame(_polars_frame(frame))
         self.unseen += encoded.unseen

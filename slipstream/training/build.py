@@ -28,6 +28,7 @@ from slipstream.training.dropping import DropRule
 from slipstream.training.embedding import EmbeddingTable, initial_rows
 from slipstream.training.evaluation import Ends
 from slipstream.training.flags import Settings
+from slipstream.training.growth import grown_rows, is_extended
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.optimizers import make_optimizer
 from slipstream.training.policies import Policy
@@ -110,10 +111,13 @@ def build_model(
         saved.load_network(network)
         optimizer = saved.identity["run"].get("--optimizer")
         with_sums = training.optimizer == optimizer == "rwsadagrad"
-        rows, sums = saved.load_rows(num_rows, dim, slots, with_sums, layout.has_absent)
+        if is_extended(saved, prepared.manifest):
+            rows, sums = grown_rows(saved, prepared, dim, training.seed, with_sums)
+        else:
+            rows, sums = saved.load_rows(num_rows, dim, slots, with_sums, prepared.has_absent)
     else:
         by_row = None if slots is None else torch.from_numpy(np.array(slots))
-        rows = initial_rows(sizes.tolist(), dim, by_row, training.seed, layout.has_absent)
+        rows = initial_rows(sizes.tolist(), dim, by_row, training.seed, prepared.has_absent)
     table = EmbeddingTable(
         rows,
         num_resident,
@@ -122,7 +126,7 @@ def build_model(
         training.optimizer,
         settings.evaluation.test_mini_batch_size * layout.num_columns,
         sums,
-        layout.has_absent,
+        prepared.has_absent,
     )
     torch.manual_seed(training.seed)
     model = ClickModel(

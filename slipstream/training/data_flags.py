@@ -23,6 +23,7 @@ from slipstream.training.flags import recipe_of
 from slipstream.training.saved import Saved, found_checkpoint
 from slipstream.training.segregation import HOT_ROW_FLAGS, ROWS_FILE, default_folder, segregate
 from slipstream.training.sets import PreparedData, baseline_data, load_segregated
+from slipstream.training.test_file import TEST_DATA_FILE, tested_on
 
 NUM_GENERATED_DENSE = 13  # as Criteo
 DATA_SIZE = 100_000
@@ -42,6 +43,7 @@ GENERATED = (
         "a processed .npz of data_utils.py, or of the older DLRM scripts",
     ),
     *RAW_FLAGS,
+    TEST_DATA_FILE,
     Flag(
         "--data-size",
         cli.positive_int,
@@ -90,6 +92,7 @@ SEGREGATED = (
         "refuse a folder that was not made from this processed .npz; not given: no check",
     ),
     *RAW_FLAGS,
+    TEST_DATA_FILE,
     Flag(
         "--schedule",
         SCHEDULES,
@@ -106,6 +109,8 @@ def check_generated(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--processed-data-file is needed with --data-generation=dataset")
     if args.data_generation != "dataset" and named:
         parser.error("--processed-data-file goes with --data-generation=dataset")
+    if args.data_generation != "dataset" and args.test_data_file:
+        parser.error("--test-data-file goes with --data-generation=dataset")
     if args.data_generation != "random":
         for flag in LOOKUPS:
             if getattr(args, flag.dest) != flag.usual:
@@ -162,7 +167,7 @@ def open_baseline(args: argparse.Namespace) -> PreparedData:
     if kind == "dataset":
         path = processed_file(args)
         assert path is not None
-        return baseline_data(load_processed(path, args.max_memory))
+        return tested_on(baseline_data(load_processed(path, args.max_memory)), args.test_data_file)
     return baseline_data(_generated(args, kind))
 
 
@@ -244,7 +249,8 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
             with exclusive(folder.parent):
                 segregate(processed, folder, **defaults)
     row_bytes = bytes_per_row(dim, optimizer)
-    return load_segregated(folder, processed, row_bytes, args.max_memory)
+    prepared = load_segregated(folder, processed, row_bytes, args.max_memory)
+    return tested_on(prepared, args.test_data_file)
 
 
 def _is_of(folder: Path, processed: str) -> bool:

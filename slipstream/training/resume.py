@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from slipstream.tools.device import PRECISIONS, has_bf16
 from slipstream.tools.runlog import RunLog
 from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
+from slipstream.training.growth import is_extended
 from slipstream.training.policies import Policy
 from slipstream.training.saved import (
     NETWORK_OPTIMIZER,
@@ -31,6 +33,7 @@ from slipstream.training.saved import (
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
+OF_A_DAY = ("table sizes", "the log", VOCABULARY)  # another, of a file that extends
 BOTTOM, PRECISION = "--arch-mlp-bot", "--precision"
 RATE = ("learning_rate", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps")
 
@@ -109,8 +112,12 @@ def is_same_folder(run: RunSettings) -> bool:
     return Path(run.save_model).resolve() in (loaded, loaded.parent)
 
 
-def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[Saved | None, bool]:
+def find_saved(
+    run: RunSettings, identity: dict[str, dict[str, Any]], manifest: Mapping[str, Any]
+) -> tuple[Saved | None, bool]:
     """The checkpoint that --load-model names, and whether the run takes up its place, too.
+
+    `manifest`: of the data, whose file may extend that of the checkpoint.
 
     Raises `ValueError` with what differs for one of another model or other data, and where it lies
     in --save-model also for one of another run; `FileNotFoundError` where there is none.
@@ -125,10 +132,11 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
         return None, False
     with saved.reading():
         _check_network(saved, identity["model"]["--model"])
-        for kind in ("model", "data"):
-            if found := differences(identity[kind], _unsaid(identity[kind]) | saved.identity[kind]):
-                raise ValueError(f"made for other {kind}: {found[0]}")
+        grows = is_extended(saved, manifest)
+        _check_model_and_data(saved, identity, grows)
         found = differences(identity["run"], saved.identity["run"])
+        if grows:
+            found = ["the log is a later one"]
         if found and is_same_folder(run):
             raise ValueError(f"of another run: {found[0]}; choose another --save-model")
         step = saved.step
@@ -144,6 +152,20 @@ def find_saved(run: RunSettings, identity: dict[str, dict[str, Any]]) -> tuple[S
         if rates:
             print(f"note: from there on otherwise than before: {'; '.join(rates)}")
     return saved, not found and not run.inference_only
+
+
+def _check_model_and_data(saved: Saved, identity: dict[str, dict[str, Any]], grows: bool) -> None:
+    """Raise `ValueError` for a checkpoint of another model, or of data that are no later ones."""
+    for kind in ("model", "data"):
+        here, there = identity[kind], _unsaid(identity[kind]) | saved.identity[kind]
+        if grows and kind == "data":
+            here, there = (_without(values, OF_A_DAY) for values in (here, there))
+        if found := differences(here, there):
+            raise ValueError(f"made for other {kind}: {found[0]}")
+
+
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _unsaid(here: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def run_training(
         folder = None
         if run.save_model:
             folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
-        saved, resumes = find_saved(run, identity)
+        saved, resumes = find_saved(run, identity, prepared.manifest)
         settings = settle_precision(settings, device, saved, resumes)
         machine = settings.machine
         identity["rate"][PRECISION] = machine.precision

@@ -123,6 +123,8 @@ class PreparedData:
         log_identity: of the processed log.
         sets_identity: of the sets; their batches are numbered in them.
         files: where they came from, `processed` and `segregated`; {}: they were generated.
+        has_absent: whether an element of any input may be absent; of test inputs also where the
+            layout has none.
     """
 
     data: TrainingData
@@ -134,6 +136,7 @@ class PreparedData:
     log_identity: str
     sets_identity: Any
     files: dict[str, str] = field(default_factory=dict)
+    has_absent: bool = False
 
     @property
     def transforms(self) -> Transforms:
@@ -163,7 +166,7 @@ def baseline_data(log: ClickLog) -> PreparedData:
     sizes, identity = log.table_sizes, log.identity
     files = {} if log.path is None else {"processed": str(log.path.absolute())}
     found = (sizes, log.layout, None, 0, log.manifest, identity, "whole log", files)
-    return PreparedData(data, *found)
+    return PreparedData(data, *found, log.layout.has_absent)
 
 
 def _held_out_shift(manifest: dict[str, Any], source: str) -> float:
@@ -226,6 +229,7 @@ def load_segregated(
         str(manifest.get("source")),
         manifest["files"],
         _files_of(folder, manifest, processed_file),
+        layout.has_absent,
     )
 
 
