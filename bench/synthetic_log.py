@@ -6,6 +6,9 @@ It shows that the programs work and how fast they are; it says nothing about cli
 
     python bench/synthetic_log.py --rows 1000000
 
+With --days N it writes N logs of so many rows, day_0.txt to day_<N-1>.txt for --output day.txt:
+from day to day values go and others come (--turnover), and effects move (--rotation).
+
 About 4 s and 0.25 GB of disk for a million rows on 2 cores; 0.3 GB of memory, and 0.04 GB for each
 further million (the AUC). The same options give the same bytes; a finished log is kept.
 """
@@ -26,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/synthetic_log.py`
 
+from slipstream.logs.drift import Drift  # noqa: E402
 from slipstream.logs.synthetic import (  # noqa: E402
     KAGGLE_TABLE_SIZES,
     PlantedClicks,
@@ -58,6 +62,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.25,
         help="expected share of clicked rows, below 1",
     )
+    parser.add_argument(
+        "--days", type=cli.nonnegative_int, default=0, help="logs to write, a day each; 0: one log"
+    )
+    parser.add_argument(
+        "--turnover",
+        type=cli.share,
+        default=0.05,
+        help="with --days: share of the values of large tables that others take the place of a day",
+    )
+    parser.add_argument(
+        "--rotation",
+        type=cli.share,
+        default=0.1,
+        help="with --days: how far effects move a day; at 1 nothing of them is left",
+    )
     cli.add_flag(parser, cli.SEED)
     args = parser.parse_args(argv)
     if args.positive_rate >= 1:
@@ -68,13 +87,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the log, unless one of the same options is there already."""
     args = parse_args(argv)
-    with runtime.exclusive(args.output.absolute().parent):
-        sidecar = write_log(args.output, args.rows, args.seed, args.positive_rate)
+    if not args.days:
+        write_and_say(args, args.output, None)
+    for day in range(args.days):
+        output = args.output.with_name(f"{args.output.stem}_{day}{args.output.suffix}")
+        write_and_say(args, output, Drift(day, args.turnover, args.rotation))
+
+
+def write_and_say(args: argparse.Namespace, output: Path, drift: Drift | None) -> None:
+    """Write one log."""
+    with runtime.exclusive(output.absolute().parent):
+        sidecar = write_log(output, args.rows, args.seed, args.positive_rate, drift=drift)
     if sidecar is None:
-        print(f"{args.output} is up to date: {args.rows} synthetic rows, seed {args.seed}")
+        print(f"{output} is up to date: {args.rows} synthetic rows, seed {args.seed}")
         return
     print(
-        f"wrote {sidecar['rows']} synthetic rows to {args.output} in {sidecar['seconds']:.1f} s;"
+        f"wrote {sidecar['rows']} synthetic rows to {output} in {sidecar['seconds']:.1f} s;"
         f" {100 * sidecar['positives']:.2f} % positive"
     )
     print(
@@ -93,6 +121,7 @@ def write_log(
     seed: int,
     positive_rate: float = 0.25,
     blocks_per_chunk: int = BLOCKS_PER_CHUNK,
+    drift: Drift | None = None,
 ) -> dict[str, Any] | None:
     """Write the log and its sidecar; return the sidecar with `seconds`, or None when up to date.
 
@@ -108,6 +137,8 @@ def write_log(
         "seed": seed,
         "positive_rate": positive_rate,
     }
+    if drift is not None:
+        options["drift"] = drift._asdict()
     sidecar_path = output.with_name(output.name + ".json")
     if _is_up_to_date(output, sidecar_path, options):
         return None
@@ -119,7 +150,7 @@ def write_log(
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     runtime.check_free_disk(output.parent, rows * BYTES_PER_ROW, f"a log of {rows} rows")
-    blocks = planted_blocks(rows, KAGGLE_TABLE_SIZES, seed, NUM_DENSE, positive_rate)
+    blocks = planted_blocks(rows, KAGGLE_TABLE_SIZES, seed, NUM_DENSE, positive_rate, drift)
     partial = output.with_name(output.name + ".partial")
     y = np.empty(rows, np.int8)
     probability = np.empty(rows, np.float32)

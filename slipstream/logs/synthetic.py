@@ -15,12 +15,13 @@ On another kind of CPU numpy may round a power or a cosine otherwise, so a few v
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
+
+from slipstream.logs.drift import LATENT_DIM, Drift
 
 KAGGLE_TABLE_SIZES = (
     *(1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194),
@@ -28,7 +29,6 @@ KAGGLE_TABLE_SIZES = (
 )
 BLOCK_ROWS = 16384  # a column of a block fits the L2 cache
 CALIBRATION_BLOCKS = 4  # what the planted model is scaled on; they are no rows of the log
-LATENT_DIM = 3
 LEARNABLE = 2e-3  # share of the rows below which an id's effects fade out: SGD hardly learns them
 SHARED_BINS = 32  # how finely the large tables agree about how rare a row is
 LOGIT_STD = 1.5  # of the whole logit: sets the planted AUC
@@ -107,6 +107,7 @@ DENSE_SHAPES = (
     DenseShape(0.3, 0.6, 0.78, linear=0.2),
     DenseShape(1.9, 1.1, 0.2, linear=-0.4),
 )
+DAY_BLOCKS = 1 << 32  # each day of a log has blocks of its own
 LARGEST_LOG_DENSE = 15.0  # e**15 is about 3 million, and fits int32
 
 
@@ -162,11 +163,14 @@ def planted_blocks(
     seed: int,
     num_dense: int = 13,
     positive_rate: float = 0.25,
+    drift: Drift | None = None,
 ) -> Iterator[PlantedClicks]:
     """Draw rows in blocks of `BLOCK_ROWS`, the last one shorter, one block in memory at a time.
 
-    Column c of a log with other or more tables is shaped like column c % 26 of Kaggle's, over its
-    own table size. Raises `ValueError` for sizes below 1, a seed below 0 or a rate outside (0, 1).
+    With `drift`, rows of one day of a log, whose ids may be beyond their tables' sizes: those of
+    values that came later. Column c of a log with other or more tables is shaped like column c % 26
+    of Kaggle's, over its own table size. Raises `ValueError` for sizes below 1, a seed below 0 or a
+    rate outside (0, 1).
     """
     if num_rows < 1 or num_dense < 1 or len(table_sizes) < 1 or min(table_sizes) < 1:
         raise ValueError(
@@ -181,10 +185,13 @@ def planted_blocks(
             " a rate between 0 and 1"
         )
     model = _PlantedModel(tuple(table_sizes), seed, num_dense, positive_rate)
+    first = 0
+    if drift is not None:
+        model.drift, first = drift, drift.day * DAY_BLOCKS
     # A nested generator, so that bad sizes are reported here and not at the first block.
     return (
         model.block(number, min(BLOCK_ROWS, num_rows - start))
-        for number, start in enumerate(range(0, num_rows, BLOCK_ROWS))
+        for number, start in enumerate(range(0, num_rows, BLOCK_ROWS), first)
     )
 
 
@@ -221,6 +228,7 @@ class _PlantedModel:
     ) -> None:
         self.table_sizes = table_sizes
         self.seed = seed
+        self.drift = Drift()  # parts are scaled as on day 0
         self.dense = [DENSE_SHAPES[i % len(DENSE_SHAPES)] for i in range(num_dense)]
         self.columns = [
             _Column(CATEGORY_SHAPES[c % len(CATEGORY_SHAPES)], size)
@@ -317,7 +325,9 @@ class _PlantedModel:
         self_products: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         num_rows: int = parts.shape[1]
-        ids = np.empty((len(self.columns), num_rows), np.int32)
+        # Of values that came later, ids are larger.
+        kind = np.int64 if self.drift.turnover else np.int32
+        ids = np.empty((len(self.columns), num_rows), kind)
         missing = np.empty((len(self.columns), num_rows), bool)
         shared_bin = generator.integers(0, SHARED_BINS, num_rows).astype(np.float64)
         # Columns of one missing rate are missing in the same rows, as in the Kaggle log.
@@ -332,13 +342,16 @@ class _PlantedModel:
             missing[c] = absent[column.missing_rate]
             ids[c] = column.ids(uniform)
             ids[c][missing[c]] = column.size - 1
-            effect, vectors = _effects(self.column_keys[c], ids[c])
+            values = self.drift.identities(ids[c], column.size, column.long_tail)
+            effect, vectors = self.drift.effects(self.column_keys[c], values)
             weight = column.weights(ids[c], missing[c])
             parts[1] += weight * effect
             if column.interacts:
                 vectors *= weight
                 latent += vectors
                 self_products += np.einsum("dn,dn->n", vectors, vectors)
+            if self.drift.turnover:
+                ids[c] = values
         return ids, missing
 
 
@@ -371,28 +384,6 @@ class _Column:
         weights = 1 / (1 + np.square(ids * np.float32(1 / self.fade)))
         weights[missing] = 1
         return weights
-
-
-def _effects(key: np.uint64, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each id's first-order effect [n] and latent vector [LATENT_DIM, n], uniform with variance 1.
-
-    The 4 x 16 bits of MurmurHash3's 64-bit finaliser (public domain) over key + id.
-    """
-    mixed = ids.astype(np.uint64)
-    mixed += key
-    mixed ^= mixed >> np.uint64(33)
-    mixed *= np.uint64(0xFF51AFD7ED558CCD)
-    mixed ^= mixed >> np.uint64(33)
-    mixed *= np.uint64(0xC4CEB9FE1A85EC53)
-    mixed ^= mixed >> np.uint64(33)
-    # Shifts and not a view: the same numbers on machines of either byte order.
-    pieces = np.empty((1 + LATENT_DIM, len(ids)), np.float32)
-    for piece in pieces:
-        piece[:] = (mixed & np.uint64(0xFFFF)).astype(np.uint16)
-        mixed >>= np.uint64(16)
-    pieces *= np.float32(2 * math.sqrt(3) / 65535)
-    pieces -= np.float32(math.sqrt(3))
-    return pieces[0], pieces[1:]
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
