@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +30,15 @@ from slipstream.logs.parquet import check_types
 from slipstream.logs.rawfile import RawFile, is_same_file
 from slipstream.logs.report import print_summary
 from slipstream.logs.selection import Choice
-from slipstream.logs.stages import Work, work_folder
+from slipstream.logs.stages import Work, remove_work, work_folder
 from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.places import kind_of_place, resolved
 from slipstream.tools.runtime import (
     available_memory_bytes,
     check_free_disk,
     exclusive,
     num_threads,
+    read_json,
 )
 
 VERSION = 2
@@ -170,11 +171,14 @@ def manifest_of(data_set: str, options: dict[str, Any], log_format: LogFormat) -
 def target_of(
     data_set: str, raw_data_file: str | Path, processed_data_file: str | Path | None
 ) -> Path:
-    """The file to write; `ValueError`: its name says that it is another kind of file."""
+    """The file to write, of a link where it leads; `ValueError`: it is of another kind."""
     processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
-    if processed.suffix != ".npz" or processed.is_dir():
-        raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
-    return processed
+    if processed.suffix != ".npz" or (kind := kind_of_place(processed)):
+        what = f", {kind}" if processed.suffix == ".npz" else ""
+        raise ValueError(
+            f"--processed-data-file: got {processed}{what}; expected a file name in .npz"
+        )
+    return resolved(processed)
 
 
 def root_of(path: Path, given: Sequence[str | Path]) -> Path | None:
@@ -280,8 +284,7 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
         return False
     built_from = built.get("sources", [])
     if len(built_from) == len(raws) and all(map(is_same_file, built_from, raws)):
-        shutil.rmtree(work_folder(processed), ignore_errors=True)
-        processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
+        remove_work(processed)
         print(f"{processed} is up to date")
         return True
     print(f"{processed} was built from another log: rebuilding")
@@ -292,10 +295,10 @@ def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, 
     """`source_notes`: the JSON object in `<raw file>.json`, where the log's maker left one."""
     for path in (Path(raw_data_file), *paths):
         try:
-            notes = json.loads(path.with_name(path.name + ".json").read_bytes())
+            notes = read_json(path.with_name(path.name + ".json"))
         except (OSError, ValueError):
             continue
-        if isinstance(notes, dict) and notes:
+        if notes:
             return {"source_notes": notes}
     return {}
 
