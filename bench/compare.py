@@ -51,6 +51,7 @@ from bench.methods import (  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
+from slipstream.tools.places import regular_file  # noqa: E402
 from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
 from slipstream.training.flags import recipe_of  # noqa: E402
 
@@ -80,7 +81,7 @@ def finished_records(folder: Path) -> Records | None:
     try:
         records = [
             json.loads(line)
-            for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            for line in regular_file(folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         ]
     except (OSError, ValueError):
         return None

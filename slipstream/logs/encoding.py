@@ -25,7 +25,7 @@ from slipstream.logs.formats import TRAINING, Schema, class_of
 from slipstream.logs.parsing import MAX_INT32
 from slipstream.logs.rows import ABSENT, Rows, Texts
 from slipstream.tools.npz import write_npz
-from slipstream.tools.places import remove_ours
+from slipstream.tools.places import regular_file, remove_ours
 from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
 
 MAX_EMBEDDING_ROWS = MAX_INT32  # of all tables: slots are int32
@@ -162,7 +162,8 @@ class Part:
         shape = (self.num_rows,) if width is None else (self.num_rows, width)
         if not self.num_rows:
             return np.empty(shape, dtype)
-        return np.asarray(np.memmap(self.folder / name, dtype, "r", shape=shape))
+        path = regular_file(self.folder / name)
+        return np.asarray(np.memmap(path, dtype, "r", shape=shape))
 
 
 class PartWriter:

@@ -49,7 +49,7 @@ from slipstream.logs.selection import Choice, Selection, check_halves, kept_rows
 from slipstream.logs.taobao import CLICK_FILES
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
-from slipstream.tools.places import remove_ours, resolved
+from slipstream.tools.places import regular_file, remove_ours, resolved
 from slipstream.tools.runtime import num_threads, ordered, read_json, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
@@ -340,8 +340,9 @@ def encode_file(
 
     `folder`: of the work; `max_bytes`: memory that vocabularies may take.
     """
-    for old in folder.glob(f"part_{file:05}_*"):
-        remove_ours(old, PART_FILES)
+    for old in folder.glob(f"part_{file:05}_[0-9]*"):
+        if not remove_ours(old, PART_FILES):
+            raise FileExistsError(f"{old} holds what is not ours; move that elsewhere")
     numbers = count()
 
     def new_part() -> PartWriter:
@@ -382,7 +383,9 @@ class Columns:
             names = [part.folder / f"map_{table}" for table in range(num_tables)]
             sizes = part.info["values"]
             self._maps = [
-                np.asarray(np.memmap(name, np.int32, "r")) if size else np.empty(0, np.int32)
+                np.asarray(np.memmap(regular_file(name), np.int32, "r"))
+                if size
+                else np.empty(0, np.int32)
                 for name, size in zip(names, sizes, strict=True)
             ]
         of_name = {

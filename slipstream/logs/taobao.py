@@ -29,7 +29,7 @@ import numpy as np
 from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
-from slipstream.tools.places import remove_ours
+from slipstream.tools.places import regular_file, remove_ours
 from slipstream.tools.runtime import read_json, sync_file, write_json
 
 FORMAT = LogFormat(
@@ -102,7 +102,7 @@ def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int) -> Iterator[Row
     num_clicks = (folder / "clicks").stat().st_size // CLICK.itemsize
     if not num_clicks:
         return
-    clicks = np.memmap(folder / "clicks", CLICK, "r")
+    clicks = np.memmap(regular_file(folder / "clicks"), CLICK, "r")
     num_groups = -(-num_clicks // USERS_CLICKS)  # of the log alone: ties in time keep their order
     names = [folder / f"users_{group}" for group in range(num_groups)]
     rng = np.random.default_rng(seed)

@@ -86,7 +86,7 @@ def find_plugin(name: str, known: Mapping[str, Any], flag: str) -> Plugin:
     if not path.exists():
         raise FileNotFoundError(f"{flag}: {file} does not exist")
     try:
-        text = regular_file(path).read_text(encoding="utf-8")
+        text = regular_file(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag}: {file} is not UTF-8: {error}") from error
     plugin = Plugin(flag, f"{path.name}:{wanted}", None, path, text)
