@@ -10,9 +10,9 @@ An input is hot when all its rows are among the `num_hot` most popular ones: as 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from slipstream.tools import cli
+from slipstream.tools.places import resolved
 from slipstream.tools.runtime import exclusive
 from slipstream.training.data_flags import processed_file
 from slipstream.training.dlrm_flags import SEGREGATION
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> bool:
     processed = processed_file(args)
     assert processed is not None
     named = args.segregated_data_dir or default_folder(processed, args.optimizer)
-    folder = Path(named).absolute()
+    folder = resolved(named)
     options = {flag.dest: getattr(args, flag.dest) for flag in HOT_ROW_FLAGS}
     with exclusive(folder.parent):
         return segregate(processed, folder, **options)

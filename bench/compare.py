@@ -20,7 +20,6 @@ import contextlib
 import json
 import math
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,8 +50,10 @@ from bench.methods import (  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
+from slipstream.tools.places import own_names, regular_file, remove_ours  # noqa: E402
 from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
 from slipstream.training.flags import recipe_of  # noqa: E402
+from slipstream.training.inspection import TRACE  # noqa: E402
 
 MARGIN = 0.0005  # of AUC: a run is there when it comes so near the first method's final one
 OVERHEAD = ("snapshot_s", "threshold_s", "classification_s")
@@ -73,6 +74,7 @@ SMOKE_ROWS, SMOKE_BUDGET = 20_000, 200_000  # bytes of hot rows
 
 Records = list[dict[str, Any]]
 Run = tuple[str, str, int]  # method, setting, seed
+RUN_FILES = own_names(("log.jsonl", TRACE))
 
 
 def finished_records(folder: Path) -> Records | None:
@@ -80,7 +82,7 @@ def finished_records(folder: Path) -> Records | None:
     try:
         records = [
             json.loads(line)
-            for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            for line in regular_file(folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         ]
     except (OSError, ValueError):
         return None
@@ -100,7 +102,7 @@ def train(run: Run, args: argparse.Namespace, flags: list[str]) -> Records:
     folder = Path(args.runs_dir) / run_name(run)
     if (records := finished_records(folder)) is not None:
         return records
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_ours(folder, RUN_FILES)
     script, words = command_of((method, setting), args, flags)
     command = [sys.executable, str(REPOSITORY / f"{script}.py"), *words]
     command += ["--runs-dir", args.runs_dir, "--run-name", folder.name, "--seed", str(seed)]

@@ -28,6 +28,7 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/convert_dlrm.py`
 import dlrm_s_pytorch  # noqa: E402
 from slipstream.logs.processed import load_processed  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.places import regular_file  # noqa: E402
 from slipstream.tools.runlog import Clocks, NoLog  # noqa: E402
 from slipstream.training.build import (  # noqa: E402
     build_model,
@@ -47,6 +48,7 @@ NUMBERS = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
 def read_weights(path: str) -> dict[str, Tensor]:
     """The weights by name; `ValueError` for a file that is not DLRM's, or holds more than data."""
     scalar = np.float64(0).__reduce__()[0]
+    regular_file(path)
     try:
         with torch.serialization.safe_globals([*NUMBERS, scalar]):
             saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -38,6 +38,7 @@ from slipstream.logs.synthetic import (  # noqa: E402
     planted_blocks,
 )
 from slipstream.tools import cli, runtime  # noqa: E402
+from slipstream.tools.places import room_for  # noqa: E402
 
 VERSION = 1  # of what the same options write
 NUM_DENSE = 13
@@ -151,7 +152,8 @@ def write_log(
     output.parent.mkdir(parents=True, exist_ok=True)
     runtime.check_free_disk(output.parent, rows * BYTES_PER_ROW, f"a log of {rows} rows")
     blocks = planted_blocks(rows, KAGGLE_TABLE_SIZES, seed, NUM_DENSE, positive_rate, drift)
-    partial = output.with_name(output.name + ".partial")
+    partial = room_for(output.with_name(output.name + ".partial"))
+    room_for(sidecar_path)
     y = np.empty(rows, np.int8)
     probability = np.empty(rows, np.float32)
     try:
@@ -165,13 +167,12 @@ def write_log(
     finally:
         partial.unlink(missing_ok=True)
     test = rows_of_test_part(rows)
-    described = options | {
-        "bytes": num_bytes,
+    aucs = {
         "planted_auc": _auc(y, probability),
         "planted_auc_test": _auc(y[test], probability[test]),
-        "positives": float(y.mean()),
     }
-    sidecar_partial = sidecar_path.with_name(sidecar_path.name + ".partial")
+    described = options | {"bytes": num_bytes, **aucs, "positives": float(y.mean())}
+    sidecar_partial = room_for(sidecar_path.with_name(sidecar_path.name + ".partial"))
     sidecar_partial.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     os.replace(sidecar_partial, sidecar_path)
     return described | {"seconds": time.perf_counter() - started}
@@ -180,19 +181,18 @@ def write_log(
 def _is_synthetic(sidecar_path: Path) -> bool:
     """Whether a log's sidecar says that this script wrote it."""
     try:
-        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+        return runtime.read_json(sidecar_path).get("synthetic") is True
     except (OSError, ValueError):
         return False
-    return isinstance(sidecar, dict) and sidecar.get("synthetic") is True
 
 
 def _is_up_to_date(output: Path, sidecar_path: Path, options: dict[str, Any]) -> bool:
     try:
-        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+        sidecar = runtime.read_json(sidecar_path)
         num_bytes = output.stat().st_size
     except (OSError, ValueError):
         return False
-    return isinstance(sidecar, dict) and (options | {"bytes": num_bytes}).items() <= sidecar.items()
+    return (options | {"bytes": num_bytes}).items() <= sidecar.items()
 
 
 def _write_rows(

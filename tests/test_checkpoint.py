@@ -564,13 +564,15 @@ def test_a_run_that_trains_nothing_keeps_the_place(folder, method):
     assert_same_weights(folder / "whole", folder / "c")
 
 
-def test_files_of_others_stay(folder):
+def test_files_of_others_stay(folder, capsys):
     (folder / "m/best").mkdir(parents=True)
     (folder / "m/best/notes.txt").write_text("mine")
     flags = ["--save-model", folder / "m", "--load-model", "auto", "--val-freq", "9"]
     refused("it holds notes.txt; choose another folder", fae_train, folder, *flags)
     flags = ["--save-model", folder / "n", "--val-freq", "9", "--runs-dir", folder / "n"]
-    refused("it holds log.jsonl", fae_train, folder, *flags, "--run-name", "best")
+    train(fae_train, folder, *flags, "--run-name", "best", "--num-batches", "20")
+    said = "step 9: the best model is not saved: "  # training goes on
+    assert f"{said}{folder}/n/best is not ours to replace: it holds log" in capsys.readouterr().out
     assert (folder / "m/best/notes.txt").exists() and (folder / "n/best/log.jsonl").exists()
 
 

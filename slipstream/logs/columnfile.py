@@ -9,6 +9,7 @@ from typing import Any
 
 from slipstream.logs import transforms
 from slipstream.logs.formats import KAGGLE_DAYS, Details, LogFormat, Split, split_of
+from slipstream.tools.places import regular_file
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 CUSTOM_KEYS = (
@@ -24,9 +25,7 @@ def read_column_file(path: str | Path) -> LogFormat:
 
     Raises `ValueError` with what is wrong in it, and `FileNotFoundError`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; --columns takes a JSON or YAML file")
+    path = regular_file(path, "--columns takes a JSON or YAML file")
     text = path.read_text(encoding="utf-8", errors="backslashreplace")
     try:
         described = _load_yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)

@@ -11,9 +11,8 @@ Price: 16 bytes of memory a distinct value of a part, twice that for a moment; o
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,12 +25,17 @@ from slipstream.logs.formats import TRAINING, Schema, class_of
 from slipstream.logs.parsing import MAX_INT32
 from slipstream.logs.rows import ABSENT, Rows, Texts
 from slipstream.tools.npz import write_npz
-from slipstream.tools.runtime import num_threads, sync_file, write_json
+from slipstream.tools.places import regular_file, remove_ours
+from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
 
 MAX_EMBEDDING_ROWS = MAX_INT32  # of all tables: slots are int32
 PART_ROWS = 1 << 23
 CHUNK_ROWS = 1 << 16
 INT32, INT8, INT64, FLOAT32 = (np.dtype(name) for name in ("int32", "int8", "int64", "float32"))
+# What a part's folder holds, also what later stages put there.
+PART_FILES = re.compile(
+    r"(y|dense|ids|keys|weights|kept|map_[0-9]+|(vocabularies|counts)\.npz|part\.json)(\.partial)?"
+)
 VALUE_BYTES = 16  # of a vocabulary in memory, and of a part's on disk
 NARROW_BITS = 31
 NARROW_MASK = (1 << NARROW_BITS) - 1
@@ -146,7 +150,7 @@ class Part:
     @classmethod
     def open(cls, folder: Path) -> Part:
         """Open a finished part."""
-        return cls(folder, json.loads((folder / "part.json").read_bytes()))
+        return cls(folder, read_json(folder / "part.json"))
 
     @property
     def num_rows(self) -> int:
@@ -158,7 +162,8 @@ class Part:
         shape = (self.num_rows,) if width is None else (self.num_rows, width)
         if not self.num_rows:
             return np.empty(shape, dtype)
-        return np.asarray(np.memmap(self.folder / name, dtype, "r", shape=shape))
+        path = regular_file(self.folder / name)
+        return np.asarray(np.memmap(path, dtype, "r", shape=shape))
 
 
 class PartWriter:
@@ -179,7 +184,7 @@ class PartWriter:
         self._columns = [schema.layout.columns_of(t) for t in range(len(self._vocabularies))]
         self._whole_floats = [WholeFloats() for _ in schema.table_names]
         self._partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
+        remove_ours(self._partial, PART_FILES)
         self._partial.mkdir(parents=True)
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(num_threads()))
@@ -275,7 +280,7 @@ class PartWriter:
     def discard(self) -> None:
         """Close, and delete what was not finished."""
         self.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
+        remove_ours(self._partial, PART_FILES)
 
 
 def array_names(schema: Schema) -> list[str]:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path, PurePath
 from urllib.parse import unquote
 
+from slipstream.tools.places import regular_file
+
 EMPTY = "__HIVE_DEFAULT_PARTITION__"
 # What preprocessing leaves in a folder; an interrupted run, a .partial or .work, too.
 OURS = (".npz", ".npz.partial", ".npz.work")
@@ -24,7 +26,7 @@ def log_files(folder: Path, columns: str | Path | None = None) -> list[Path]:
 
     Numbers in names go by their value (`log_9` before `log_10`). By-products and the column file
     are left out, and said. Raises `ValueError` for other sub-folders, or such of other keys, and
-    `FileNotFoundError` where there is no file.
+    for pipes, and `FileNotFoundError` where there is no file.
     """
     found: list[Path] = []
     left_out: list[str] = []
@@ -74,6 +76,8 @@ def _search(
                 f"{root} holds the folder {name}; expected files, or else folders named key=value,"
                 " as day=2024-03-01"
             )
+        else:  # a pipe, or a link that leads nowhere: its rows would be missed
+            regular_file(path, "delete it, or put the file there")
 
 
 def _is_copy(path: Path, columns: Path) -> bool:

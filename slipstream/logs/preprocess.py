@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,14 +37,16 @@ from slipstream.logs.parquet import check_types
 from slipstream.logs.rawfile import RawFile, is_same_file
 from slipstream.logs.report import print_summary
 from slipstream.logs.selection import Choice
-from slipstream.logs.stages import Work, work_folder
+from slipstream.logs.stages import Work, remove_work, work_folder
 from slipstream.logs.vocabulary import Known, known_of
 from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.places import kind_of_place, resolved
 from slipstream.tools.runtime import (
     available_memory_bytes,
     check_free_disk,
     exclusive,
     num_threads,
+    read_json,
 )
 
 VERSION = 3
@@ -91,10 +92,9 @@ def preprocess(
     found = [sources.find_raw_files(data_set, root, num_days, columns) for root in roots]
     paths = [path for of_root in found for path in of_root]
     first_test = len(found[0]) if test_data_file is not None else None
-    of_rows = (data_sub_sample_rate, seed, sub_sample_held_out, min_count)
-    choice = Choice(*of_rows, first_test, len(paths))
-    if data_set == "custom":
-        log_format = sources.as_found(log_format, paths)
+    rates = (data_sub_sample_rate, seed, sub_sample_held_out)
+    choice = Choice(*rates, min_count, first_test, len(paths))
+    log_format = sources.as_found(log_format, paths) if data_set == "custom" else log_format
     schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
     processed = target_of(data_set, raw_data_file, processed_data_file)
     options = {
@@ -105,9 +105,9 @@ def preprocess(
         "bad_lines": bad_lines,
         **unusual_options(choice, schema),
     }
-    known = None if extend is None else known_of(extend)
-    if known is not None:
-        log_format = extending(log_format, schema, known, data_set, max_ind_range)
+    known = None
+    if extend is not None:
+        log_format, known = extending(log_format, schema, extend, data_set, max_ind_range)
         options["extends"] = known.vocabulary.checksum
     manifest = manifest_of(data_set, options, log_format)
     with writable(processed), exclusive(processed.parent):
@@ -117,9 +117,8 @@ def preprocess(
         # A planted model's figures hold for the whole log, ids as they are.
         if schema.split.rule == "last day" and not data_sub_sample_rate and max_ind_range == -1:
             manifest |= source_notes(raw_data_file, paths)
-        of_log = (data_set, log_format, schema, choice)
-        numbers = (max_ind_range, bad_lines, block_bytes, 0)
-        reading = Reading(work_folder(processed), *of_log, *numbers)
+        of_log = (work_folder(processed), data_set, log_format, schema, choice)
+        reading = Reading(*of_log, max_ind_range, bad_lines, block_bytes, 0)
         build(processed, raws, manifest, reading, max_memory, jobs, known)
         return True
 
@@ -161,9 +160,10 @@ def schema_of(
 
 
 def extending(
-    log_format: LogFormat, schema: Schema, known: Known, data_set: str, max_ind_range: int
-) -> LogFormat:
+    log_format: LogFormat, schema: Schema, extend: str | Path, data_set: str, max_ind_range: int
+) -> tuple[LogFormat, Known]:
     """How to read a log whose file extends another; `ValueError`: they have other columns."""
+    known = known_of(extend)
     described = known.vocabulary.described
     columns = describe_format(log_format) if data_set == "custom" else None
     asked = {"data_set": data_set, "max_ind_range": max_ind_range}
@@ -180,7 +180,7 @@ def extending(
         if there.get(key) != value:
             raise ValueError(f"--extend: {key} is {there.get(key)!r} there, and {value!r} here")
     whole = known.vocabulary.number_tables(schema.table_names)
-    return dataclasses.replace(log_format, integers=log_format.of_tables(whole))
+    return dataclasses.replace(log_format, integers=log_format.of_tables(whole)), known
 
 
 def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
@@ -209,11 +209,14 @@ def manifest_of(data_set: str, options: dict[str, Any], log_format: LogFormat) -
 def target_of(
     data_set: str, raw_data_file: str | Path, processed_data_file: str | Path | None
 ) -> Path:
-    """The file to write; `ValueError`: its name says that it is another kind of file."""
+    """The file to write, of a link where it leads; `ValueError`: it is of another kind."""
     processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
-    if processed.suffix != ".npz" or processed.is_dir():
-        raise ValueError(f"--processed-data-file: got {processed}; expected a file name in .npz")
-    return processed
+    if processed.suffix != ".npz" or (kind := kind_of_place(processed)):
+        what = f", {kind}" if processed.suffix == ".npz" else ""
+        raise ValueError(
+            f"--processed-data-file: got {processed}{what}; expected a file name in .npz"
+        )
+    return resolved(processed)
 
 
 def root_of(path: Path, given: Sequence[str | Path]) -> Path | None:
@@ -320,8 +323,7 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
         return False
     built_from = built.get("sources", [])
     if len(built_from) == len(raws) and all(map(is_same_file, built_from, raws)):
-        shutil.rmtree(work_folder(processed), ignore_errors=True)
-        processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
+        remove_work(processed)
         print(f"{processed} is up to date")
         return True
     print(f"{processed} was built from another log: rebuilding")
@@ -332,10 +334,10 @@ def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, 
     """`source_notes`: the JSON object in `<raw file>.json`, where the log's maker left one."""
     for path in (Path(raw_data_file), *paths):
         try:
-            notes = json.loads(path.with_name(path.name + ".json").read_bytes())
+            notes = read_json(path.with_name(path.name + ".json"))
         except (OSError, ValueError):
             continue
-        if isinstance(notes, dict) and notes:
+        if notes:
             return {"source_notes": notes}
     return {}
 

@@ -27,6 +27,7 @@ from slipstream.logs.formats import (
 from slipstream.logs.rows import Rows
 from slipstream.logs.sub_sampling import SUB_SAMPLING, SubSampling
 from slipstream.tools.npz import write_npz
+from slipstream.tools.places import regular_file
 
 MIN_HELD_OUT = 2  # rows: a half each for test and validation
 CHUNK_ROWS = 1 << 18
@@ -314,7 +315,7 @@ def kept_rows(part: Part) -> np.ndarray | slice:
     """Which rows of a part stay: booleans (n,), or all."""
     if not part.num_rows or not (part.folder / "kept").exists():
         return slice(None)
-    return np.asarray(np.memmap(part.folder / "kept", np.bool_, "r"))
+    return np.asarray(np.memmap(regular_file(part.folder / "kept"), np.bool_, "r"))
 
 
 def _key_chunks(part: Part) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ from slipstream.logs.folders import log_files
 from slipstream.logs.formats import LogFormat
 from slipstream.logs.parquet import num_rows_of
 from slipstream.logs.rawfile import RawFile
+from slipstream.tools.places import kind_of_place, regular_file
 
 SAMPLE_BYTES = 1 << 22
 # What may stand behind the name of a data set's file, by preference.
@@ -55,6 +56,8 @@ def find_raw_files(
 ) -> list[Path]:
     """The log's files in order, plain or packed. `FileNotFoundError` names a missing one.
 
+    `ValueError`: it is a pipe or a device, of which nothing can be read twice.
+
     A folder stands for the data set's usual file in it; of a custom log, for all its files, as
     `log_files` has them: `columns`, its column file, is none of them.
     """
@@ -72,7 +75,8 @@ def find_raw_files(
     paths = []
     for choices in wanted:
         candidates = [name.with_name(name.name + end) for name in choices for end in ENDS]
-        found = [path for path in candidates if path.is_file()]
+        there = (path for path in candidates if kind_of_place(path) not in (None, "a folder"))
+        found = [path for path in candidates if path.is_file()] or [*map(regular_file, there)]
         if not found:
             page = DATA_SETS[data_set].page
             raise FileNotFoundError(

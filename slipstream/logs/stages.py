@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import mmap
-import shutil
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -31,6 +31,7 @@ from slipstream.logs.encoding import (
     INT8,
     INT32,
     INT64,
+    PART_FILES,
     PART_ROWS,
     VALUE_BYTES,
     Part,
@@ -44,15 +45,23 @@ from slipstream.logs.rawfile import Tally
 from slipstream.logs.report import report_of
 from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, Selection, check_halves, kept_rows
+from slipstream.logs.taobao import CLICK_FILES
 from slipstream.logs.vocabulary import VOCABULARY, Known
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
-from slipstream.tools.runtime import ordered, sync_file, write_json
+from slipstream.tools.places import regular_file, remove_ours, resolved
+from slipstream.tools.runtime import ordered, read_json, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
 SORT_BYTES = 64  # of memory a row while a bucket is sorted
 VERSION = 3  # of the work folder
 UINT64 = np.dtype(np.uint64)
+BUCKET_FILES = re.compile(rf"part_[0-9]+/({PART_FILES.pattern})?")
+WORK_FILES = re.compile(
+    r"((identity|plan|progress|table_[0-9]+)\.json(\.partial)?|codes_[0-9]+"
+    rf"|part_[0-9]+_[0-9]+(\.partial)?/({PART_FILES.pattern})?"
+    rf"|sorted(\.partial)?/({BUCKET_FILES.pattern})?|clicks/({CLICK_FILES.pattern})?)"
+)
 
 
 class Work:
@@ -80,10 +89,11 @@ class Work:
         self.choice, self.known = choice, known
         self.folder = work_folder(processed)
         identity = json.loads(json.dumps({**identity, "stages": VERSION}))
-        lost = self._exists("progress.json") and not self._partial_file.exists()
+        is_there = self._partial_file.is_file() and not self._partial_file.is_symlink()
+        lost = self._exists("progress.json") and not is_there
         if not self._exists("identity.json") or self._read("identity.json") != identity or lost:
             self.remove()
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may hold what is not ours
             write_json(self.folder / "identity.json", identity)
 
     @property
@@ -95,15 +105,13 @@ class Work:
 
     def _read(self, name: str) -> Any:
         try:
-            return json.loads((self.folder / name).read_bytes())
+            return read_json(self.folder / name)
         except ValueError:
             return None
 
     def remove(self) -> None:
-        """Delete the folder; without its identity nobody trusts what a kill leaves of it."""
-        (self.folder / "identity.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._partial_file.unlink(missing_ok=True)
+        """Delete the folder, and the unfinished file."""
+        remove_work(self.processed)
 
     def num_bytes(self) -> int:
         """Disk that the stages so far take."""
@@ -183,13 +191,13 @@ class Work:
         wanted = -(-num_rows * SORT_BYTES // self.max_bytes)
         bounds = self._key_bounds(parts, min(wanted, MAX_BUCKETS))
         target = self.folder / "sorted.partial"
-        shutil.rmtree(target, ignore_errors=True)
+        remove_ours(target, BUCKET_FILES)
         sizes = np.zeros(len(bounds) + 1, np.int64)
         names = array_names(self.schema)
         with ExitStack() as stack:
             folders = [target / f"part_{bucket:05}" for bucket in range(len(sizes))]
             for folder in folders:
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
             files = [
                 [stack.enter_context(open(folder / name, "wb")) for name in names]
                 for folder in folders
@@ -222,7 +230,8 @@ class Work:
     def _segments(self) -> list[Path]:
         """What is written one after another: folders of parts, or of buckets of sorted rows."""
         folder = self.folder / "sorted" if self._exists("sorted") else self.folder
-        return sorted(folder.glob("part_*"))
+        # One whose deletion was cut short may lack anything.
+        return sorted(path.parent for path in folder.glob("part_*/part.json"))
 
     def _last_labels(self, number: int) -> np.ndarray:
         """The labels of the last rows that are written, (number,)."""
@@ -247,7 +256,7 @@ class Work:
         is_sorted = self._exists("sorted")
         if is_sorted:
             for folder in self.folder.glob("part_*"):
-                shutil.rmtree(folder)
+                remove_ours(folder, PART_FILES)
         segments = self._segments()
         progress = self._read("progress.json") if self._exists("progress.json") else {}
         writer = NpzWriter(self.processed, self._specs(plan), progress.get("writer"))
@@ -261,7 +270,7 @@ class Work:
                         now = {"segment": folder.name, "num_rows": num_written}
                         now["writer"] = writer.progress()
                         write_json(self.folder / "progress.json", now)
-                    shutil.rmtree(folder)
+                    remove_ours(folder, PART_FILES)
             writer.append("counts", np.array(plan["counts"], np.int64))
             writer.append("days", np.array(plan["days"], np.int64))
             for codes in codes_in(self.folder, plan["counts"]):
@@ -331,8 +340,9 @@ def encode_file(
 
     `folder`: of the work; `max_bytes`: memory that vocabularies may take.
     """
-    for old in folder.glob(f"part_{file:05}_*"):
-        shutil.rmtree(old)
+    for old in folder.glob(f"part_{file:05}_[0-9]*"):
+        if not remove_ours(old, PART_FILES):
+            raise FileExistsError(f"{old} holds what is not ours; move that elsewhere")
     numbers = count()
 
     def new_part() -> PartWriter:
@@ -373,7 +383,9 @@ class Columns:
             names = [part.folder / f"map_{table}" for table in range(num_tables)]
             sizes = part.info["values"]
             self._maps = [
-                np.asarray(np.memmap(name, np.int32, "r")) if size else np.empty(0, np.int32)
+                np.asarray(np.memmap(regular_file(name), np.int32, "r"))
+                if size
+                else np.empty(0, np.int32)
                 for name, size in zip(names, sizes, strict=True)
             ]
         of_name = {
@@ -418,5 +430,14 @@ class Columns:
 
 
 def work_folder(processed: Path) -> Path:
-    """Where a processed file's stages live."""
-    return processed.with_name(processed.name + ".work")
+    """Where a processed file's stages live; it may be a link to a place with more room."""
+    return resolved(processed.with_name(processed.name + ".work"))
+
+
+def remove_work(processed: Path) -> None:
+    """Delete what stages left beside a processed file, as far as it is theirs."""
+    folder = work_folder(processed)
+    # First: without its identity nobody trusts what a kill leaves of it.
+    (folder / "identity.json").unlink(missing_ok=True)
+    remove_ours(folder, WORK_FILES)
+    processed.with_name(processed.name + ".partial").unlink(missing_ok=True)

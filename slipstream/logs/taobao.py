@@ -19,8 +19,7 @@ of users, `USERS_CLICKS` clicks.
 
 from __future__ import annotations
 
-import json
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +29,8 @@ import numpy as np
 from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
-from slipstream.tools.runtime import sync_file, write_json
+from slipstream.tools.places import regular_file, remove_ours
+from slipstream.tools.runtime import read_json, sync_file, write_json
 
 FORMAT = LogFormat(
     ("id", "id", "id", "behaviour", "time"),
@@ -53,6 +53,7 @@ SCHEMA = Schema(
 )
 CLICK = np.dtype([("user", "i4"), ("item", "i4"), ("category", "i4"), ("time", "i8")])
 PAIR = np.dtype([("click", CLICK), ("item", "i4"), ("category", "i4"), ("number", "i8")])
+CLICK_FILES = re.compile(r"clicks|clicks\.json(\.partial)?|users_[0-9]+")
 DISK_BYTES = CLICK.itemsize + PAIR.itemsize  # a click
 CHUNK = 1 << 18
 USERS_CLICKS = 1 << 21
@@ -64,7 +65,7 @@ def read_rows(
 ) -> Iterator[Rows]:
     """Yield the rows of a log; its clicks are kept in `folder`, and found there by a later run."""
     try:
-        noted = json.loads((folder / "clicks.json").read_bytes())
+        noted = read_json(folder / "clicks.json")
     except OSError:
         _keep_clicks(raw, folder, block_bytes, tally)
     else:
@@ -73,7 +74,7 @@ def read_rows(
         tally.num_lines = noted["num_lines"]
     yield from _rows_of_clicks(folder, seed, max_ind_range)
     (folder / "clicks.json").unlink()  # first: without the clicks it must not be found
-    shutil.rmtree(folder)
+    remove_ours(folder, CLICK_FILES)
 
 
 def _keep_clicks(raw: RawFile, folder: Path, block_bytes: int, tally: Tally) -> None:
@@ -101,7 +102,7 @@ def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int) -> Iterator[Row
     num_clicks = (folder / "clicks").stat().st_size // CLICK.itemsize
     if not num_clicks:
         return
-    clicks = np.memmap(folder / "clicks", CLICK, "r")
+    clicks = np.memmap(regular_file(folder / "clicks"), CLICK, "r")
     num_groups = -(-num_clicks // USERS_CLICKS)  # of the log alone: ties in time keep their order
     names = [folder / f"users_{group}" for group in range(num_groups)]
     rng = np.random.default_rng(seed)

@@ -29,8 +29,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from slipstream.tools.mapped import advise
+from slipstream.tools.places import regular_file, room_for
 from slipstream.tools.runtime import available_memory_bytes, num_threads
 
+BUILD_FIRST = "check the path, or build the file first"
 ALIGNMENT = 64  # bytes; a cache line, and what the .npy format pads its own header to
 LOCAL_HEADER_BYTES = 30
 ZIP64_EXTRA_BYTES = 20
@@ -76,7 +78,9 @@ class NpzWriter:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._members = _layout(specs)
-        self._file = open(self.partial, "wb" if progress is None else "r+b")
+        is_new = progress is None
+        place = room_for(self.partial) if is_new else regular_file(self.partial)
+        self._file = open(place, "wb" if is_new else "r+b")
         for name, member in self._members.items():
             if progress is not None:
                 member.num_written, member.crc = progress[name]
@@ -241,9 +245,7 @@ def open_npz(
     than the free memory, or lacks one of the `required` keys, and `FileNotFoundError` when it is
     missing. Each message says what to do.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; check the path, or build the file first")
+    path = regular_file(path, BUILD_FIRST)
     arrays: dict[str, np.ndarray] = {}
     with _opened(path) as archive, open(path, "rb") as file:
         for info in _members_of(archive):
@@ -407,9 +409,7 @@ def fingerprint(path: str | Path) -> str:
     The manifest is left out: it records circumstances (times), not content. So are a vocabulary's
     `codes`: they say what the rows are called, and have a checksum of their own.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; check the path, or build the file first")
-    with _opened(Path(path)) as archive:
+    with _opened(regular_file(path, BUILD_FIRST)) as archive:
         rows = [
             (info.filename, info.CRC, info.file_size)
             for info in archive.infolist()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.tools.cli import TRACEBACK_VARIABLE
+from slipstream.tools.places import regular_file
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def find_plugin(name: str, known: Mapping[str, Any], flag: str) -> Plugin:
             f"{flag}: got {name!r}; expected {', '.join(known)}, or path/to/file.py:Name"
         )
     path = Path(file).resolve()
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{flag}: {file} does not exist")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular_file(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag}: {file} is not UTF-8: {error}") from error
     plugin = Plugin(flag, f"{path.name}:{wanted}", None, path, text)

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from slipstream.tools.places import made_folder
 from slipstream.tools.runtime import involuntary_switches
 
 
@@ -48,14 +50,13 @@ class RunLog:
         self, runs_dir: str | Path, name: str | None, method: str, resumed: bool = False
     ) -> None:
         base = name or f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder, attempt = Path(runs_dir) / base, 1
+        folder, attempt = made_folder(runs_dir) / base, 1
         while (resumed or not name) and _is_taken(folder):
             attempt += 1
             folder = Path(runs_dir) / f"{base}-{attempt}"
-        self.path = folder / "log.jsonl"
+        self.path = made_folder(folder) / "log.jsonl"
         if self.path.exists():
             raise ValueError(f"{self.path} exists; choose another --run-name or delete the folder")
-        folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115 - open for the run
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -88,6 +89,8 @@ def _is_taken(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
+        if not os.path.lexists(folder):  # what it was to be made in is no folder
+            raise
         return True
     return False
 

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from slipstream.tools.places import made_folder, regular_file, room_for
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -163,7 +165,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     The lock is the folder's own, so it leaves no file and ends with the process, however it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -222,7 +224,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file beside `path`, sync it and put it in its place."""
-    partial = path.with_name(path.name + ".partial")
+    partial = room_for(path.with_name(path.name + ".partial"))
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(value, file, sort_keys=True)
         sync_file(file)
@@ -230,7 +232,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. `ValueError`: the file is damaged; `OSError`: it cannot be read."""
+    """Read a JSON object. `ValueError`: damaged, or a pipe; `OSError`: it cannot be read."""
+    regular_file(path)
     try:
         value = json.loads(path.read_bytes())
         if not isinstance(value, dict):
@@ -238,29 +241,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from error
     return value
-
-
-def check_replaceable(folder: Path, own_files: Collection[str]) -> None:
-    """Raise `ValueError` when `folder` is a file, or holds anything but `own_files`."""
-    foreign = set(os.listdir(folder)) - set(own_files) if folder.is_dir() else set()
-    if foreign or (folder.exists() and not folder.is_dir()):
-        raise ValueError(
-            f"{folder} is not ours to replace: it "
-            + (f"holds {min(foreign)}" if foreign else "is a file")
-            + "; choose another folder"
-        )
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` in `target`'s place: `target` is a whole one or absent.
-
-    The old one is deleted: see `check_replaceable`.
-    """
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; expected a folder, or nothing")
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
-    shutil.rmtree(old, ignore_errors=True)

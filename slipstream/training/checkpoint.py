@@ -17,7 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,19 +29,22 @@ import torch
 from torch import nn
 
 from slipstream.tools.npz import NpzWriter, Spec, fingerprint
-from slipstream.tools.runtime import (
-    check_free_disk,
+from slipstream.tools.places import (
     check_replaceable,
+    made_folder,
+    own_names,
+    remove_ours,
     replace_folder,
-    sync_folder,
-    write_json,
+    resolved,
 )
+from slipstream.tools.runtime import check_free_disk, sync_folder, write_json
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.saved import (
     BEST,
     DESCRIPTION,
     FLOAT,
     STATE,
+    STEP_NAME,
     VERSION,
     Saved,
     checkpoints_in,
@@ -50,7 +53,8 @@ from slipstream.training.saved import (
     row_chunks,
 )
 
-OWN_FILES = (DESCRIPTION, STATE)
+OWN_FILES = own_names((DESCRIPTION, STATE))
+UNFINISHED = re.compile(rf"({STEP_NAME.pattern}|{BEST})\.(partial|old)")
 FINITE = ("step.network.", "step.optimizer.")
 
 Parts = Mapping[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]
@@ -72,9 +76,11 @@ def _set_aside(path: Path) -> None:
     try:
         open_checkpoint(path)
     except (ValueError, OSError):
-        aside = path.with_name(path.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
+        aside, attempt = path.with_name(f"{path.name}.damaged"), 1
+        while not remove_ours(aside, OWN_FILES):
+            attempt += 1
+            aside = path.with_name(f"{path.name}.damaged-{attempt}")
+        os.rename(path, aside)
         return
     raise ValueError(
         f"{path} is later than the step that the run is to go on from; choose another --save-model,"
@@ -89,8 +95,7 @@ def checkpoint_folder(folder: str | Path, goes_on: bool) -> Iterator[Path]:
     Raises `ValueError` when another run writes there, or when it holds checkpoints and the run is
     not to go on from there; `OSError` when it cannot be written to.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -99,34 +104,56 @@ def checkpoint_folder(folder: str | Path, goes_on: bool) -> Iterator[Path]:
             raise ValueError(
                 f"another run writes to {folder}; choose another --save-model, or wait"
             ) from None
-        if not goes_on and (checkpoints_in(folder) or (folder / BEST).exists()):
+        if not goes_on and (checkpoints_in(folder) or (folder / BEST / DESCRIPTION).exists()):
             raise ValueError(
                 f"{folder} holds checkpoints: --load-model auto goes on from there; or choose "
                 "another --save-model, or delete the folder"
             )
-        check_replaceable(folder / BEST, OWN_FILES)
+        _check_best(folder)
         _clear(folder)
         yield folder
     finally:
         os.close(descriptor)
 
 
+def _best_in(folder: Path) -> Path:
+    """Where the best checkpoint lies; `ValueError` where that is another checkpoint's place."""
+    best = resolved(folder / BEST)
+    if best.name != BEST and best.parent == folder.resolve():
+        raise ValueError(f"{folder / BEST} is a link to {best.name} beside it; delete the link")
+    return best
+
+
+def _check_target(target: Path) -> None:
+    """As `check_replaceable`, but raises `OSError`: as on a full disk, training goes on."""
+    try:
+        check_replaceable(target, OWN_FILES)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+
+
+def _check_best(folder: Path) -> None:
+    best = _best_in(folder)
+    for suffix in ("", ".partial", ".old"):
+        check_replaceable(best.with_name(best.name + suffix), OWN_FILES)
+
+
 def _clear(folder: Path) -> None:
     """Finish or undo what was being renamed or deleted, and check that files can be made."""
-    probe = folder / "step-0.partial"
-    probe.mkdir(exist_ok=True)
-    for path in (*folder.glob("step-*.partial"), folder / f"{BEST}.partial"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob("step-*"):  # their deletion was cut short
-        is_own = path.name.removeprefix("step-").isdecimal() and path.is_dir()
-        if is_own and {item.name for item in path.iterdir()} <= {STATE}:
-            shutil.rmtree(path, ignore_errors=True)
-    for old in (*folder.glob("step-*.old"), *folder.glob(f"{BEST}.old")):
-        place = old.with_suffix("")
-        if place.exists() or not (old / DESCRIPTION).exists():
-            shutil.rmtree(old, ignore_errors=True)
+    (folder / f"step-{0:010}.partial").mkdir(exist_ok=True)
+    best = _best_in(folder)
+    places = [path for path in folder.iterdir() if UNFINISHED.fullmatch(path.name)]
+    places += [best.with_name(best.name + suffix) for suffix in (".partial", ".old")]
+    for path in places:
+        place = path.with_suffix("")
+        if path.suffix == ".old" and (path / DESCRIPTION).exists() and not place.exists():
+            os.rename(path, place)
         else:
-            os.rename(old, place)
+            remove_ours(path, OWN_FILES)
+    for path in folder.iterdir():  # their deletion was cut short
+        is_own = STEP_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        if is_own and not (path / DESCRIPTION).exists():
+            remove_ours(path, OWN_FILES)
 
 
 class Checkpoints:
@@ -188,8 +215,9 @@ class Checkpoints:
         self.last_step, self.last_path = step, path
         for old in checkpoints_in(self.folder)[: -self.keep]:
             # Without its description it is none, however far a kill lets the deletion come.
-            (old / DESCRIPTION).unlink()
-            shutil.rmtree(old, ignore_errors=True)
+            if not old.is_symlink():
+                (old / DESCRIPTION).unlink()
+            remove_ours(old, OWN_FILES)
         return path
 
     def load_best(self, network: nn.Module) -> None:
@@ -205,13 +233,13 @@ class Checkpoints:
         """Write the checkpoint `best`; the step's own one shares its arrays where it was saved."""
         is_saved = step == self.last_step and self.last_path is not None
         newest = self.last_path / STATE if is_saved and self.last_path is not None else None
-        return self._write(self.folder / BEST, parts, newest)
+        return self._write(_best_in(self.folder), parts, newest)
 
     def _write(self, target: Path, parts: Parts, written: Path | None) -> Path:
-        check_replaceable(target, OWN_FILES)
         partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
         try:
+            _check_target(target)
+            remove_ours(partial, OWN_FILES)
             partial.mkdir()
             if written is None or not _link(written, partial / STATE):
                 self._write_state(partial / STATE, parts)
@@ -228,10 +256,10 @@ class Checkpoints:
             described["checksum"] = checksum_of(described)
             write_json(partial / DESCRIPTION, described)
             sync_folder(partial)
-            replace_folder(partial, target)
-            sync_folder(self.folder)
+            replace_folder(partial, target, OWN_FILES)
+            sync_folder(target.parent)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_ours(partial, OWN_FILES)
             raise
         finally:
             self._last_time = time.monotonic()

@@ -16,6 +16,7 @@ from slipstream.model import flags as model_flags
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
 from slipstream.tools.npz import fingerprint, open_npz, unpack_manifest
+from slipstream.tools.places import resolved
 from slipstream.tools.runtime import exclusive
 from slipstream.training.batching import SCHEDULES
 from slipstream.training.embedding import bytes_per_row
@@ -246,7 +247,7 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
         if not _is_of(folder, processed):
             defaults = {flag.dest: flag.usual for flag in HOT_ROW_FLAGS}
             defaults |= {"arch_sparse_feature_size": dim, "optimizer": optimizer}
-            with exclusive(folder.parent):
+            with exclusive(resolved(folder).parent):
                 segregate(processed, folder, **defaults)
     row_bytes = bytes_per_row(dim, optimizer)
     prepared = load_segregated(folder, processed, row_bytes, args.max_memory)

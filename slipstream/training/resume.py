@@ -108,8 +108,10 @@ def is_same_folder(run: RunSettings) -> bool:
         return True
     if run.load_model is None or run.save_model is None:
         return False
-    loaded = Path(run.load_model).resolve()
-    return Path(run.save_model).resolve() in (loaded, loaded.parent)
+    loaded = Path(run.load_model)
+    # A checkpoint there may be a link to elsewhere.
+    places = (loaded.resolve(), loaded.resolve().parent, loaded.absolute().parent.resolve())
+    return Path(run.save_model).resolve() in places
 
 
 def find_saved(

@@ -26,6 +26,7 @@ from slipstream.tools.runtime import read_json
 VERSION = 2  # 1, of DLRM alone, without random state, still loads
 CHUNK_BYTES = 1 << 23  # of rows in memory at once
 DESCRIPTION, STATE, BEST = "checkpoint.json", "state.npz", "best"
+STEP_NAME = re.compile(r"step-[0-9]{10,}")
 FLOAT = np.dtype(np.float32)
 DAMAGED = "is damaged or of another version"
 NETWORK_OPTIMIZER = "the network's optimizer"  # in `identity["run"]`
@@ -258,7 +259,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def _is_own(path: Path) -> bool:
-    return path.parent.name.removeprefix("step-").isdecimal()
+    return STEP_NAME.fullmatch(path.parent.name) is not None
 
 
 def differences(here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,6 @@ million inputs on 2 cores.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,13 +41,14 @@ from slipstream.tools.npz import (
     unpack_manifest,
     write_npz,
 )
-from slipstream.tools.runtime import (
-    check_free_disk,
+from slipstream.tools.places import (
     check_replaceable,
-    ordered,
+    own_names,
+    remove_ours,
     replace_folder,
-    write_json,
+    resolved,
 )
+from slipstream.tools.runtime import check_free_disk, ordered, write_json
 from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import OPTIMIZER
 from slipstream.training.min_counts import merge_rare, min_counts_after, rare_ids_of
@@ -71,11 +71,9 @@ from slipstream.training.sets import (
 VERSION = 2
 RANKING_FILE = "ranking.npz"  # of a folder that is not finished
 # A write that is killed leaves <name>.npz.partial in the partial folder.
-OWN_FILES = [
-    name + suffix
-    for name in (ROWS_FILE, RANKING_FILE, TIMES_FILE, *(f"{name}.npz" for name in SEGREGATED_SETS))
-    for suffix in ("", ".partial")
-]
+OWN_FILES = own_names(
+    (ROWS_FILE, RANKING_FILE, TIMES_FILE, *(f"{name}.npz" for name in SEGREGATED_SETS))
+)
 FILE_FLAGS = (
     cli.Flag("--processed-data-file", str, None, "a processed .npz of data_utils.py"),
     *RAW_FLAGS,
@@ -149,9 +147,10 @@ def segregate(
     and wins where given; `ip_sampling_rate` is the percentage of training inputs counted, and
     `min_count_report` adds to what is printed and noted, not to what the folder is of. The
     folder is written as `<folder>.partial` and renamed whole; a run that finds one left by a killed
-    process goes on after the last of its files that was finished.
+    process goes on after the last of its files that was finished. Where `folder` is a link, all
+    that happens where it leads.
     """
-    folder = Path(folder)
+    folder = resolved(folder)
     options = {
         "hot_emb_gpu_mem": None if hot_threshold is not None else hot_emb_gpu_mem,
         "hot_threshold": hot_threshold,
@@ -165,7 +164,7 @@ def segregate(
         check_replaceable(folder.with_name(folder.name + suffix), OWN_FILES)
     current = _current_manifest(folder, identity)
     if current is not None:
-        shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+        remove_ours(folder.with_name(folder.name + ".old"), OWN_FILES)
         _print_figures(current["figures"])
         print(f"{folder} is up to date")
         return False
@@ -183,9 +182,9 @@ def segregate(
         _write_sets(partial, log)
         seconds = time.perf_counter() - start
         figures = _finish_folder(partial, log.table_sizes, seconds)
-        replace_folder(partial, folder)
+        replace_folder(partial, folder, OWN_FILES)
     except Exception:  # a killed process leaves what is whole; an error leaves nothing
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_ours(partial, OWN_FILES)
         raise
     _print_figures(figures)
     print(f"segregated into {folder}: {seconds:.2f} s, {len(log.inputs) / seconds:,.0f} rows/s")
@@ -207,8 +206,8 @@ def _begin(folder: Path, identity: dict[str, Any]) -> Path:
     if (folder / ROWS_FILE).exists():
         print(f"{folder} was made from another file or with other options: rebuilding")
     partial = folder.with_name(folder.name + ".partial")
-    if _manifest_of(partial / RANKING_FILE, identity) is None:
-        shutil.rmtree(partial, ignore_errors=True)
+    if partial.is_symlink() or _manifest_of(partial / RANKING_FILE, identity) is None:
+        remove_ours(partial, OWN_FILES)
         partial.mkdir(parents=True)
     else:
         print(f"going on with {partial}")
