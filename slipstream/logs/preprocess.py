@@ -81,19 +81,15 @@ def preprocess(
     Raises `ValueError` (bad options, a bad line, a corrupt file) and `OSError` (missing file, full
     disk); the output is then what it was before. Raw files that were encoded to their ends are kept
     in `<processed_data_file>.work` for the next run. With `jobs` over 1, so many files are read at
-    once, in processes that import the caller's main module.
-
-    With `extend`, a processed file of the same columns, values that it holds keep their ids, those
-    it does not hold follow, and dense columns are standardized as there.
+    once, in processes that import the caller's main module. With `extend`, a processed file of the
+    same columns, values that it holds keep their ids, others follow, and dense columns are
+    standardized as there.
     """
     check_numbers(data_set, num_days, max_ind_range, min_count, data_sub_sample_rate)
     log_format = choose_format(data_set, columns)
-    roots = [root for root in (raw_data_file, test_data_file) if root is not None]
-    found = [sources.find_raw_files(data_set, root, num_days, columns) for root in roots]
-    paths = [path for of_root in found for path in of_root]
-    first_test = len(found[0]) if test_data_file is not None else None
-    rates = (data_sub_sample_rate, seed, sub_sample_held_out)
-    choice = Choice(*rates, min_count, first_test, len(paths))
+    roots, paths, first_test = files_of(data_set, raw_data_file, test_data_file, num_days, columns)
+    rates = (data_sub_sample_rate, seed, sub_sample_held_out, min_count)
+    choice = Choice(*rates, first_test, len(paths))
     log_format = sources.as_found(log_format, paths) if data_set == "custom" else log_format
     schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
     processed = target_of(data_set, raw_data_file, processed_data_file)
@@ -114,13 +110,26 @@ def preprocess(
         raws = [RawFile(path, len(paths) > 1, root_of(path, roots)) for path in paths]
         if is_up_to_date(processed, manifest, raws):
             return False
-        # A planted model's figures hold for the whole log, ids as they are.
         if schema.split.rule == "last day" and not data_sub_sample_rate and max_ind_range == -1:
             manifest |= source_notes(raw_data_file, paths)
         of_log = (work_folder(processed), data_set, log_format, schema, choice)
         reading = Reading(*of_log, max_ind_range, bad_lines, block_bytes, 0)
         build(processed, raws, manifest, reading, max_memory, jobs, known)
         return True
+
+
+def files_of(
+    data_set: str,
+    raw_data_file: str | Path,
+    test_data_file: str | Path | None,
+    num_days: int,
+    columns: str | Path | None,
+) -> tuple[list[str | Path], list[Path], int | None]:
+    """What was named, all its files, and the number of the first held-out one; None: not so."""
+    roots = [root for root in (raw_data_file, test_data_file) if root is not None]
+    found = [sources.find_raw_files(data_set, root, num_days, columns) for root in roots]
+    first_test = len(found[0]) if test_data_file is not None else None
+    return roots, [path for of_root in found for path in of_root], first_test
 
 
 def check_numbers(
@@ -331,7 +340,7 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
 
 
 def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, Any]:
-    """`source_notes`: the JSON object in `<raw file>.json`, where the log's maker left one."""
+    """`source_notes` of a whole log: the JSON object in `<raw file>.json`, where there is one."""
     for path in (Path(raw_data_file), *paths):
         try:
             notes = read_json(path.with_name(path.name + ".json"))
