@@ -15,9 +15,11 @@ for `predict.py`. Flags that are not of this script are the trainer's.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import importlib
+import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,13 @@ from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.metrics import click_metrics  # noqa: E402
 from slipstream.tools.runtime import write_json  # noqa: E402
 
-SCRIPTS = {"baseline": "dlrm_s_pytorch.py", "fae": "fae_train.py"}
-SCRIPTS["slipstream"] = "slipstream_train.py"
+SCRIPTS = {
+    "baseline": "dlrm_s_pytorch.py",
+    "fae": "fae_train.py",
+    "slipstream": "slipstream_train.py",
+}
 HEADERS = ("avazu", "custom")
 GOING, STILL, ANEW = "going on", "as it is", "anew"
-
-
-class Failed(ValueError):
-    """A stage ended with another status than 0; it has said why."""
 
 
 class Days:
@@ -53,11 +54,12 @@ class Days:
         self.script = SCRIPTS[args.method]
 
     def call(self, script: str, *flags: Any) -> None:
-        """Run a script of ours; `Failed` where it ends with an error."""
-        words = [sys.executable, str(REPOSITORY / script), *map(str, flags)]
-        run = subprocess.run(words, stdout=None if self.args.verbose else subprocess.DEVNULL)
-        if run.returncode:
-            raise Failed(f"{script} ended with status {run.returncode}: {' '.join(words[1:])}")
+        """Run a script of ours, in this process."""
+        main = importlib.import_module(script.removesuffix(".py")).main
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            silence = contextlib.redirect_stdout(nowhere)
+            with contextlib.nullcontext() if self.args.verbose else silence:
+                main([str(flag) for flag in flags])
 
     def preprocess(self, log: Path, target: Path, extends: Path | None) -> Path:
         """The processed file of a log, all rows for training."""
