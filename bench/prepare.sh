@@ -13,6 +13,10 @@
 # start where the script was called; those of SYNTHETIC_DIR and of flags at the repository, which it
 # goes to.
 
+# What cannot be said (`| head -1`, a full disk under `> file`) does not end the run.
+trap '' PIPE
+say() { echo "$@" 2>/dev/null || :; }
+
 if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
   for name in RAW_DATA TEST_DATA COLUMNS_FILE PROCESSED_DATA HOT_COLD; do
     if [ -n "${!name:-}" ]; then declare "$name=$(realpath -m -- "${!name}")"; fi
@@ -45,7 +49,7 @@ find_python() { # modules
   local candidate
   if [ -n "${PYTHON:-}" ]; then
     if can_import "$PYTHON" "$@"; then return; fi
-    echo "$0: PYTHON=$PYTHON cannot import all of: $*; install requirements.txt there" >&2
+    say "$0: PYTHON=$PYTHON cannot import all of: $*; install requirements.txt there" >&2
     exit 2
   fi
   for candidate in python3 python .venv/bin/python; do
@@ -54,7 +58,7 @@ find_python() { # modules
       return
     fi
   done
-  echo "No Python with $* here: installing requirements.txt into .venv (about 1.5 GB; minutes)"
+  say "No Python with $* here: installing requirements.txt into .venv (about 1.5 GB; minutes)"
   python3 -m venv .venv
   .venv/bin/python -m pip install --quiet -r requirements.txt
   PYTHON=.venv/bin/python
@@ -65,7 +69,7 @@ if [ -z "${preprocess_flags+set}" ]; then
   for name in "$@"; do
     name="${name%%=*}"
     if [ "${name//_/-}" = --raw-data-file ] || [ "${name//_/-}" = --processed-data-file ]; then
-      echo "$0: error: $name: name the log by RAW_DATA, or a processed file by PROCESSED_DATA" >&2
+      say "$0: error: $name: name the log by RAW_DATA, or a processed file by PROCESSED_DATA" >&2
       exit 2
     fi
   done
@@ -76,7 +80,7 @@ check_path() { # name of a variable
   if [ -e "${!1}" ] || { [ "$DATA_SET" = terabyte ] && compgen -G "${!1}*" >/dev/null; }; then
     return
   fi
-  echo "$0: error: $1=${!1} does not exist; check the path" >&2
+  say "$0: error: $1=${!1} does not exist; check the path" >&2
   exit 2
 }
 
@@ -91,7 +95,7 @@ prepare() {
     check_path PROCESSED_DATA
     HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
     find_python "${modules[@]}"
-    echo "No RAW_DATA given: using $PROCESSED_DATA as it is"
+    say "No RAW_DATA given: using $PROCESSED_DATA as it is"
     return
   fi
   if [ -z "${RAW_DATA:-}" ]; then
@@ -103,7 +107,7 @@ prepare() {
       # 256 MB would make every row of a small log hot; this leaves hot and cold inputs.
       export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-4194304}"
     else
-      echo "$0: set RAW_DATA to the log of DATA_SET=$DATA_SET (see README.md, Data)" >&2
+      say "$0: set RAW_DATA to the log of DATA_SET=$DATA_SET (see README.md, Data)" >&2
       exit 2
     fi
   fi
@@ -124,7 +128,7 @@ prepare() {
   if [ ! -f "$PROCESSED_DATA" ]; then modules+=(polars); fi # it reads raw logs
   find_python "${modules[@]}"
   if [ -n "$synthetic" ]; then
-    echo "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
+    say "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
     "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
   fi
   HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"

@@ -1,6 +1,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,8 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("SLIPSTREAM_TRACEBACK", None)
+# A shell lets its background jobs ignore Ctrl-C, which tests send, to their processes, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile(
     "any time",

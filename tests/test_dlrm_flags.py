@@ -1,6 +1,7 @@
 """Command lines of DLRM, FAE and Slipstream's original code, as people paste them."""
 
 import json
+import os
 import shlex
 
 import numpy as np
@@ -16,6 +17,7 @@ import input_segregation
 import slipstream_train
 from bench import convert_dlrm
 from slipstream.logs.processed import Lookups, generated_log
+from slipstream.tools import cli
 from slipstream.tools.foreign import Foreign, Refused, translate
 from slipstream.training import dlrm_flags
 from slipstream.training.staleness import num_stale_rows_needed
@@ -224,13 +226,14 @@ def test_the_published_lines_run(tmp_path, capsys):
 
 
 def test_random_data_of_several_rows_a_lookup(tmp_path, capsys):
-    summary = dlrm_s_pytorch.main(
-        [*shlex.split(RANDOM), "--runs-dir", str(tmp_path), "--run-name", "r", "--debug-mode"]
-    )
+    runs = tmp_path / os.fsdecode(b"\xff")  # not UTF-8
+    flags = [*shlex.split(RANDOM), "--runs-dir", str(runs), "--run-name", "r", "--debug-mode"]
+    summary = {}
+    cli.run_script(lambda: summary.update(dlrm_s_pytorch.main(flags)))
     said = capsys.readouterr().out
     assert summary["step"] == 20 and summary["samples"] == 20 * 64
     assert "100 rows, sum of its columns" in said and "DLRM_Net(" in said
-    trace = json.loads((tmp_path / "r/trace.json").read_text())
+    trace = json.loads((runs / "r/trace.json").read_text())
     assert any("addmm" in str(event.get("name")) for event in trace["traceEvents"])
     assert "aten::addmm" in said
     log = generated_log("random", [100, 3], 2000, 2, 1, Lookups(5))

@@ -16,6 +16,8 @@ from helpers import REPOSITORY
 from plain_logs import AVAZU
 from test_interrupted import write_behaviours
 
+from bench.fault_scenes import broken_pipe
+
 WRAPPERS = {
     "run_dlrm_baseline.sh": ["data_utils", "dlrm_s_pytorch"],
     "run_input_segregation.sh": ["data_utils", "input_segregation"],
@@ -48,19 +50,20 @@ def checkout(tmp_path):
     return shutil.copytree(REPOSITORY, tmp_path / "checkout", ignore=ignore)
 
 
-def run(checkout, script, *flags, cwd=None, **environment):
+def run(checkout, script, *flags, cwd=None, stdout=subprocess.PIPE, **environment):
     variables = {k: v for k, v in os.environ.items() if not k.startswith("SLIPSTREAM_")}
     return subprocess.run(
         [str(checkout / script), *map(str, flags)],
         cwd=cwd or checkout,
         env={**variables, "PYTHON": sys.executable, **environment},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=600,
     )
 
 
-def recorded(checkout, tmp_path, script, *flags, cwd=None, **environment):
+def recorded(checkout, tmp_path, script, *flags, cwd=None, stdout=subprocess.PIPE, **environment):
     """Run a wrapper with a Python that only notes its arguments."""
     fake, log = tmp_path / "python", tmp_path / "log"
     fake.write_text(RECORDER.format(python=sys.executable.split("/")[-1], log=str(log)))
@@ -74,7 +77,8 @@ def recorded(checkout, tmp_path, script, *flags, cwd=None, **environment):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     python = os.path.relpath(fake, cwd or checkout)
-    done = run(checkout, script, *flags, cwd=cwd, **{"PYTHON": python, **environment})
+    environment = {"PYTHON": python, **environment}
+    done = run(checkout, script, *flags, cwd=cwd, stdout=stdout, **environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
 
@@ -251,6 +255,15 @@ def test_a_processed_file_without_a_raw_log_is_used_as_it_is(checkout, tmp_path)
         assert args.processed_data_file == str(tmp_path / "mine.npz")
         assert args.segregated_data_dir == str(elsewhere / "rows")
     assert parsed["slipstream_train"].arch_mlp_bot[-1] == 32
+
+
+@pytest.mark.parametrize("where", ["full", "pipe"])
+def test_what_cannot_be_said_ends_no_wrapper(checkout, tmp_path, where):
+    """`| head -1`, and a full disk under `> file`."""
+    stdout = broken_pipe() if where == "pipe" else os.open("/dev/full", os.O_WRONLY)
+    given = {"PROCESSED_DATA": "mine.npz", "stdout": stdout}
+    calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", **given)
+    check_calls(calls, ["input_segregation", "fae_train"])
 
 
 def test_an_optimizer_and_a_rate_of_ones_own(checkout, tmp_path):

@@ -25,6 +25,7 @@ from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, chooser
 from slipstream.logs.stages import encode_file
+from slipstream.tools.output import survive
 from slipstream.tools.runtime import THREADS_VARIABLE, num_threads
 
 SECONDS_SHOWN = 0.3  # between two looks at how far the processes are
@@ -150,6 +151,7 @@ def _encode_at_once(
 
 def _begin(num_read: Any, threads: int) -> None:
     """Begin a process: so many threads, no signals of its own, its end with its parent's."""
+    survive()
     os.environ[THREADS_VARIABLE] = os.environ["POLARS_MAX_THREADS"] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent's
     _encode.num_read = num_read  # type: ignore[attr-defined]

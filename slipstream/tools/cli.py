@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from slipstream.tools import output
 from slipstream.tools.foreign import Foreign, Refused, translate
 
 Values = TypeVar("Values")
@@ -70,11 +71,10 @@ def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; bad input becomes one line on stderr and exit status 2.
 
     `ValueError` and `OSError` are what our code raises for input it cannot use. Set
-    SLIPSTREAM_TRACEBACK=1 to see where one came from.
+    SLIPSTREAM_TRACEBACK=1 to see where one came from. Output that cannot be written is lost, and
+    does not change the exit status.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        # A name of a column or file that the locale cannot spell is shown as \xe9, as on stderr.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    output.survive()
     try:
         main()
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -87,6 +87,8 @@ def run_script(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        output.say_lost()
 
 
 def _is_expected(error: BaseException) -> bool:

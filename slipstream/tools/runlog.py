@@ -4,7 +4,8 @@ clocks.
 One JSON object a line: `start` (argv, flags, commit, versions, hardware, data), `evaluation` (test
 set), `validation`, `training` (the loss, at each report), `drop` (one per choice of inputs),
 `checkpoint`, and last `summary`, or `stopped` (by a signal) or `failed`, both with reason and step.
-Each line is flushed, so a crash loses none. A run that goes on from a checkpoint has a log of its
+Each line is written at once, so a crash loses none, and whole or not at all: what a full disk
+refuses is kept and tried again. A run that goes on from a checkpoint has a log of its
 own, which begins with the evaluations, validations, losses and drops up to there (`start` names the
 checkpoint), so the last log of a run is the whole run's.
 """
@@ -15,10 +16,13 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from slipstream.tools.places import made_folder
 from slipstream.tools.runtime import involuntary_switches
@@ -57,31 +61,72 @@ class RunLog:
         self.path = made_folder(folder) / "log.jsonl"
         if self.path.exists():
             raise ValueError(f"{self.path} exists; choose another --run-name or delete the folder")
-        self._file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115 - open for the run
+        self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - open for the run
+        self._end = 0  # of the last whole record
+        self._waiting: list[tuple[str, bytes]] = []  # kinds and lines that could not be written
+        self._is_warned = False
+        self.failure: OSError | None = None  # what is lost, once closed
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one record. NaN and infinity become null: the file stays strict JSON."""
+        """Append one record. NaN and infinity become null: the file stays strict JSON.
+
+        Where the disk refuses it, it is kept, and tried again with the next one and by `close`.
+        """
         record = {"kind": kind, **fields}
-        self._file.write(json.dumps(_finite(record), default=str) + "\n")
-        self._file.flush()
+        line = json.dumps(_finite(record), default=str) + "\n"
+        self._waiting.append((kind, line.encode()))
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if not self._is_warned:
+                tqdm.write(f"{self.path}: {error}; its records are kept and tried again")
+            self._is_warned = True
+
+    def _write_waiting(self) -> None:
+        """Write what waits, record by record; one that does not fit leaves no part of itself."""
+        while self._waiting:
+            line, done = self._waiting[0][1], 0
+            try:
+                while done < len(line):
+                    done += os.pwrite(self._file.fileno(), line[done:], self._end + done)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._file.fileno(), self._end)
+                raise
+            self._end += len(line)
+            del self._waiting[0]
 
     def close(self) -> None:
-        """Close the file; the log is complete up to the last record."""
-        self._file.close()
+        """Close the file; `failure` then says which records could not be written, and why."""
+        if self._file.closed:
+            return
+        try:
+            self._write_waiting()
+            self._file.close()
+        except OSError as error:
+            counts = Counter(kind for kind, _ in self._waiting)
+            lost = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            self.failure = OSError(f"{self.path} lacks records ({lost or 'maybe'}): {error}")
+            with suppress(OSError):
+                self._file.close()
 
     @contextmanager
     def until_the_end(self, step: Callable[[], int]) -> Iterator[None]:
-        """Close the log after the body; where that fails, with a last record that says why."""
+        """Close the log after the body; where that fails, with a last record that says why.
+
+        Records that are lost are in `failure`; where the body fails, they are said.
+        """
         try:
             yield
-        except (Exception, KeyboardInterrupt) as error:
-            with suppress(OSError):  # a full disk may be what it failed of
+        except BaseException as error:
+            if isinstance(error, (Exception, KeyboardInterrupt)):
                 reason = " ".join(str(error).split()) or type(error).__name__
                 self.write("failed", reason=reason, step=step())
+            self.close()
+            if self.failure is not None:
+                tqdm.write(str(self.failure))
             raise
-        finally:
-            with suppress(OSError):
-                self.close()
+        self.close()
 
 
 def _is_taken(folder: Path) -> bool:

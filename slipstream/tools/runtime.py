@@ -179,19 +179,22 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 class StopRequest:
-    """Notes Ctrl-C and SIGTERM while the body runs, so that it can end in good order.
+    """Notes Ctrl-C, SIGTERM and a lost terminal while the body runs, so that it ends in good order.
 
-    `signal` is the number of the first, or None. A second one ends the process at once.
+    `signal` is the number of the first, or None. A second one ends the process at once, unless
+    either is a hang-up: shell and kernel send one each. What was ignored (`nohup`) stays so.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._is_asked = False  # by Ctrl-C or SIGTERM
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,11 +202,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
+        if number != signal.SIGHUP:
+            if self._is_asked:
+                os._exit(128 + number)
+            self._is_asked = True
         if self.signal is not None:
-            os._exit(128 + number)
+            return
         self.signal = number
         # Not `print`: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this mini-batch; once more: at once\n")
+        with contextlib.suppress(OSError):  # of a `tee` that had the same Ctrl-C
+            os.write(2, b"\nstopping after this mini-batch; once more: at once\n")
 
 
 def sync_file(file: IO[Any]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
+from tqdm import tqdm
 
 from slipstream.training.flags import MachineSettings
 from slipstream.training.sets import PreparedData
@@ -37,7 +41,13 @@ def inspected(
     written: list[str] = []
 
     def write(profiler: profile) -> None:
-        profiler.export_chrome_trace(str(folder / TRACE))
+        try:
+            # Not in its place at once: PyTorch takes no path that is not UTF-8.
+            with tempfile.TemporaryDirectory() as own:
+                profiler.export_chrome_trace(os.path.join(own, TRACE))
+                shutil.move(os.path.join(own, TRACE), folder / TRACE)
+        except OSError as error:  # a full disk; training goes on
+            tqdm.write(f"{folder / TRACE} is not written: {error}")
         order = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=SHOWN_OPERATIONS)
         written.append(table)

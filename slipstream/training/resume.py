@@ -18,6 +18,7 @@ from slipstream.model.dlrm import bottom_sizes
 from slipstream.model.features import features_of
 from slipstream.model.networks import NETWORKS, NetworkSpec
 from slipstream.tools.device import PRECISIONS, has_bf16
+from slipstream.tools.output import lost
 from slipstream.tools.runlog import RunLog
 from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
@@ -241,7 +242,8 @@ def stop_program(number: int, trainer: Trainer, log: RunLog) -> None:
     """Log and say where a run that a signal ended stands, and exit as the signal would."""
     progress, checkpoints = trainer.progress, trainer.checkpoints
     name = signal.Signals(number).name
-    log.write("stopped", reason=name, **progress.shares(), **trainer.clocks.seconds())
+    shares, seconds = progress.shares(), trainer.clocks.seconds()
+    log.write("stopped", reason=name, **shares, **seconds, lost_output=lost())
     where = "nothing is kept: no --save-model"
     if checkpoints is not None:
         where = f"{checkpoints.last_path} is kept; --load-model auto goes on from there"

@@ -13,6 +13,7 @@ import torch
 
 from slipstream.logs.processed import planted_limit
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
+from slipstream.tools.output import lost
 from slipstream.tools.plugins import Plugin
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.tools.runtime import (
@@ -106,10 +107,9 @@ def run_training(
         summary = _end(method, trainer, prepared, log)
         if run.save_predictions:
             save_predictions(run.save_predictions, trainer)
-    if trainer.save_failure is not None:  # after the results, which stand
-        raise trainer.save_failure
-    if checkpoints is not None:
+    if checkpoints is not None and trainer.save_failure is None:
         print(f"model: {checkpoints.last_path}")
+    _raise_lost(trainer.save_failure, log.failure)
     return summary
 
 
@@ -124,6 +124,12 @@ def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
         _say_recipe(settings.training, prepared.data.num_train)
         say_weights(prepared)
     return settle_correction(prepared, judged.correct_sub_sampling)
+
+
+def _raise_lost(*failures: OSError | None) -> None:
+    """Raise what could not be kept, after the results, which stand."""
+    if found := [str(failure) for failure in failures if failure is not None]:
+        raise OSError("; ".join(found))
 
 
 def _say_recipe(training: TrainingSettings, num_train: int) -> None:
@@ -228,6 +234,7 @@ def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str,
         "cuda_graph": trainer.step.has_graph,
         "num_train": prepared.data.num_train,
         "save_failure": str(trainer.save_failure) if trainer.save_failure is not None else None,
+        "lost_output": lost(),
     }
 
 
