@@ -34,6 +34,7 @@ from slipstream.logs.synthetic import (  # noqa: E402
     planted_blocks,
 )
 from slipstream.tools import cli, runtime  # noqa: E402
+from slipstream.tools.locks import exclusive  # noqa: E402
 
 VERSION = 1  # of what the same options write
 NUM_DENSE = 13
@@ -68,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the log, unless one of the same options is there already."""
     args = parse_args(argv)
-    with runtime.exclusive(args.output.absolute().parent):
+    with exclusive(args.output.absolute().parent):
         sidecar = write_log(args.output, args.rows, args.seed, args.positive_rate)
     if sidecar is None:
         print(f"{args.output} is up to date: {args.rows} synthetic rows, seed {args.seed}")

@@ -32,11 +32,11 @@ from slipstream.logs.rawfile import RawFile, is_same_file
 from slipstream.logs.report import print_summary
 from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, work_folder
+from slipstream.tools.locks import exclusive
 from slipstream.tools.npz import open_npz, unpack_manifest
 from slipstream.tools.runtime import (
     available_memory_bytes,
     check_free_disk,
-    exclusive,
     num_threads,
 )
 
