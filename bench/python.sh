@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# Sourced by the run scripts, in the repository: `find_python MODULES` sets PYTHON to an interpreter
+# that has them, which it makes in .venv where there is none, with the files of `requirements`.
+# While that lasts there is a .venv.partial: where one is found, .venv is half made, and made anew.
+
+requirements=(requirements.txt)
+
+fail() { # line
+  echo "$0: error: $1" >&2
+  exit 2
+}
+
+can_import() { # interpreter, modules: whether it has each, and whole
+  "$1" - "${@:2}" >/dev/null 2>&1 <<'PYTHON_END'
+import importlib.metadata, importlib.util, sys
+OTHER_NAMES = {"sklearn": "scikit-learn", "xdist": "pytest-xdist"}
+def is_whole(name):
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # to Python an empty folder is a package
+        return False
+    try:
+        # What pip, conda and uv write last. Importing for real takes seconds.
+        if importlib.metadata.distribution(OTHER_NAMES.get(name, name)).read_text("INSTALLER"):
+            return True
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    importlib.import_module(name)
+    return True
+sys.exit(sys.version_info < (3, 11) or not all(map(is_whole, sys.argv[1:])))
+PYTHON_END
+}
+
+find_python() { # modules
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    if can_import "$PYTHON" "$@"; then return; fi
+    fail "PYTHON=$PYTHON cannot import all of: $*; install requirements.txt there"
+  fi
+  for candidate in python3 python; do
+    if can_import "$candidate" "$@"; then
+      PYTHON="$candidate"
+      return
+    fi
+  done
+  PYTHON=.venv/bin/python
+  if [ -e .venv.partial ] || ! can_import "$PYTHON" "$@"; then make_venv "$@"; fi
+}
+
+make_venv() { # modules
+  local base file said="" clear="" files=()
+  for base in python3 python ""; do
+    if [ -n "$base" ] && can_import "$base"; then break; fi
+  done
+  if [ -z "$base" ]; then fail "no Python 3.11 or newer here; install one, or name it by PYTHON"; fi
+  exec 9<. # two first starts at once: one installs, the other waits
+  "$base" - <<'PYTHON_END'
+import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("waiting for another start that installs into .venv", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+PYTHON_END
+  if [ ! -e .venv.partial ] && can_import "$PYTHON" "$@"; then
+    exec 9<&-
+    return
+  fi
+  if [ -e .venv.partial ]; then
+    clear=--clear
+    echo ".venv was left half made: making it anew"
+  elif [ -e .venv/pyvenv.cfg ] && ! "$PYTHON" -c "" 2>/dev/null; then
+    clear=--clear
+    echo "the Python of .venv is gone: making .venv anew"
+  elif [ -e .venv/pyvenv.cfg ]; then
+    can_import "$PYTHON" || fail "the Python of .venv is older than 3.11; delete .venv, or name another by PYTHON"
+  elif [ -n "$(ls -A .venv 2>/dev/null)" ]; then
+    fail ".venv is no virtual environment; move it away, or name an interpreter by PYTHON"
+  fi
+  echo "No Python with $* here: installing ${requirements[*]} into .venv (about 1.5 GB; minutes)"
+  # One that works stays: what else is in it is not ours.
+  if [ -n "$clear" ] || [ ! -e .venv/pyvenv.cfg ]; then
+    : >.venv.partial
+    if ! said="$("$base" -m venv ${clear:+"$clear"} .venv 2>&1)"; then
+      said="$(printf %s "$said" | tr -s '\n' ' ' | cut -c 1-200)"
+      fail "$base -m venv .venv failed (on Debian it needs python3-venv): $said"
+    fi
+  fi
+  for file in "${requirements[@]}"; do files+=(-r "$file"); done
+  if ! "$PYTHON" -m pip install --quiet --disable-pip-version-check "${files[@]}"; then
+    fail "pip could not install into .venv; or name by PYTHON an interpreter that has $*"
+  fi
+  if ! "$PYTHON" -c 'import importlib, sys; list(map(importlib.import_module, sys.argv[1:]))' "$@"; then
+    fail ".venv has all that is needed, but not whole: delete .venv, and start again"
+  fi
+  rm -f .venv.partial
+  exec 9<&-
+}
