@@ -30,6 +30,16 @@ sys.exit(sys.version_info < (3, 11) or not all(map(is_whole, sys.argv[1:])))
 PYTHON_END
 }
 
+imports() { # interpreter, modules: whether it really does; seconds
+  "$1" -c 'import importlib, sys
+sys.exit(any(importlib.import_module(name).__file__ is None for name in sys.argv[1:]))' "${@:2}" >/dev/null 2>&1
+}
+
+pip_install() { # flags
+  if "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"; then return; fi
+  fail "pip could not install into .venv; or name by PYTHON an interpreter that has requirements.txt"
+}
+
 find_python() { # modules
   local candidate
   if [ -n "${PYTHON:-}" ]; then
@@ -86,11 +96,11 @@ PYTHON_END
     fi
   fi
   for file in "${requirements[@]}"; do files+=(-r "$file"); done
-  if ! "$PYTHON" -m pip install --quiet --disable-pip-version-check "${files[@]}"; then
-    fail "pip could not install into .venv; or name by PYTHON an interpreter that has $*"
-  fi
-  if ! "$PYTHON" -c 'import importlib, sys; list(map(importlib.import_module, sys.argv[1:]))' "$@"; then
-    fail ".venv has all that is needed, but not whole: delete .venv, and start again"
+  pip_install "${files[@]}"
+  if ! imports "$PYTHON" "$@"; then # pip takes half a package for a whole one
+    echo "not all in .venv is whole: installing it again"
+    pip_install --force-reinstall "${files[@]}"
+    imports "$PYTHON" "$@" || fail ".venv cannot be mended; delete it, and start again"
   fi
   rm -f .venv.partial
   exec 9<&-

@@ -20,9 +20,12 @@ case "$1 $2 $3" in
   "-m pip"*)
     echo "pip ${*:6}" >>"$CALLS"
     if [ -n "${KILL_PIP:-}" ]; then kill -9 $$; fi
+    if [ "$6" = --force-reinstall ]; then rm -f .venv/damaged; fi
     touch .venv/has-all ;;
   "-  ") cat >/dev/null ;;  # the lock, or its version alone
-  "- "* | "-c import"*) cat >/dev/null; [ "$here" = .venv/bin ] && [ -e .venv/has-all ] ;;
+  "- "* | "-c import"*)
+    cat >/dev/null
+    [ "$here" = .venv/bin ] && [ -e .venv/has-all ] && [ ! -e .venv/damaged ] ;;
 esac
 """
 
@@ -90,6 +93,10 @@ def test_what_else_lies_in_a_venv_stays(start):
     (start.folder / ".venv/own.txt").touch()
     status, _, calls = start()
     assert (status, calls) == (0, [["pip", "-r"]]) and (start.folder / ".venv/own.txt").exists()
+    (start.folder / ".venv/damaged").touch()  # and pip thinks that it is whole
+    status, lines, calls = start()
+    assert (status, calls) == (0, [["pip", "-r"], ["pip", "--force-reinstall"]])
+    assert (start.folder / ".venv/own.txt").exists() and "is whole: installing" in lines[-2]
     shutil.rmtree(start.folder / ".venv")
     (start.folder / ".venv").mkdir()
     (start.folder / ".venv/own.txt").touch()
