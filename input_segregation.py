@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 
 from slipstream.tools import cli
+from slipstream.tools.locks import exclusive
 from slipstream.tools.places import resolved
-from slipstream.tools.runtime import exclusive
-from slipstream.training.data_flags import processed_file
+from slipstream.training.data_flags import processed_file, undisturbed
 from slipstream.training.dlrm_flags import SEGREGATION
 from slipstream.training.segregation import FILE_FLAGS, HOT_ROW_FLAGS, default_folder, segregate
 
@@ -33,13 +33,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> bool:
     """Segregate; returns whether anything was built."""
     args = parse_args(argv)
-    processed = processed_file(args)
-    assert processed is not None
-    named = args.segregated_data_dir or default_folder(processed, args.optimizer)
-    folder = resolved(named)
     options = {flag.dest: getattr(args, flag.dest) for flag in HOT_ROW_FLAGS}
-    with exclusive(folder.parent):
-        return segregate(processed, folder, **options)
+    with undisturbed(args):
+        processed = processed_file(args)
+        assert processed is not None
+        named = args.segregated_data_dir or default_folder(processed, args.optimizer)
+        folder = resolved(named)
+        with exclusive(folder.parent):
+            return segregate(processed, folder, **options)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 # Run the tests (CPU, under 4 minutes; those marked gpu need CUDA). Flags go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")"
-if ! python3 -c 'import torch, numpy, sklearn, pandas, tqdm, polars, matplotlib, pytest, xdist, hypothesis, ruff, mypy' \
-  2>/dev/null; then
-  if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
-  .venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
-  export PATH="$PWD/.venv/bin:$PATH"
-fi
-exec python3 -m pytest -p no:cacheprovider -n 2 --dist worksteal "$@"
+source bench/python.sh
+# shellcheck disable=SC2034 # python.sh reads it
+requirements+=(requirements-dev.txt)
+find_python torch numpy sklearn pandas tqdm polars matplotlib pytest xdist hypothesis ruff mypy
+if [ "$PYTHON" = .venv/bin/python ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
+exec "$PYTHON" -m pytest -p no:cacheprovider -n 2 --dist worksteal "$@"

@@ -5,7 +5,8 @@
 #   PROCESSED_DATA   the processed .npz. Set without RAW_DATA: used as it is, nothing is preprocessed
 #   HOT_COLD         the segregated folder; of OPTIMIZER=sgd, whose rows are smaller, one of its own
 #   more             an array: the trainers' flags that follow from LEARNING_RATE and DATA_SET
-# and reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
+# and SLIPSTREAM_LOCKS, by which two runs that use the same files take turns: see `hold`.
+# It reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), TEST_DATA (a log of held-out rows), SPLIT (last-day, random:SEED, none), MAX_IND_RANGE,
 # MIN_COUNT, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of preprocessing, as
 # 2G), JOBS (files read at once), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
@@ -15,13 +16,22 @@
 
 # What cannot be said (`| head -1`, a full disk under `> file`) does not end the run.
 trap '' PIPE
-say() { echo "$@" 2>/dev/null || :; }
 
-if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
+# A run script that calls another has prepared for both, and says so by its number.
+is_prepared=""
+if [ "${SLIPSTREAM_PREPARED:-}" = "$PPID" ]; then is_prepared=yes; fi
+
+if [ -z "$is_prepared" ]; then
   for name in RAW_DATA TEST_DATA COLUMNS_FILE PROCESSED_DATA HOT_COLD; do
-    if [ -n "${!name:-}" ]; then declare "$name=$(realpath -m -- "${!name}")"; fi
+    if [ -z "${!name:-}" ]; then continue; fi
+    if [[ "${!name}" == /dev/fd/* ]] || { [ -e "${!name}" ] && [ ! -f "${!name}" ] && [ ! -d "${!name}" ]; }; then
+      echo "$0: error: $name=${!name} is a pipe or a device; expected a regular file or a folder: it is read" \
+        "more than once (a packed log is read as it is)" >&2
+      exit 2
+    fi
+    declare "$name=$(realpath -ms -- "${!name}")" # links stay: input may be one
   done
-  # Links stay: a virtual environment's interpreter is one. A bare name is looked up.
+  # A virtual environment's interpreter is a link. A bare name is looked up.
   if [[ "${PYTHON:-}" == */* ]]; then PYTHON="$(realpath -ms -- "$PYTHON")"; fi
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -38,31 +48,8 @@ if [ "$DATA_SET" = taobao ]; then more+=(--arch-interaction-itself true); fi
 hot_cold=hot_cold
 if [ "$OPTIMIZER" != rwsadagrad ]; then hot_cold="hot_cold_$OPTIMIZER"; fi
 
-can_import() { # interpreter, modules
-  "$1" - "${@:2}" >/dev/null 2>&1 <<'PYTHON_END'
-import importlib.util, sys
-sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
-PYTHON_END
-}
-
-find_python() { # modules
-  local candidate
-  if [ -n "${PYTHON:-}" ]; then
-    if can_import "$PYTHON" "$@"; then return; fi
-    say "$0: PYTHON=$PYTHON cannot import all of: $*; install requirements.txt there" >&2
-    exit 2
-  fi
-  for candidate in python3 python .venv/bin/python; do
-    if can_import "$candidate" "$@"; then
-      PYTHON="$candidate"
-      return
-    fi
-  done
-  say "No Python with $* here: installing requirements.txt into .venv (about 1.5 GB; minutes)"
-  python3 -m venv .venv
-  .venv/bin/python -m pip install --quiet -r requirements.txt
-  PYTHON=.venv/bin/python
-}
+# shellcheck source=bench/python.sh
+source bench/python.sh
 
 # The trainer would preprocess a log that a flag names into the file of the one that is named here.
 if [ -z "${preprocess_flags+set}" ]; then
@@ -84,6 +71,22 @@ check_path() { # name of a variable
   exit 2
 }
 
+# What a stage has written is not replaced before a later one has opened it: the first one locks the
+# folders of these files, the trainer unlocks them (slipstream/tools/locks.py). Another run waits.
+hold() { # files
+  local file folder descriptor
+  SLIPSTREAM_LOCKS=""
+  for file in "$@"; do
+    folder="$(dirname "$(realpath -m -- "$file")")"
+    # Where it cannot be made, or read, the stage that writes there says so.
+    if mkdir -p "$folder" 2>/dev/null && [ -r "$folder" ]; then
+      exec {descriptor}<"$folder"
+      SLIPSTREAM_LOCKS+=" $descriptor"
+    fi
+  done
+  export SLIPSTREAM_LOCKS
+}
+
 prepare() {
   local modules=(torch numpy sklearn tqdm) synthetic="" name
   # shellcheck disable=SC2154 # recipe.sh sets it
@@ -95,6 +98,7 @@ prepare() {
     check_path PROCESSED_DATA
     HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
     find_python "${modules[@]}"
+    hold "$PROCESSED_DATA" "$HOT_COLD"
     say "No RAW_DATA given: using $PROCESSED_DATA as it is"
     return
   fi
@@ -118,6 +122,10 @@ prepare() {
     # Of clicks.2024-03-01 the date stays: one log, one file.
     for end in .txt .csv .tsv .parquet; do name="${name%"$end"}"; done
     case "$(realpath -ms -- "$RAW_DATA")" in
+      "$PWD"/input/*/*)
+        folder="$(dirname "$(realpath -ms -- "$RAW_DATA")")"
+        folder="${folder#"$PWD"/input/}"
+        ;;
       "$PWD"/input/*) ;;
       # Of two logs elsewhere, in folders of the same name, neither replaces the other's file.
       *) folder="$folder-$(printf %s "$RAW_DATA" | cksum | cut -d ' ' -f 1)" ;;
@@ -127,11 +135,12 @@ prepare() {
   fi
   if [ ! -f "$PROCESSED_DATA" ]; then modules+=(polars); fi # it reads raw logs
   find_python "${modules[@]}"
+  HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
+  hold "$PROCESSED_DATA" "$HOT_COLD" ${synthetic:+"$RAW_DATA"}
   if [ -n "$synthetic" ]; then
     say "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
     "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
   fi
-  HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
   mkdir -p "$(dirname "$PROCESSED_DATA")"
   local pair
   for pair in MAX_IND_RANGE:--max-ind-range MIN_COUNT:--min-count NUM_DAYS:--num-days SPLIT:--split \
@@ -144,8 +153,7 @@ prepare() {
     --processed-data-file "$PROCESSED_DATA" "${options[@]}"
 }
 
-# A run script that calls another has prepared for both.
-if [ -z "${SLIPSTREAM_PREPARED:-}" ]; then
+if [ -z "$is_prepared" ]; then
   prepare
-  export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD SLIPSTREAM_PREPARED=yes
+  export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD SLIPSTREAM_PREPARED=$$
 fi

@@ -38,6 +38,7 @@ from slipstream.logs.synthetic import (  # noqa: E402
     planted_blocks,
 )
 from slipstream.tools import cli, runtime  # noqa: E402
+from slipstream.tools.locks import exclusive  # noqa: E402
 from slipstream.tools.places import room_for  # noqa: E402
 
 VERSION = 1  # of what the same options write
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write_and_say(args: argparse.Namespace, output: Path, drift: Drift | None) -> None:
     """Write one log."""
-    with runtime.exclusive(output.absolute().parent):
+    with exclusive(output.absolute().parent):
         sidecar = write_log(output, args.rows, args.seed, args.positive_rate, drift=drift)
     if sidecar is None:
         print(f"{output} is up to date: {args.rows} synthetic rows, seed {args.seed}")

@@ -298,6 +298,55 @@ def test_two_runs_at_once_take_turns(checkout):
     assert "".join(out for out, _ in said).count("segregated into") == 1
 
 
+NOTES_LOCKS = """#!{python}
+import json, os, sys
+if sys.argv[1] != "-":
+    places = {{os.fstat(int(word))[1:3] for word in os.environ["SLIPSTREAM_LOCKS"].split()}}
+    folders = [path for path in {folders!r} if os.path.isdir(path) and os.stat(path)[1:3] in places]
+    print("held by", sys.argv[1], len(places), *folders)
+"""
+
+
+def test_every_stage_is_handed_the_locks(checkout, tmp_path):
+    """From the first one on, of the folders that any of them writes to."""
+    fake = tmp_path / "python"
+    rows, named = tmp_path / "new/rows", {"HOT_COLD": str(tmp_path / "new/rows/hot_cold")}
+    for more, num_calls, folders in (
+        ({}, 4, [checkout / "input/synthetic"]),
+        (named, 4, [checkout / "input/synthetic", rows]),
+        ({**named, "PROCESSED_DATA": str(checkout / "README.md")}, 2, [checkout, rows]),
+    ):
+        folders = [str(folder) for folder in folders]
+        fake.write_text(NOTES_LOCKS.format(python=sys.executable, folders=folders))
+        fake.chmod(0o755)
+        done = run(checkout, "run_fae_baseline.sh", PYTHON=str(fake), **more)
+        assert done.returncode == 0, done.stderr
+        held = [line.split()[3:] for line in done.stdout.splitlines() if line.startswith("held")]
+        assert held == [[str(len(folders)), *folders]] * num_calls, done.stdout
+
+
+@pytest.mark.parametrize("value", ["yes", "1"])
+def test_a_variable_of_the_users_skips_nothing(checkout, tmp_path, value):
+    """What a run script tells another one that it calls, exported in a shell."""
+    variables = {"SLIPSTREAM_PREPARED": value, "SLIPSTREAM_LOCKS": "0"}
+    calls = recorded(
+        checkout, tmp_path, "run_fae_baseline.sh", RAW_DATA="some/train.txt", **variables
+    )
+    check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
+
+
+def test_a_pipe_is_no_log(checkout, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, path in (
+        ("RAW_DATA", tmp_path / "pipe"),
+        ("COLUMNS_FILE", "/dev/fd/63"),
+        ("PROCESSED_DATA", "/dev/zero"),
+    ):
+        done = run(checkout, "run_fae_baseline.sh", **{name: str(path), "PYTHON": "/none"})
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"error: {name}={path} is a pipe or a device" in done.stderr
+
+
 @pytest.mark.parametrize("flag", ["--raw-data-file=x.txt", "--processed_data_file"])
 def test_a_wrappers_log_is_named_by_a_variable(checkout, flag):
     done = run(checkout, "run_fae_baseline.sh", flag, "x")
@@ -320,6 +369,12 @@ def test_one_log_one_file(checkout, tmp_path):
         found.append(calls["data_utils"].processed_data_file)
         assert calls["dlrm_s_pytorch"].processed_data_file == found[-1]
     assert len(set(found)) == 4
+    # Below input/ it lies beside its log.
+    for raw in ("v1/clicks/train.txt", "v2/clicks/train.txt", "kaggle/train.txt"):
+        (tmp_path / "log").unlink()
+        calls = recorded(checkout, tmp_path, "run_dlrm_baseline.sh", RAW_DATA=f"input/{raw}")
+        processed = check_calls(calls, WRAPPERS["run_dlrm_baseline.sh"])["data_utils"]
+        assert processed.processed_data_file == f"input/{raw[:-4]}_processed.npz"
 
 
 def test_an_unfit_python_is_named(checkout):
@@ -353,5 +408,5 @@ def test_shellcheck():
     )
     assert done.returncode == 0, done.stdout
     for script in scripts:
-        if script.name not in ("prepare.sh", "recipe.sh"):  # sourced
+        if script.name not in ("prepare.sh", "python.sh", "recipe.sh"):  # sourced
             assert "set -euo pipefail" in script.read_text(), script.name

@@ -39,12 +39,12 @@ from slipstream.logs.report import print_summary
 from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, remove_work, work_folder
 from slipstream.logs.vocabulary import Known, known_of
+from slipstream.tools.locks import exclusive
 from slipstream.tools.npz import open_npz, unpack_manifest
 from slipstream.tools.places import kind_of_place, resolved
 from slipstream.tools.runtime import (
     available_memory_bytes,
     check_free_disk,
-    exclusive,
     num_threads,
     read_json,
 )

@@ -6,6 +6,7 @@ And what a saved model says in place of flags, where it is evaluated alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from slipstream.logs.flags import RAW_FLAGS
@@ -15,9 +16,9 @@ from slipstream.logs.sources import default_processed_file, find_raw_files
 from slipstream.model import flags as model_flags
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
+from slipstream.tools.locks import exclusive
 from slipstream.tools.npz import fingerprint, open_npz, unpack_manifest
 from slipstream.tools.places import resolved
-from slipstream.tools.runtime import exclusive
 from slipstream.training.batching import SCHEDULES
 from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import recipe_of
@@ -127,6 +128,14 @@ def check_segregated(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error("give --segregated-data-dir, or --processed-data-file to segregate it first")
 
 
+def undisturbed(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Within it nobody replaces the processed file that `processed_file` makes of a raw log."""
+    raw, processed = args.raw_data_file, args.processed_data_file
+    folder = Path(processed or default_processed_file(args.data_set, raw)).parent if raw else None
+    # One that is missing is made, or cannot be, by who writes there: its error says how to go on.
+    return exclusive(folder) if folder is not None and folder.is_dir() else contextlib.nullcontext()
+
+
 def processed_file(args: argparse.Namespace) -> str | None:
     """The processed file that `RAW_FLAGS` name, preprocessed first where a raw log is named.
 
@@ -166,9 +175,11 @@ def open_baseline(args: argparse.Namespace) -> PreparedData:
     """The data that `GENERATED` names, for the baseline."""
     kind = args.data_generation
     if kind == "dataset":
-        path = processed_file(args)
-        assert path is not None
-        return tested_on(baseline_data(load_processed(path, args.max_memory)), args.test_data_file)
+        with undisturbed(args):
+            path = processed_file(args)
+            assert path is not None
+            prepared = baseline_data(load_processed(path, args.max_memory))
+            return tested_on(prepared, args.test_data_file)
     return baseline_data(_generated(args, kind))
 
 
@@ -240,18 +251,19 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
     One that is not named and not there is made, with the defaults of input_segregation.py.
     """
     optimizer, dim = recipe_of(args, 1).optimizer, args.arch_sparse_feature_size
-    processed, folder = processed_file(args), args.segregated_data_dir
-    if folder is None:
-        assert processed is not None
-        folder = default_folder(processed, optimizer)
-        if not _is_of(folder, processed):
-            defaults = {flag.dest: flag.usual for flag in HOT_ROW_FLAGS}
-            defaults |= {"arch_sparse_feature_size": dim, "optimizer": optimizer}
-            with exclusive(resolved(folder).parent):
-                segregate(processed, folder, **defaults)
     row_bytes = bytes_per_row(dim, optimizer)
-    prepared = load_segregated(folder, processed, row_bytes, args.max_memory)
-    return tested_on(prepared, args.test_data_file)
+    with undisturbed(args):
+        processed, folder = processed_file(args), args.segregated_data_dir
+        if folder is None:
+            assert processed is not None
+            folder = default_folder(processed, optimizer)
+            if not _is_of(folder, processed):
+                defaults = {flag.dest: flag.usual for flag in HOT_ROW_FLAGS}
+                defaults |= {"arch_sparse_feature_size": dim, "optimizer": optimizer}
+                with exclusive(resolved(folder).parent):
+                    segregate(processed, folder, **defaults)
+        prepared = load_segregated(folder, processed, row_bytes, args.max_memory)
+        return tested_on(prepared, args.test_data_file)
 
 
 def _is_of(folder: Path, processed: str) -> bool:
