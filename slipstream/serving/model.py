@@ -25,6 +25,7 @@ from slipstream.logs.transforms import Transforms, transforms_of
 from slipstream.model.features import features_of
 from slipstream.model.networks import ClickModel, build_network, find_network
 from slipstream.tools.device import choose_device, tune_process
+from slipstream.tools.metrics import probabilities
 from slipstream.training.resume import PRECISION
 from slipstream.training.saved import BEST, DESCRIPTION, Saved, found_checkpoint, open_checkpoint
 from slipstream.training.vocabulary_file import kept_vocabulary
@@ -100,14 +101,6 @@ class TrainedModel:
         with self._model.evaluating():
             logits = self._model(dense.to(self.device), rows.to(self.device), present)
         return logits.float().cpu().numpy()
-
-
-def probabilities(logits: np.ndarray, shift: float = 0.0) -> np.ndarray:
-    """Of logits, in float64; `shift` is added to them first."""
-    logits = logits.astype(np.float64) + shift
-    # exp of what is not positive: nothing overflows.
-    small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1.0, small) / (1.0 + small)
 
 
 def load_model(
