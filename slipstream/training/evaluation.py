@@ -211,9 +211,7 @@ class Judge:
             self._settle()
             shift, size = self.data.held_out_shift, self.batch_size
             try:
-                metrics = evaluate(
-                    self.model, self.table, inputs, size, self._stop, shift, with_calibration=final
-                )
+                metrics = evaluate(self.model, self.table, inputs, size, self._stop, shift, final)
             except ValueError as error:
                 raise ValueError(self._explain(str(error).partition(";")[0])) from error
         loss = progress.loss if math.isfinite(progress.loss) else None
