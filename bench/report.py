@@ -45,7 +45,9 @@ def curves(runs: Sequence[Run]) -> str:
             lines = [Line(run.name, run.place, run.curve(kind, value, by_time > 0)) for run in runs]
             if any(len(line.points) > 1 for line in lines):
                 charts.append(line_chart(title, lines, axis))
-    said = "" if charts else "<p>No curve was logged: --test-freq and --print-freq do.</p>"
+    said = "<p>No curve was logged: --test-freq, --val-freq and --print-freq give one.</p>"
+    if charts:
+        said = '<p class="soft">The first tenth of a curve may lie outside its frame.</p>'
     return f'{said}<div class="charts">{"".join(charts)}</div>'
 
 

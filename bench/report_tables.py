@@ -315,8 +315,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     busy = [run for run in runs if _was_busy(run)]
     if busy:
         found.append(
-            f"Other work was taking cores all the time from {names_of(busy)}: times and speeds "
-            "say little."
+            f"Other work often took cores from {names_of(busy)}: times and speeds say little."
         )
     for run in runs:
         failures = [record["error"] for record in run.of("checkpoint") if record.get("error")]

@@ -142,7 +142,7 @@ def test_what_warns(tmp_path):
         "different machines",
         "different commits",
         "different data",
-        "taking cores all the time from busy:",
+        "often took cores from busy:",
         "busy: a model was not saved: disk full",
     ):
         assert said in text, said
