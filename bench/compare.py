@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import shlex
 import subprocess
@@ -50,13 +49,13 @@ from bench.methods import (  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
-from slipstream.tools.places import own_names, regular_file, remove_ours  # noqa: E402
+from slipstream.tools.places import own_names, remove_ours  # noqa: E402
+from slipstream.tools.runlog import OVERHEAD, read_log  # noqa: E402
 from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
 from slipstream.training.flags import recipe_of  # noqa: E402
 from slipstream.training.inspection import TRACE  # noqa: E402
 
 MARGIN = 0.0005  # of AUC: a run is there when it comes so near the first method's final one
-OVERHEAD = ("snapshot_s", "threshold_s", "classification_s")
 METRICS = {
     "auc": "test AUC",
     "log_loss": "test log loss, nats",
@@ -80,13 +79,10 @@ RUN_FILES = own_names(("log.jsonl", TRACE))
 def finished_records(folder: Path) -> Records | None:
     """The records of a finished run's log; None for one that did not finish or does not exist."""
     try:
-        records = [
-            json.loads(line)
-            for line in regular_file(folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        records = read_log(folder / "log.jsonl")
     except (OSError, ValueError):
         return None
-    return records if records and records[-1].get("kind") == "summary" else None
+    return records if records[-1]["kind"] == "summary" else None
 
 
 def run_name(run: Run) -> str:

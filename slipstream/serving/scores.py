@@ -23,7 +23,12 @@ from slipstream.logs.rawfile import RawFile, Tally
 from slipstream.logs.rows import import_polars
 from slipstream.logs.scoring import Block, Encoded
 from slipstream.serving.model import TrainedModel
-from slipstream.tools.metrics import calibration, click_metrics, probabilities
+from slipstream.tools.metrics import (
+    calibration,
+    click_metrics,
+    mean_calibration,
+    probabilities,
+)
 
 BLOCK_BYTES = 1 << 23
 COLUMN = "probability"
@@ -83,14 +88,10 @@ class Judged:
 
 
 def _metrics(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
-    rate = float(np.average(labels, weights=weights)) if len(labels) else float("nan")
-    mean = float(np.average(probabilities(logits), weights=weights)) if len(labels) else rate
     return {
         "rows": len(labels),
         **click_metrics(logits, labels, weights),
-        "click_rate": rate,
-        "mean_probability": mean,
-        "calibration": mean / rate if rate > 0 else float("nan"),
+        **mean_calibration(probabilities(logits), labels, weights),
     }
 
 

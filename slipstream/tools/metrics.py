@@ -53,6 +53,20 @@ def probabilities(logits: np.ndarray, shift: float = 0.0) -> np.ndarray:
     return np.where(logits >= 0, 1.0, small) / (1.0 + small)
 
 
+def mean_calibration(
+    predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
+    """Weighted share of clicks, mean probability, and the second over the first (`calibration`).
+
+    All NaN for no inputs, or none with a weight.
+    """
+    if not len(labels) or (weights is not None and not weights.sum() > 0):
+        return dict.fromkeys(("click_rate", "mean_probability", "calibration"), math.nan)
+    rate, mean = (float(np.average(values, weights=weights)) for values in (labels > 0, predicted))
+    over = mean / rate if rate > 0 else math.nan
+    return {"click_rate": rate, "mean_probability": mean, "calibration": over}
+
+
 def calibration(
     probabilities: np.ndarray,
     labels: np.ndarray,

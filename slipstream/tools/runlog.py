@@ -2,12 +2,12 @@
 clocks.
 
 One JSON object a line: `start` (argv, flags, commit, versions, hardware, data), `evaluation` (test
-set), `validation`, `training` (the loss, at each report), `drop` (one per choice of inputs),
-`checkpoint`, and last `summary`, or `stopped` (by a signal) or `failed`, both with reason and step.
-Each line is written at once, so a crash loses none, and whole or not at all: what a full disk
-refuses is kept and tried again. A run that goes on from a checkpoint has a log of its
-own, which begins with the evaluations, validations, losses and drops up to there (`start` names the
-checkpoint), so the last log of a run is the whole run's.
+set; the last one with a reliability table), `validation`, `training` (the loss, at each report),
+`drop` (one per choice of inputs), `checkpoint`, and last `summary`, or `stopped` (by a signal) or
+`failed`, both with reason and step. Each line is written at once, so a crash loses none, and whole
+or not at all: what a full disk refuses is kept and tried again. A run that goes on from a
+checkpoint has a log of its own, which begins with the evaluations, validations, losses and drops up
+to there (`start` names the checkpoint), so the last log of a run is the whole run's.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from slipstream.tools.places import made_folder
+from slipstream.tools.places import made_folder, regular_file
 from slipstream.tools.runtime import involuntary_switches
+
+# The clocks of choosing inputs, beside `training_s`.
+OVERHEAD = ("snapshot_s", "threshold_s", "classification_s")
+BUSY_SWITCHES, BUSY_S = 300, 5.0  # a second, over more seconds: other work on the same cores
 
 
 class Log(Protocol):
@@ -148,6 +152,39 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's log, of one that is being written, too.
+
+    A last line without an end is left out where it is no record: it is being written, or was when
+    the machine stopped. `ValueError`, with the line's number: a damaged line, or no log of a run;
+    `OSError`: it cannot be read.
+    """
+    *lines, rest = regular_file(path).read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate([*lines, rest] if rest else lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+                raise ValueError("no object with a kind")
+        except (ValueError, RecursionError) as error:
+            if number > max(len(lines), 1):
+                break
+            raise ValueError(
+                f"{path}, line {number}, is no record of a run ({error}): is it a log.jsonl of a "
+                "trainer, undamaged?"
+            ) from error
+        records.append(record)
+    if not records or records[0]["kind"] != "start":
+        what = "begins with no start record" if records else "is empty"
+        raise ValueError(f"{path} {what}: it is no log of a run, or one that has only begun")
+    return records
+
+
+def was_busy(switches_per_s: float, program_s: float) -> bool:
+    """Whether other work took cores from a run so often that its times say little."""
+    return switches_per_s > BUSY_SWITCHES and program_s > BUSY_S
 
 
 class Clocks:

@@ -15,7 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slipstream.model.networks import ClickModel
-from slipstream.tools.metrics import click_metrics
+from slipstream.tools.metrics import (
+    calibration,
+    click_metrics,
+    mean_calibration,
+    probabilities,
+)
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.embedding import EVALUATION, EmbeddingTable
@@ -99,17 +104,25 @@ def evaluate(
     batch_size: int,
     stop: StopRequest | None = None,
     logit_shift: float = 0.0,
-) -> dict[str, float]:
+    with_calibration: bool = False,
+) -> dict[str, Any]:
     """AUC, log loss and accuracy of the model on `inputs`, by their weights.
 
-    `logit_shift` is added to its outputs, see `slipstream.logs.sub_sampling`. Raises as
-    `outputs_of` does, and `ValueError` for weights that no input may have.
+    `logit_shift` is added to its outputs, see `slipstream.logs.sub_sampling`. `with_calibration`
+    adds what `mean_calibration` says and the `reliability` table (a sort of the inputs, as the AUC
+    takes). Raises as `outputs_of` does, and `ValueError` for weights that no input may have.
     """
     outputs = outputs_of(model, table, inputs, batch_size, stop)
     if logit_shift:
         outputs = outputs.astype(np.float64) + logit_shift
     weights = inputs.weights_of(slice(0, len(inputs)))
-    return click_metrics(outputs, np.asarray(inputs.labels), weights)
+    labels = np.asarray(inputs.labels)
+    metrics: dict[str, Any] = click_metrics(outputs, labels, weights)
+    if with_calibration:
+        predicted = probabilities(outputs)
+        metrics |= mean_calibration(predicted, labels, weights)
+        metrics["reliability"] = calibration(predicted, labels, weights)
+    return metrics
 
 
 def click_rate(inputs: Inputs) -> float | None:
@@ -160,11 +173,11 @@ class Judge:
     def test(
         self, progress: Progress, final: bool = False, is_best: bool = False
     ) -> dict[str, Any]:
-        """Evaluate on the test set: at the end, and for a curve where asked for.
+        """Evaluate on the test set: at the end, with its calibration, and for a curve.
 
         `is_best`: the weights are those of the best validation.
         """
-        record = {**self._record(progress, self.data.test), "final": final}
+        record = {**self._record(progress, self.data.test, final), "final": final}
         if final and progress.validations:
             last = progress.validations[-1]
             if is_best and progress.best is not None:
@@ -193,12 +206,12 @@ class Judge:
             tqdm.write(f"step {progress.step}: validation {reason}")
         return record
 
-    def _record(self, progress: Progress, inputs: Inputs) -> dict[str, Any]:
+    def _record(self, progress: Progress, inputs: Inputs, final: bool = False) -> dict[str, Any]:
         with self.clocks.count("paused"):
             self._settle()
             shift, size = self.data.held_out_shift, self.batch_size
             try:
-                metrics = evaluate(self.model, self.table, inputs, size, self._stop, shift)
+                metrics = evaluate(self.model, self.table, inputs, size, self._stop, shift, final)
             except ValueError as error:
                 raise ValueError(self._explain(str(error).partition(";")[0])) from error
         loss = progress.loss if math.isfinite(progress.loss) else None

@@ -16,7 +16,7 @@ from slipstream.tools.device import choose_device, peak_device_bytes, tune_proce
 from slipstream.tools.locks import release
 from slipstream.tools.output import lost
 from slipstream.tools.plugins import Plugin
-from slipstream.tools.runlog import Clocks, RunLog
+from slipstream.tools.runlog import Clocks, RunLog, was_busy
 from slipstream.tools.runtime import (
     StopRequest,
     describe_machine,
@@ -50,7 +50,6 @@ from slipstream.training.trainer import Trainer
 from slipstream.training.vocabulary_file import keep_vocabulary
 
 METRICS = ("auc", "log_loss", "accuracy", "normalized_entropy")
-BUSY_SWITCHES, BUSY_S = 300, 5.0  # a second, over more seconds: other work on the same cores
 
 
 def run_training(
@@ -90,7 +89,7 @@ def run_training(
         rule = None
         if drop_settings is not None:
             asked = (drop_settings, prepared.num_hot, settings.training.seed)
-            rule = DropRule(*asked, drop_report(log, progress.drops), policy)
+            rule = DropRule(*asked, drop_report(log, progress), policy)
         network = spec.describe() | {"features": describe_features(prepared, settings.model)}
         checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
         release()  # the data's files: each is open
@@ -294,7 +293,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         )
     )
     switches = summary["involuntary_switches_per_s"]
-    if switches > BUSY_SWITCHES and summary["program_s"] > BUSY_S:
+    if was_busy(switches, summary["program_s"]):
         print(
             f"note: other work took a core from this run {switches:,.0f} times a second: its times "
             "are not to be compared"
