@@ -222,6 +222,11 @@ def test_what_cannot_be_scored_is_said(trained, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=match):
             model.predict(frame)
+    with pytest.raises(ValueError, match="is the log itself"):
+        score_log(model, tmp_path / "new.csv", str(tmp_path / "." / "new.csv"))
+    test[:0].write_parquet(tmp_path / "none.parquet")
+    assert score_log(model, tmp_path / "none.parquet", str(tmp_path / "no.parquet"))["rows"] == 0
+    assert pl.read_parquet(tmp_path / "no.parquet").schema == {"probability": pl.Float64}
     with pytest.raises(ValueError, match="is a folder"):
         score_log(model, tmp_path / "new.csv", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):

@@ -29,6 +29,7 @@ from slipstream.tools.metrics import (
     mean_calibration,
     probabilities,
 )
+from slipstream.tools.places import room_for
 
 BLOCK_BYTES = 1 << 23
 COLUMN = "probability"
@@ -113,6 +114,10 @@ def score_log(
     """
     paths = files_of(model.reader.data_set, raw_data_file)
     raws = [RawFile(path, root=_root_of(path, raw_data_file)) for path in paths]
+    if output != STANDARD_OUTPUT and any(
+        os.path.realpath(output) == os.path.realpath(p) for p in paths
+    ):
+        raise ValueError(f"--output {output} is the log itself; choose another file")
     tally, judged, shift = Tally(bad_lines), Judged(), model.shift if corrects else 0.0
     before = model.unseen.copy()
     # As a log's first line names its columns, so does the first line here.
@@ -219,6 +224,8 @@ def _written(output: str, has_header: bool) -> Iterator[Write]:
     """What takes (has_row, probabilities) of lines in turn; the file is in its place at the end."""
     if output == STANDARD_OUTPUT:
         # Not `sys.stdout`: what is lost of it is a result here, not chatter.
+        if (failure := getattr(sys.stdout, "failure", None)) is not None:
+            raise OSError(f"--output -: standard output cannot be written to: {failure}")
         with open(os.dup(1), "wb") as file:
             yield _csv_writer(file, has_header)
         return
@@ -226,8 +233,8 @@ def _written(output: str, has_header: bool) -> Iterator[Write]:
     if path.is_dir():
         raise ValueError(f"--output {output} is a folder; expected a file name")
     is_parquet = path.suffix == ".parquet"
-    partial = path.with_name(path.name + ".partial")
-    table = path.with_name(path.name + ".table.partial")
+    partial = room_for(path.with_name(path.name + ".partial"))
+    table = room_for(path.with_name(path.name + ".table.partial"))
     try:
         with open(partial, "wb") as file:
             yield _csv_writer(file, has_header and not is_parquet, NO_ROW if is_parquet else "")
@@ -235,7 +242,9 @@ def _written(output: str, has_header: bool) -> Iterator[Write]:
             os.fsync(file.fileno())
         if is_parquet:
             pl = import_polars()
-            lines = pl.scan_csv(partial, has_header=False, schema={COLUMN: pl.Float64})
+            schema, lines = {COLUMN: pl.Float64}, pl.LazyFrame(schema={COLUMN: pl.Float64})
+            if partial.stat().st_size:
+                lines = pl.scan_csv(partial, has_header=False, schema=schema)
             lines.with_columns(pl.col(COLUMN).fill_nan(None)).sink_parquet(table)
             os.replace(table, partial)
         os.replace(partial, path)
