@@ -324,7 +324,9 @@ def ids_of(rows, log, modulus, order, training, min_count):
             if is_number and value and re.fullmatch(rb"-?[0-9]+\.0+", value):
                 value = value.partition(b".")[0]
             code = code_of(kind, value)
-            return max(code, 0) % modulus if modulus > 0 else code
+            if value in (None, b""):
+                return -1  # no hash, whatever the modulus
+            return code % modulus if modulus > 0 else code
 
         of_row = {
             at: {i: None if values[i] is None else code(kind, values[i][0]) for i in order}

@@ -130,7 +130,8 @@ def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_V
             changed = np.where(is_float, floats[at, 1], codes)
             num_floats += int(kept[ids[is_float]].sum())
         if modulus:
-            changed = changed % np.uint64(modulus) + np.uint64(1)
+            hashed = changed % np.uint64(modulus) + np.uint64(1)
+            changed = np.where(changed == 0, changed, hashed)  # an empty value is no hash
         if changed is not codes:
             order = np.argsort(changed, kind="stable")
             codes, ids = changed[order], ids[order]

@@ -91,7 +91,7 @@ def preprocess(
         "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
         "num_days": num_days if data_set == "terabyte" else None,
         "bad_lines": bad_lines,
-        **unusual_options(choice, schema),
+        **unusual_options(choice, schema, max_ind_range),
     }
     manifest = manifest_of(data_set, options, log_format)
     with writable(processed), exclusive(processed.parent):
@@ -144,7 +144,7 @@ def schema_of(
     return schema
 
 
-def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
+def unusual_options(choice: Choice, schema: Schema, modulus: int) -> dict[str, Any]:
     """Options that older processed files have no word of: only where they say something."""
     options: dict[str, Any] = {}
     if choice.min_count > 1:
@@ -155,6 +155,8 @@ def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
         options["first_test_file"] = choice.first_test_file
     if choice.rate and not choice.thins_held_out:
         options["held_out"] = "whole"
+    if modulus > 0:
+        options["empty"] = "a value of its own"  # it was hash 0 once
     return options
 
 

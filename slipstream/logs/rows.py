@@ -181,9 +181,8 @@ def _codes_of(
                 digested, found = digests(frame[str(column)], log_format.lax, several)
                 frame = frame.with_columns(digested)
             code = pl.col(str(column)).cast(pl.UInt64)
-            # An empty one counts as hash 0.
-            coded = code.fill_null(0) % modulus + 1 if modulus else code + (kind == "hex")
-            single.append(coded.fill_null(0))
+            coded = code % modulus + 1 if modulus else code + (kind == "hex")
+            single.append(coded.fill_null(0))  # an empty one is no hash
             places.append(place)
         if is_text and log_format.lax:
             texts[place] = found

@@ -155,11 +155,12 @@ def _rows_of_users(pairs: np.ndarray, max_ind_range: int) -> Iterator[Rows]:
             both.append(np.column_stack([column[among] for column in columns]))
         # (clicks, 2, F): a click, then its negative.
         values = np.stack(both, axis=1).reshape(-1, len(SCHEMA.table_names)).astype(np.int64)
-        codes = values + 1 if max_ind_range < 1 else np.maximum(values, 0) % max_ind_range + 1
+        if max_ind_range > 0:  # of all but what is empty, -1
+            values = np.where(values < 0, -1, values % max_ind_range)
         yield Rows(
             np.tile(np.array([1, 0], np.int8), len(both[0])),
             np.repeat(position[among], 2)[:, None].astype(np.int32),
-            codes.astype(np.uint64),
+            (values + 1).astype(np.uint64),
             np.repeat(click["time"][among], 2),
         )
 
