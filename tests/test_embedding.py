@@ -60,6 +60,20 @@ def test_any_number_of_resident_rows_gives_the_same_bits(optimizer, num_resident
         assert torch.equal(state[name], expected[name]), name
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+@pytest.mark.parametrize("num_resident", [0, 9])
+def test_many_small_gradients_move_a_row(optimizer, num_resident):
+    """Each alone is less than float32 tells apart from nothing; together they are not."""
+    table = EmbeddingTable(torch.full((9, 2), 0.05), num_resident, 2048, CPU, optimizer)
+    staged = table.enter(table.stage(torch.full((1024, 2), 7)))
+    table.update(staged, torch.full((1024, 2, 2), 1e-5), 1e-4)
+    table.write_back(staged)
+    total = 2048 * 1e-5
+    expected = 1e-4 * (total if optimizer == "sgd" else 1)  # Adagrad's first step is the rate
+    moved = 0.05 - table.read(np.array([7]))["rows"].double().numpy()
+    np.testing.assert_allclose(moved, expected, rtol=0.015)
+
+
 def test_hot_batches_touch_no_host_row():
     table = EmbeddingTable(torch.rand(10, 2), 4, 8, CPU)
     assert table.stage(torch.tensor([[0, 3], [1, 2]])).host_rows is None
