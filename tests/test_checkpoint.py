@@ -849,7 +849,10 @@ def test_a_forged_checkpoint_is_refused(folder, place, value):
     described["checksum"] = checksum_of(described)
     path.write_text(json.dumps(described))
     flags[-1] = "60"
-    refused(str(path.parent), slipstream_train, folder, *flags, "--load-model", "auto")
+    message = str(path.parent)
+    if place[-1] == "order_check":  # as those have that were written before streams were spawned
+        message = "another version of Slipstream"
+    refused(message, slipstream_train, folder, *flags, "--load-model", "auto")
 
 
 @pytest.mark.parametrize("name", ["rows", "step.network.top_l.0.bias", "rule.before", "trap"])

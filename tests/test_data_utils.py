@@ -21,6 +21,7 @@ from slipstream.logs import encoding, faults, formats, parsing, preprocess, rawf
 from slipstream.logs.rows import BadBlock
 from slipstream.tools import npz
 from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.streams import stream
 
 ROOT = Path(__file__).parent.parent
 KAGGLE = formats.FORMATS["kaggle"]
@@ -239,7 +240,7 @@ def test_terabyte_sub_sampling(tmp_path, thins_held_out):
     labels = [[int(line[0]) for line in text.splitlines()] for text in texts]
     keep = []
     for day, of_day in enumerate(labels):
-        draws = np.random.default_rng([9, day]).random(len(of_day))
+        draws = stream(9, "thinning", day).random(len(of_day))
         is_whole = day == 2 and not thins_held_out
         pairs = zip(of_day, draws, strict=True)
         keep += [label == 1 or draw >= 0.6 or is_whole for label, draw in pairs]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slipstream.training.batching import EpochPlan
+from slipstream.training.batching import EpochPlan, epoch_order
 from slipstream.training.dropping import DropRule, DropSettings, Reach
 from slipstream.training.embedding import EmbeddingTable
 
@@ -266,6 +266,26 @@ def test_a_sample_comes_near_the_target(sample_rate):
     exact = round(0.3 * record["hot_remaining"])
     tolerance = 0 if sample_rate == 1 else 4 * math.sqrt(0.3 * 0.7 / (sample_rate * 4000)) * 4000
     assert abs(record["dropped"] - exact) <= tolerance
+
+
+def test_order_and_choices_draw_from_streams_of_their_own(monkeypatch):
+    """Whatever the epoch and the choice; numpy takes [7, 2] and [7, 2, 0] for one seed."""
+    made, plain = [], np.random.default_rng
+
+    def noted(*arguments):
+        made.append(generator := plain(*arguments))
+        return generator
+
+    monkeypatch.setattr(np.random, "default_rng", noted)
+    epochs = 3
+    for epoch in range(epochs):
+        epoch_order(np.array([0, 9]), "none", 7, epoch)
+    settings_ = DropSettings(policy="random", recalibrate_every=0.2)
+    _, _, records = run_epoch(settings_, seed=7, epochs=epochs)
+    seeds = [rng.bit_generator.seed_seq for rng in made]
+    ours = [seed for seed in seeds if seed.spawn_key or isinstance(seed.entropy, list)]
+    assert len(ours) == epochs + 2 * len(records) > 9
+    assert len({tuple(seed.generate_state(4)) for seed in ours}) == len(ours)
 
 
 def test_the_choice_is_seeded():

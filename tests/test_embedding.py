@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import dlrm
 
 from slipstream.training.embedding import (
     EVALUATION,
@@ -152,3 +153,15 @@ def test_gradients_of_equal_rows_are_added_by_place_as_by_sorting():
 def test_bytes_per_row():
     assert bytes_per_row(16, "sgd") == 64
     assert bytes_per_row(16, "rwsadagrad") == 68
+
+
+def test_network_and_rows_start_from_streams_of_their_own(monkeypatch):
+    """One seed for both, and the first weights of either were the same draws."""
+    seeds, plain = [], torch.initial_seed
+    monkeypatch.setattr(torch, "initial_seed", lambda: seeds.append(plain()) or seeds[-1])
+    dlrm([3, 16, 8], [16, 1], 5, seed=1)
+    rows = initial_rows([1], 16, None, 1)  # from -1 to 1
+    for seed in (1, *seeds):
+        drawn = torch.rand(16, generator=torch.Generator().manual_seed(seed))
+        assert not torch.allclose(rows[0], 2 * drawn - 1, atol=1e-3)
+    assert seeds and seeds != [1]

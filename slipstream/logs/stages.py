@@ -51,7 +51,7 @@ from slipstream.tools.runtime import num_threads, ordered, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
 SORT_BYTES = 64  # of memory a row while a bucket is sorted
-VERSION = 2  # of the work folder
+VERSION = 3  # of the work folder
 
 
 class Work:

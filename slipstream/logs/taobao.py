@@ -31,6 +31,7 @@ from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
 from slipstream.tools.runtime import sync_file, write_json
+from slipstream.tools.streams import stream
 
 FORMAT = LogFormat(
     ("id", "id", "id", "behaviour", "time"),
@@ -104,7 +105,7 @@ def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int) -> Iterator[Row
     clicks = np.memmap(folder / "clicks", CLICK, "r")
     num_groups = -(-num_clicks // USERS_CLICKS)  # of the log alone: ties in time keep their order
     names = [folder / f"users_{group}" for group in range(num_groups)]
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "negatives")
     with ExitStack() as stack:
         files = [stack.enter_context(open(name, "wb")) for name in names]
         for start in range(0, num_clicks, CHUNK):

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.tools.streams import stream
 from slipstream.training.batching import KIND_NAMES, EpochPlan
 from slipstream.training.policies import CHUNK, Chunk, Policy, WindowRows, find_policy
 from slipstream.training.sets import Inputs
@@ -256,8 +257,8 @@ class DropRule:
 
     def _choose(self, plan: EpochPlan, reach: Reach, rows: WindowRows) -> None:
         settings, count, pool = self.settings, reach.count, self.policy.pool
-        place = [self.seed, self._epoch, self._choices]
-        rng, for_policy = np.random.default_rng(place), np.random.default_rng([*place, 1])
+        place = (self._epoch, self._choices)
+        rng, for_policy = (stream(self.seed, what, *place) for what in ("choice", "policy"))
         hot = self._candidates(plan, True)
         kinds = {"hot": (True,), "cold": (False,), "all": (True, False)}[pool]
         candidates = np.concatenate([self._candidates(plan, kind) for kind in kinds])

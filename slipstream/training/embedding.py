@@ -38,6 +38,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.tools.streams import torch_seed
+
 ADAGRAD_EPS = 1e-10
 OPTIMIZERS = ("sgd", "rwsadagrad")
 DRAWN_ROWS = 1 << 16  # initial weights are drawn so many rows at a time
@@ -63,7 +65,7 @@ def initial_rows(
     `slot_of_row` (num_rows,) maps table offset + id to slot; None numbers slots by table, then id.
     With `null_row` a row of zeros follows.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(torch_seed(seed, "rows"))
     weight = torch.empty(sum(table_sizes) + null_row, dim)
     weight[sum(table_sizes) :] = 0
     start = 0
