@@ -42,15 +42,7 @@ CASES = {
     "slipstream, kept": (slipstream_train, ["--stale-keep-rate", "0.3", "--alpha", "0.6", *WINDOW]),
     "slipstream, again": (
         slipstream_train,
-        [
-            "--recalibrate-every",
-            "0.1",
-            "--alpha",
-            "0.4",
-            "--count-untouched-as-stale",
-            "true",
-            *WINDOW,
-        ],
+        ["--recalibrate-every", "0.1", "--alpha", "0.4", *WINDOW],
     ),
     "slipstream, uniform": (
         slipstream_train,

@@ -127,9 +127,10 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
     ("record", "said"),
     [
         (
-            {"policy": "stale", "pool": "hot", "alpha": 0.8, "threshold": 0.00395247},
+            {"policy": "stale", "pool": "hot", "alpha": 0.8, "threshold": 0.00395247}
+            | {"why": "a longer --snapshot-window touches more rows"},
             "dropped 5 hot inputs; 100 hot ones were left or dropped before (3) (stale, alpha 0.8, "
-            "T 0.00395); only 5 could be chosen, target 30: a longer --snapshot-window touches",
+            "T 0.00395); 5 chosen, target 30: a longer --snapshot-window touches",
         ),
         (
             {"policy": "stale", "pool": "hot", "alpha": 1.0, "threshold": [0.1, math.inf]},
@@ -143,8 +144,9 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
 )
 def test_a_choice_is_said_in_one_line(tmp_path, capsys, record, said):
     log, records = RunLog(tmp_path, "name", "slipstream"), []
-    common = {"epoch": 0, "alpha": None, "threshold": None, "dropped": 5, "chosen": 5}
-    record = {**common, "hot_remaining": 100, "target": 30, "dropped_before": 3, **record}
+    common = {"epoch": 0, "alpha": None, "threshold": None, "dropped": 5, "achieved": 5}
+    common |= {"hot_remaining": 100, "target": 30, "why": None, "dropped_before": 3}
+    record = common | record
     drop_report(log, records)(record)
     assert said in capsys.readouterr().out
     assert records == [record]

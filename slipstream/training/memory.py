@@ -73,7 +73,7 @@ def training_needs(
         ),
         Need("the network", "--model or --arch-mlp-bot and --arch-mlp-top", device=network),
         Need("activations", "--mini-batch-size and --test-mini-batch-size", device=per_input),
-        Need("snapshots", "--hot-emb-gpu-mem", device=8 * num_snapshot_rows * dim),
+        Need("snapshots", "--hot-emb-gpu-mem", device=num_snapshot_rows * (8 * dim + 5)),
         Need("choice of inputs", "--drop-policy", host=CHOICE_BYTES * num_choice_inputs),
         Need("order of the inputs", "--data-sub-sample-rate", host=8 * num_train),
     ]

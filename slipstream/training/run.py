@@ -29,7 +29,7 @@ from slipstream.training.evaluation import click_rate
 from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
-from slipstream.training.policies import find_policy
+from slipstream.training.policies import check_schedule, find_policy
 from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
 from slipstream.training.resume import (
@@ -65,6 +65,7 @@ def run_training(
     spec, policy = network_of(settings.model), None
     if drop_settings is not None:
         policy = find_policy(drop_settings.policy, drop_settings.alpha)
+        check_schedule(policy, schedule)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
