@@ -418,6 +418,15 @@ def test_a_tiny_sample_still_drops():
         assert record["why"] == (None if record["achieved"] == 40 else why)
 
 
+def test_a_sample_without_a_threshold_is_none():
+    """It holds too few inputs whose rows are known, by chance: not all that could go do."""
+    slots = np.repeat(np.arange(NUM_HOT), 20)[:, None]  # each input has one row
+    settings_ = DropSettings(sample_rate=1e-6, drop_fraction=0.4, start=0.05, window=0.04)
+    for seed in range(8):
+        _, _, [record] = run_epoch(settings_, seed=seed, slots=slots)
+        assert record["threshold"] < math.inf or record["achieved"] < record["target"]
+
+
 def test_fewer_cold_inputs_than_asked_for_is_said():
     _, _, gone, _, record = one_choice("cold", num_cold=40)
     assert record["target"] == 45 and record["achieved"] == record["dropped"] == len(gone[1]) < 40

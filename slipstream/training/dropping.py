@@ -212,7 +212,7 @@ class DropRule:
         if not window.is_open:
             if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:
                 with reach.count("snapshot"):
-                    window.open(trained, reach.leading_rows(self.num_hot))
+                    window.begin(trained, reach.leading_rows(self.num_hot))
         elif trained - window.opened_at >= max(self.settings.window * plan.num_hot_inputs, 1) and (
             len(plan.remaining(True))
         ):
@@ -256,7 +256,7 @@ class DropRule:
             self._replace(plan, candidates, dropped, weights, rng)
         self._choices += 1
         is_stale = self.policy.name == "stale"
-        goal = self._goal(groups, int(chosen.sum()), len(hot))
+        goal = self._goal(groups, thresholds, int(chosen.sum()), len(hot))
         self._report(
             {
                 "epoch": self._epoch,
@@ -339,11 +339,14 @@ class DropRule:
         if is_stale and settings.threshold is not None:
             return Threshold(settings.threshold), None
         size = self._sample_size(len(inputs), drop_fraction)
-        if size == len(inputs):
-            scores = scores_of(inputs)
-            return threshold_for_drop(scores, drop_fraction), scores
-        sample = rng.choice(inputs, size, replace=False)
-        return threshold_for_drop(scores_of(sample), drop_fraction), None
+        if size < len(inputs):
+            sample = rng.choice(inputs, size, replace=False)
+            found = threshold_for_drop(scores_of(sample), drop_fraction)
+            if found.value < math.inf:
+                return found, None
+        # Of a sample that cannot drop its share, T would be infinite: all that can go would.
+        scores = scores_of(inputs)
+        return threshold_for_drop(scores, drop_fraction), scores
 
     def _sample_size(self, num_inputs: int, drop_fraction: float) -> int:
         """From how many of so many inputs T is found."""
@@ -353,7 +356,9 @@ class DropRule:
         least = math.floor(0.5 / drop_fraction) + 1  # as many that one of them is to go
         return min(num_inputs, max(least, round(rate * num_inputs)))
 
-    def _goal(self, groups: list[np.ndarray], achieved: int, num_hot: int) -> dict[str, Any]:
+    def _goal(
+        self, groups: list[np.ndarray], thresholds: list[float], achieved: int, num_hot: int
+    ) -> dict[str, Any]:
         """Inputs to choose and chosen (`target`, `achieved`), and `why` where these differ."""
         settings, why = self.settings, None
         if settings.threshold is not None:
@@ -369,7 +374,7 @@ class DropRule:
             pass
         elif most < target:
             why = f"only {most:,} of them are left"
-        elif num_sampled < sum(sizes):
+        elif num_sampled < sum(sizes) and max(thresholds) < math.inf:
             why = f"T was found from a sample of {num_sampled:,} (--sample-rate)"
         elif self.policy.name == "stale":
             why = "a longer --snapshot-window touches more rows"

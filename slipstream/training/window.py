@@ -19,7 +19,7 @@ from slipstream.training.staleness import row_change
 
 
 class Window:
-    """Opens with a copy of the hot rows, notes what is touched, and closes with each row's change.
+    """Begins with a copy of the hot rows, notes what is touched, and closes with each row's change.
 
     Args:
         num_hot: hot rows; slots below it are hot.
@@ -46,7 +46,7 @@ class Window:
         """Whether a snapshot waits for its comparison."""
         return self._before is not None
 
-    def open(self, at: int, rows: Tensor) -> None:
+    def begin(self, at: int, rows: Tensor) -> None:
         """Take the snapshot `rows` (num_hot, dim) after so many hot inputs."""
         self.opened_at, self._before = at, rows
         self._touched = torch.zeros(self.num_hot + 1, dtype=torch.bool, device=rows.device)
