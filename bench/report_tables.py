@@ -173,7 +173,7 @@ def drops(runs: Sequence[Run]) -> str:
     ]
     if not rows:
         return "<p>No inputs were dropped.</p>"
-    head = ["run", "epoch", "step", "inputs before", "policy", "target", "chosen", "dropped"]
+    head = ["run", "epoch", "step", "inputs before", "policy", "target", "achieved", "dropped"]
     head += ["candidates", "alpha", "T", "rows touched", "note"]
     if not any(note for *_, note in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
@@ -188,15 +188,12 @@ def _choice(record: Mapping[str, Any]) -> list[str]:
     # The log's null is an infinite T: too few inputs could be stale.
     limits = ["∞" if value is None else f"{value:.3g}" for value in values]
     pool = str(record.get("pool", ""))
-    note = str(record.get("reason", ""))
-    target, chosen = number(record, "target"), number(record, "chosen")
-    if target is not None and chosen is not None and chosen < target:
-        note = "fewer than the target could be chosen"
+    note = str(record.get("reason") or record.get("why") or "")
     return [
         NOTHING if epoch is None else count(epoch + 1),
         *(count(number(record, name)) for name in ("step", "samples")),
         str(record.get("policy", NOTHING)),
-        *(count(number(record, name)) for name in ("target", "chosen", "dropped")),
+        *(count(number(record, name)) for name in ("target", "achieved", "dropped")),
         f"{count(number(record, 'candidates'))} {pool}".rstrip(),
         _shown("g")(number(record, "alpha")),
         ", ".join(limits) if is_stale else NOTHING,

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from slipstream.logs import taobao
+from slipstream.tools.streams import stream
 
 AVAZU = (
     "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,"
@@ -245,12 +246,12 @@ def plain_arrays(rows, log, modulus, split="last-day", min_count=1, rate=0.0, se
         keys = [int(key.strftime("%y%m%d")) for key in keys]
     classes = [0] * len(rows)
     if split.startswith("random"):
-        draws = np.random.default_rng([int(split[7:]), 0, 1]).random(len(rows))
+        draws = stream(int(split[7:]), "split", 0).random(len(rows))
         classes = [1 if draw < 0.1 else 2 if draw < 0.2 else 0 for draw in draws]
     order = sorted(range(len(rows)), key=lambda i: (classes[i], keys[i], i))
     days = days_of(order, keys, classes, log, split)
     is_held_out = {i: at >= sum(days[:-1]) for at, i in enumerate(order)}
-    thinned = np.random.default_rng([seed, 0]).random(len(rows)) < rate
+    thinned = stream(seed, "thinning", 0).random(len(rows)) < rate
     gone = {i for i in order if thinned[i] and not label[i] and not is_held_out[i]}
     order = [i for i in order if i not in gone]
     days = days_of(order, keys, classes, log, split, is_held_out)
@@ -324,7 +325,9 @@ def ids_of(rows, log, modulus, order, training, min_count):
             if is_number and value and re.fullmatch(rb"-?[0-9]+\.0+", value):
                 value = value.partition(b".")[0]
             code = code_of(kind, value)
-            return max(code, 0) % modulus if modulus > 0 else code
+            if value in (None, b""):
+                return -1  # no hash, whatever the modulus
+            return code % modulus if modulus > 0 else code
 
         of_row = {
             at: {i: None if values[i] is None else code(kind, values[i][0]) for i in order}

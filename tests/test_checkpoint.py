@@ -42,15 +42,7 @@ CASES = {
     "slipstream, kept": (slipstream_train, ["--stale-keep-rate", "0.3", "--alpha", "0.6", *WINDOW]),
     "slipstream, again": (
         slipstream_train,
-        [
-            "--recalibrate-every",
-            "0.1",
-            "--alpha",
-            "0.4",
-            "--count-untouched-as-stale",
-            "true",
-            *WINDOW,
-        ],
+        ["--recalibrate-every", "0.1", "--alpha", "0.4", *WINDOW],
     ),
     "slipstream, uniform": (
         slipstream_train,
@@ -851,7 +843,10 @@ def test_a_forged_checkpoint_is_refused(folder, place, value):
     described["checksum"] = checksum_of(described)
     path.write_text(json.dumps(described))
     flags[-1] = "60"
-    refused(str(path.parent), slipstream_train, folder, *flags, "--load-model", "auto")
+    message = str(path.parent)
+    if place[-1] == "order_check":  # as those have that were written before streams were spawned
+        message = "another version of Slipstream"
+    refused(message, slipstream_train, folder, *flags, "--load-model", "auto")
 
 
 @pytest.mark.parametrize("name", ["rows", "step.network.top_l.0.bias", "rule.before", "trap"])

@@ -21,6 +21,7 @@ from slipstream.logs import encoding, faults, formats, parsing, preprocess, rawf
 from slipstream.logs.rows import BadBlock
 from slipstream.tools import npz
 from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.streams import stream
 
 ROOT = Path(__file__).parent.parent
 KAGGLE = formats.FORMATS["kaggle"]
@@ -67,7 +68,7 @@ def reference(texts, max_ind_range=-1, keep=None):
             dense.append([max(0, int(field or 0)) for field in fields[1:14]])
             values = [int(field, 16) if field else -1 for field in fields[14:]]
             if max_ind_range > 0:
-                values = [max(0, value) % max_ind_range for value in values]
+                values = [value % max_ind_range if value >= 0 else -1 for value in values]
             hashes.append(values)
         days.append(len(labels))
     if len(texts) == 1:
@@ -194,7 +195,7 @@ def test_max_ind_range(tmp_path, max_ind_range):
     data_utils.preprocess("kaggle", raw, max_ind_range=max_ind_range, block_bytes=9000)
     expected = reference([raw.read_text()], max_ind_range)
     assert_same(tmp_path / "train_processed.npz", expected)
-    assert expected["counts"].max() <= max_ind_range
+    assert expected["counts"].max() <= max_ind_range + 1  # and that of empty values
 
 
 def test_ids_are_a_bijection_of_values_with_empty_first(tmp_path):
@@ -239,7 +240,7 @@ def test_terabyte_sub_sampling(tmp_path, thins_held_out):
     labels = [[int(line[0]) for line in text.splitlines()] for text in texts]
     keep = []
     for day, of_day in enumerate(labels):
-        draws = np.random.default_rng([9, day]).random(len(of_day))
+        draws = stream(9, "thinning", day).random(len(of_day))
         is_whole = day == 2 and not thins_held_out
         pairs = zip(of_day, draws, strict=True)
         keep += [label == 1 or draw >= 0.6 or is_whole for label, draw in pairs]
@@ -656,3 +657,23 @@ def test_help_explains_every_flag(capsys):
     said = capsys.readouterr().out
     for flag in ("data-set", "raw-data-file", "num-days", "processed-data-file", "max-ind-range"):
         assert f"--{flag}" in said
+
+
+@pytest.mark.parametrize("kind", ["hex", "string"])
+def test_an_empty_category_is_no_hash(tmp_path, kind):
+    """With --max-ind-range too: an id of its own, the first, and counted as missing."""
+    values = ["", "0", "5", "", "a", "", "0", "5"]
+    lines = ["y,c", *(f"{row % 2},{value}" for row, value in enumerate(values))]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    about = {"label": "y", "dense": [], "categorical": [{"name": "c", "type": kind}]}
+    (tmp_path / "log.json").write_text(json.dumps(about))
+    for modulus in (1, 5):
+        data_utils.preprocess(
+            *("custom", tmp_path / "log.csv", tmp_path / "out.npz"),
+            **{"columns": tmp_path / "log.json", "max_ind_range": modulus, "split": "none"},
+        )
+        arrays = open_npz(tmp_path / "out.npz")
+        assert np.flatnonzero(arrays["X_cat"] == 0).tolist() == [0, 3, 5]
+        assert unpack_manifest(arrays)["table_columns"][0]["missing_share"] == 3 / 8
+        if modulus == 1 or kind == "hex":  # 0, 5 and 10 are one value
+            assert arrays["counts"].tolist() == [2]

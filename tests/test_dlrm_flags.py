@@ -268,7 +268,7 @@ def test_weights_of_labels_and_least_probability(processed, tmp_path):
     plain = loss()
     wbce, tiny = ["--loss-function", "wbce", "--loss-weights"], "0.000000001"
     halves = [loss(*wbce, pair) for pair in (f"1-{tiny}", f"{tiny}-1")]
-    assert sum(halves) == pytest.approx(plain, rel=1e-5) and min(halves) > 0.05
+    assert sum(halves) == pytest.approx(plain, rel=1e-5) and min(halves) > 0.01
     doubled = loss(*wbce, "2-2")
     assert doubled == pytest.approx(2 * plain, rel=1e-5)
     # All outputs are cut to 1/2 nearly.

@@ -1,5 +1,6 @@
 """The drop rule: when it chooses, how many go, who comes back; and policies, built-in and not."""
 
+import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slipstream.training.batching import EpochPlan
+from slipstream.training.batching import EpochPlan, epoch_order
 from slipstream.training.dropping import DropRule, DropSettings, Reach
 from slipstream.training.embedding import EmbeddingTable
 
@@ -42,10 +43,16 @@ def reach(hot, table, cold=None, counts=None):
     )
 
 
-def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1, num_cold=0):
-    """Train hot batches under a rule; each step touches all rows, and moves row r by r / 1000."""
+def run_epoch(
+    drop, seed=0, num_inputs=600, batch_size=20, epochs=1, num_cold=0, slots=None, restored_at=None
+):
+    """Train hot batches under a rule; each step touches all rows, or with `slots` those of its
+    inputs, and moves row r by r / 1000. Before a batch the rule may be made anew from its state.
+    """
     rng = np.random.default_rng(seed)
-    slots = np.sort(rng.integers(0, NUM_HOT, (num_inputs, NUM_FEATURES)), axis=1)
+    touches_all = slots is None
+    if touches_all:
+        slots = np.sort(rng.integers(0, NUM_HOT, (num_inputs, NUM_FEATURES)), axis=1)
     labels = (rng.random(num_inputs) < 0.25).astype(np.int8)
     hot = Hot(slots, labels)
     weight = torch.zeros(NUM_HOT, 2)
@@ -59,14 +66,19 @@ def run_epoch(drop, seed=0, num_inputs=600, batch_size=20, epochs=1, num_cold=0)
         rule.begin_epoch(epoch)
         trained, weights = [], []
         while True:
+            if len(trained) == (restored_at or -1) * batch_size:
+                (values, arrays), rule = rule.state(), DropRule(drop, NUM_HOT, seed, records.append)
+                rule.restore(epoch, json.loads(json.dumps(values)), arrays, 2, weight.device)
             rule.before_batch(plan, reach(hot, table))
             batch = plan.next_batch()
             if batch is None:
                 break
             if not batch.hot:
                 continue
-            rule.touch(torch.arange(NUM_HOT).unsqueeze(1))
-            weight += torch.arange(NUM_HOT).unsqueeze(1) / 1000
+            used = range(NUM_HOT) if touches_all else np.unique(slots[batch.inputs])
+            rows = torch.tensor(used).unsqueeze(1)
+            rule.touch(rows)
+            weight[rows[:, 0]] += rows / 1000
             trained += batch.inputs.tolist()
             weights += (
                 [1.0] * len(batch.inputs) if batch.weights is None else batch.weights.tolist()
@@ -185,6 +197,21 @@ def test_recalibration_drops_as_many_as_the_first_choice():
     assert (apart >= 90).all() and (apart < 90 + 2 * 20).all(), apart
 
 
+@pytest.mark.parametrize("restored_at", [None, 5, 8, 11])
+def test_recalibration_keeps_the_number_where_rows_are_used_by_dropped_inputs_alone(restored_at):
+    """No batch touches them in the next window: their last known change counts."""
+    slots = np.repeat(np.arange(NUM_HOT), 20)[:, None]  # each input has one row
+    settings_ = DropSettings(start=0.05, window=0.15, recalibrate_every=0.05)
+    _, [(trained, _)], records = run_epoch(settings_, slots=slots, restored_at=restored_at)
+    target = round(0.3 * records[0]["hot_remaining"])
+    assert len(records) > 2 and len(trained) == 600 - target
+    for record in records:
+        assert record["achieved"] == record["dropped"] == record["target"] == target
+    # Gone on with in the first window, between two, in the second: as if never interrupted.
+    whole = run_epoch(settings_, slots=slots)
+    assert (whole[1][0][0], whole[2]) == (trained, records)
+
+
 def test_weights_belong_to_their_inputs():
     """Inputs trained with another weight than 1 are stale ones, and all but they are kept."""
     hot, [(trained, weights)], [record] = run_epoch(DropSettings(drop_fraction=0.5, keep_rate=0.25))
@@ -233,9 +260,9 @@ def test_the_snapshot_waits_for_the_hot_phase():
     hot = Hot(np.zeros((100, NUM_FEATURES), np.int64))
     for _ in range(2):
         rule.before_batch(plan, reach(hot, table))
-        assert rule._before is None and not plan.next_batch().hot
+        assert not rule.window.is_open and not plan.next_batch().hot
     rule.before_batch(plan, reach(hot, table))
-    assert rule._before is not None
+    assert rule.window.is_open
 
 
 def test_untouched_rows_are_not_stale_unless_asked():
@@ -266,6 +293,26 @@ def test_a_sample_comes_near_the_target(sample_rate):
     exact = round(0.3 * record["hot_remaining"])
     tolerance = 0 if sample_rate == 1 else 4 * math.sqrt(0.3 * 0.7 / (sample_rate * 4000)) * 4000
     assert abs(record["dropped"] - exact) <= tolerance
+
+
+def test_order_and_choices_draw_from_streams_of_their_own(monkeypatch):
+    """Whatever the epoch and the choice; numpy takes [7, 2] and [7, 2, 0] for one seed."""
+    made, plain = [], np.random.default_rng
+
+    def noted(*arguments):
+        made.append(generator := plain(*arguments))
+        return generator
+
+    monkeypatch.setattr(np.random, "default_rng", noted)
+    epochs = 3
+    for epoch in range(epochs):
+        epoch_order(np.array([0, 9]), "none", 7, epoch)
+    settings_ = DropSettings(policy="random", recalibrate_every=0.2)
+    _, _, records = run_epoch(settings_, seed=7, epochs=epochs)
+    seeds = [rng.bit_generator.seed_seq for rng in made]
+    ours = [seed for seed in seeds if seed.spawn_key or isinstance(seed.entropy, list)]
+    assert len(ours) == epochs + 2 * len(records) > 9
+    assert len({tuple(seed.generate_state(4)) for seed in ours}) == len(ours)
 
 
 def test_the_choice_is_seeded():
@@ -359,3 +406,35 @@ def test_cold_inputs_are_reweighted_too():
     _, _, gone, _, record = one_choice("cold", keep_rate=0.25)
     assert gone[0] == [] and record["kept_reweighted"] == round(0.25 * 45)
     assert record["dropped"] + record["kept_reweighted"] == 45
+
+
+def test_a_tiny_sample_still_drops():
+    """Not none for want of a sample in which one would go; and that it was one is said."""
+    settings_ = DropSettings(drop_fraction=0.1, sample_rate=1e-6)
+    for seed in range(5):
+        _, _, [record] = run_epoch(settings_, seed=seed)
+        assert record["target"] == 40 and 0 < record["dropped"] < 400
+        why = "T was found from a sample of 6 (--sample-rate)"
+        assert record["why"] == (None if record["achieved"] == 40 else why)
+
+
+def test_a_sample_without_a_threshold_is_none():
+    """It holds too few inputs whose rows are known, by chance: not all that could go do."""
+    slots = np.repeat(np.arange(NUM_HOT), 20)[:, None]  # each input has one row
+    settings_ = DropSettings(sample_rate=1e-6, drop_fraction=0.4, start=0.05, window=0.04)
+    for seed in range(8):
+        _, _, [record] = run_epoch(settings_, seed=seed, slots=slots)
+        assert record["threshold"] < math.inf or record["achieved"] < record["target"]
+
+
+def test_fewer_cold_inputs_than_asked_for_is_said():
+    _, _, gone, _, record = one_choice("cold", num_cold=40)
+    assert record["target"] == 45 and record["achieved"] == record["dropped"] == len(gone[1]) < 40
+    assert record["why"] == f"only {record['candidates']} of them are left"
+
+
+def test_a_share_below_one_input_is_said():
+    _, _, [record] = run_epoch(DropSettings(drop_fraction=1e-4))
+    assert record["dropped"] == 0 and "less than one input" in record["why"]
+    _, _, [record] = run_epoch(DropSettings(drop_fraction=0.0))
+    assert record["dropped"] == 0 and record["why"] is None

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import dlrm
 
 from slipstream.training.embedding import (
     EVALUATION,
@@ -58,6 +59,20 @@ def test_any_number_of_resident_rows_gives_the_same_bits(optimizer, num_resident
     assert state.keys() == expected.keys()
     for name in expected:
         assert torch.equal(state[name], expected[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
+@pytest.mark.parametrize("num_resident", [0, 9])
+def test_many_small_gradients_move_a_row(optimizer, num_resident):
+    """Each alone is less than float32 tells apart from nothing; together they are not."""
+    table = EmbeddingTable(torch.full((9, 2), 0.05), num_resident, 2048, CPU, optimizer)
+    staged = table.enter(table.stage(torch.full((1024, 2), 7)))
+    table.update(staged, torch.full((1024, 2, 2), 1e-5), 1e-4)
+    table.write_back(staged)
+    total = 2048 * 1e-5
+    expected = 1e-4 * (total if optimizer == "sgd" else 1)  # Adagrad's first step is the rate
+    moved = 0.05 - table.read(np.array([7]))["rows"].double().numpy()
+    np.testing.assert_allclose(moved, expected, rtol=0.015)
 
 
 def test_hot_batches_touch_no_host_row():
@@ -138,3 +153,15 @@ def test_gradients_of_equal_rows_are_added_by_place_as_by_sorting():
 def test_bytes_per_row():
     assert bytes_per_row(16, "sgd") == 64
     assert bytes_per_row(16, "rwsadagrad") == 68
+
+
+def test_network_and_rows_start_from_streams_of_their_own(monkeypatch):
+    """One seed for both, and the first weights of either were the same draws."""
+    seeds, plain = [], torch.initial_seed
+    monkeypatch.setattr(torch, "initial_seed", lambda: seeds.append(plain()) or seeds[-1])
+    dlrm([3, 16, 8], [16, 1], 5, seed=1)
+    rows = initial_rows([1], 16, None, 1)  # from -1 to 1
+    for seed in (1, *seeds):
+        drawn = torch.rand(16, generator=torch.Generator().manual_seed(seed))
+        assert not torch.allclose(rows[0], 2 * drawn - 1, atol=1e-3)
+    assert seeds and seeds != [1]

@@ -80,7 +80,7 @@ def run(processed, tmp_path, monkeypatch, *flags):
 def test_every_step_has_its_learning_rate(processed, tmp_path, monkeypatch):
     flags = "--num-batches 8 --learning-rate 1 --lr-num-warmup-steps 2 --lr-decay-start-step 4"
     spy = run(processed, tmp_path, monkeypatch, *flags.split(), "--lr-num-decay-steps", "4")
-    expected = [0.5, 1, 1, 1, 1, 0.75**2, 0.5**2, 0.25**2]
+    expected = [0.5, 0.5, 0.5, 1, 0.75**2, 0.5**2, 0.25**2, 0.25**2]
     assert spy.rates == pytest.approx(expected) and spy.mlp_rates == pytest.approx(expected)
 
 

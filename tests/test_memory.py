@@ -30,7 +30,7 @@ SIZES = {
         ("staging areas", (3 * 24 + 48) * 64, (2 * 24 + 48) * 64),
         ("the network", 0, 16 * 50 + 4 * 5),
         ("activations", 0, 8 * 8 * 20),
-        ("snapshots", 0, 2 * 100 * 64),
+        ("snapshots", 0, 100 * (2 * 64 + 5)),
         ("choice of inputs", 53 * 70, 0),
         ("order of the inputs", 8 * 90, 0),
     ],

@@ -147,8 +147,8 @@ def test_a_policy_of_ones_own_by_losses(segregated, own, monkeypatch):
 def test_a_policy_of_ones_own_by_popularity(segregated, own, flags):
     summary = train(segregated, own, "popular", *flags)
     [record] = summary["drops"]
-    assert record["chosen"] == pytest.approx(0.3 * record["hot_remaining"], abs=1)
-    assert record["dropped"] == record["chosen"] - record["kept_reweighted"] == summary["dropped"]
+    assert record["achieved"] == pytest.approx(0.3 * record["hot_remaining"], abs=1)
+    assert record["dropped"] == record["achieved"] - record["kept_reweighted"] == summary["dropped"]
     assert (record["kept_reweighted"] > 0) == ("--stale-keep-rate" in flags)
 
 
@@ -156,8 +156,9 @@ def test_what_scores_infinity_stays(segregated, own, capsys):
     """Clicks are spared, though D asks for more than the other cold inputs."""
     summary = train(segregated, own, "spares", "--drop-percentage", 100)
     [record] = summary["drops"]
-    assert record["chosen"] < record["target"] and record["dropped"] == record["chosen"]
-    assert f"only {record['chosen']:,} could be chosen" in capsys.readouterr().out
+    assert record["achieved"] < record["target"] and record["dropped"] == record["achieved"]
+    said = f"{record['achieved']:,} chosen, target {record['target']:,}: {record['why']}"
+    assert said in capsys.readouterr().out
     prepared = load_segregated(segregated)
     assert record["dropped"] <= int((prepared.data.cold.labels == 0).sum())
 
@@ -245,3 +246,11 @@ def test_a_run_that_ends_before_its_choice_says_so(segregated, own, capsys):
     assert said in capsys.readouterr().out and summary["drops"] == []
     lines = open(summary["log"]).read().splitlines()
     assert any('"reason": "the run ended before' in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["cold", "spares"])
+def test_cold_inputs_are_trained_by_then(segregated, own, name):
+    """All cold, then all hot: a choice among the cold ones would drop none."""
+    flags = ["--schedule", "phased", *(["--drop-policy", name] if name == "cold" else [])]
+    with pytest.raises(ValueError, match="phased has trained by then; give --schedule interleaved"):
+        train(segregated, own, name, *flags)

@@ -189,9 +189,9 @@ def plain_clicks(rows, modulus):
 
 def check_clicks(arrays, lines, modulus):
     def code(value):
-        if modulus > 0:
-            return (value or 0) % modulus
-        return -1 if value is None else value
+        if value is None:
+            return -1
+        return value % modulus if modulus > 0 else value
 
     codes = np.array([[code(value) for value in line[3]] for line in lines])
     ranks = [{c: i for i, c in enumerate(sorted(set(column)))} for column in codes.T.tolist()]
@@ -428,13 +428,17 @@ def test_files_are_found_and_missing_ones_told_where_from(tmp_path, what, name, 
         assert (tmp_path / "train_processed.npz").exists()
 
 
-def test_the_report_counts_what_is_there(tmp_path):
+@pytest.mark.parametrize("modulus", [-1, 7])
+def test_the_report_counts_what_is_there(tmp_path, modulus):
     """Distinct values, missing share and the top 1 %'s share, against counting."""
     log, data = make_log(random.Random(5), "kaggle")
     data = b"".join(make_log(random.Random(seed), "kaggle")[1] for seed in range(40))
-    _, manifest = build(tmp_path, "kaggle", data, log)
+    _, manifest = build(tmp_path, "kaggle", data, log, max_ind_range=modulus)
     rows, _, _ = plain_rows(data, log, 0)
     columns = [[v for _, k, v in row if k == "hex"] for row in rows]
+    if modulus > 0:
+        columns = [[None if v is None else v % modulus for v in row] for row in columns]
+    assert any(None in row for row in columns)
     assert manifest["num_rows"] == len(rows)
     for told, column in zip(manifest["table_columns"], zip(*columns, strict=True), strict=True):
         counts = sorted(map(column.count, set(column)), reverse=True)

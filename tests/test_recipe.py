@@ -106,7 +106,13 @@ def test_the_grid_goes_on_and_tabulates(tmp_path, capsys):
     assert len({line["val_auc"] for line in lines}) > 4
     # What the recipe decides is among them.
     recipe = decide(1286, "rwsadagrad")
-    kept = [float(line["val_auc"]) for line in lines if line["log"] == "small"][-2:]
+    rates = f"{recipe.learning_rate:g}", f"{recipe.dense_learning_rate:g}"
+    kept = [
+        float(line["val_auc"])
+        for line in lines
+        if (line["log"], line["learning_rate"], line["dense_learning_rate"]) == ("small", *rates)
+    ]
+    assert len(kept) == 2
     mine = f"| small | {recipe.mini_batch_size}, {recipe.learning_rate:g} and "
     assert any(line.startswith(mine) and f"| {np.mean(kept):.4f} ±" in line for line in said)
     path.write_text("log,auc\nx,1\n")

@@ -36,7 +36,14 @@ def records(aucs=(0.6, 0.7, 0.75), **more):
         found.append({"kind": "validation", **counts, **judged})
         found.append({"kind": "evaluation", **counts, **judged, "final": step == len(aucs)})
     drop = {"kind": "drop", "epoch": 0, "policy": "stale", "pool": "hot", "alpha": 0.8}
-    drop |= {"threshold": 0.0123, "target": 70, "chosen": 60, "candidates": 400, "dropped": 60}
+    drop |= {
+        "threshold": 0.0123,
+        "target": 70,
+        "achieved": 60,
+        "why": "fewer were touched",
+        "candidates": 400,
+        "dropped": 60,
+    }
     found.insert(4, {**drop, "step": 17, "samples": 1717, "rows_touched_share": 0.5})
     found[-1] |= {"reliability": [[50, 0.125, 0.25], [50, 0.5, 0.375]], "calibration": 0.97}
     summary = {**counts, **judged, "val": judged, "planted_auc": None, "peak_rss_bytes": 512e6}
@@ -98,7 +105,7 @@ def test_runs_side_by_side(tmp_path, capsys):
         "hot share of them 57.1 % 57.1 %",
     ):
         assert row in text, row
-    drop = "1 17 1,717 stale 70 60 60 400 hot 0.8 0.0123 50.0 % fewer than the target"
+    drop = "1 17 1,717 stale 70 60 60 400 hot 0.8 0.0123 50.0 % fewer were touched"
     assert drop in text
     # Decided by the trainer where the flag leaves it open; alike, so folded.
     assert "--learning-rate 0.05" in text.partition("All other settings")[2]

@@ -59,11 +59,30 @@ def test_evaluation_in_batches_equals_scikit_learn_at_once(processed, batch_size
     assert metrics["log_loss"] == pytest.approx(log_loss(labels, torch.sigmoid(logits)), abs=1e-6)
 
 
-def test_learning_rate_schedule():
-    rate = LearningRate(1.0, num_warmup_steps=4, decay_start_step=6, num_decay_steps=4)
-    expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75**2, 0.25, 0.25**2, 0.25**2, 0.25**2]
-    assert [rate.at(step) for step in range(12)] == pytest.approx(expected)
-    assert {LearningRate(0.3).at(step) for step in range(5)} == {0.3}
+@pytest.mark.parametrize(
+    ("warmup", "start", "decay", "expected"),
+    [  # the rates of DLRM's first mini-batches: its counter is 1 at the first
+        (4, 6, 4, [1 / 4, 2 / 4, 3 / 4, 3 / 4, 3 / 4, 1, 9 / 16, 4 / 16, 1 / 16, 1 / 16, 1 / 16]),
+        (4, 4, 2, [1 / 4, 2 / 4, 3 / 4, 1, 1 / 4, 1 / 4, 1 / 4]),
+        (3, 0, 0, [1 / 3, 2 / 3, 1, 1, 1]),
+        (0, 1, 2, [1, 1 / 4, 1 / 4, 1 / 4]),
+        (0, 0, 4, [9 / 16, 4 / 16, 1 / 16, 1 / 16]),
+        (0, 3, 2, [1, 1, 1, 1 / 4, 1 / 4]),
+        (1, 2, 1, [1, 1, 1]),
+        (0, 0, 0, [1, 1, 1]),
+    ],
+)
+def test_learning_rates_are_dlrms_step_for_step(warmup, start, decay, expected):
+    rate = LearningRate(0.5, warmup, start, decay)
+    rates = [rate.at(step) / 0.5 for step in range(len(expected))]
+    assert rates == pytest.approx(expected)
+
+
+def test_learning_rates_stay_above_dlrms_least():
+    assert LearningRate(1e-3, 0, 0, 1000).at(5000) == 1e-7
+
+
+def test_learning_rates_fall_with_the_inputs_left():
     falling = LearningRate(0.3, decay_share=0.5)
     shares = [1, 0.5, 0.25, 0.05]
     assert [falling.at(9, share) for share in shares] == pytest.approx([0.3, 0.3, 0.15, 0.03])
@@ -108,9 +127,10 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
     ("record", "said"),
     [
         (
-            {"policy": "stale", "pool": "hot", "alpha": 0.8, "threshold": 0.00395247},
+            {"policy": "stale", "pool": "hot", "alpha": 0.8, "threshold": 0.00395247}
+            | {"why": "a longer --snapshot-window touches more rows"},
             "dropped 5 hot inputs; 100 hot ones were left or dropped before (3) (stale, alpha 0.8, "
-            "T 0.00395); only 5 could be chosen, target 30: a longer --snapshot-window touches",
+            "T 0.00395); 5 chosen, target 30: a longer --snapshot-window touches",
         ),
         (
             {"policy": "stale", "pool": "hot", "alpha": 1.0, "threshold": [0.1, math.inf]},
@@ -124,8 +144,9 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
 )
 def test_a_choice_is_said_in_one_line(tmp_path, capsys, record, said):
     log, progress = RunLog(tmp_path, "name", "slipstream"), Progress(step=7, samples=224)
-    common = {"epoch": 0, "alpha": None, "threshold": None, "dropped": 5, "chosen": 5}
-    record = {**common, "hot_remaining": 100, "target": 30, "dropped_before": 3, **record}
+    common = {"epoch": 0, "alpha": None, "threshold": None, "dropped": 5, "achieved": 5}
+    common |= {"hot_remaining": 100, "target": 30, "why": None, "dropped_before": 3}
+    record = common | record
     drop_report(log, progress)(record)
     assert said in capsys.readouterr().out
     assert progress.drops == [{**record, "step": 7, "samples": 224}]

@@ -310,9 +310,9 @@ def test_weights_of_other_shapes_and_types(tmp_path):
 def test_an_input_of_weight_0_touches_no_row():
     """Rows that it alone uses are not shown to be stale."""
     rule = DropRule(DropSettings(start=0.0), 8, 0, lambda record: None)
-    rule._touched = torch.zeros(9, dtype=torch.bool)
+    rule.window.begin(0, torch.zeros(8, 1))
     rule.touch(torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 0.0]))
-    assert rule._touched[:8].tolist() == [True, True, *[False] * 6]
+    assert rule.window._touched[:8].tolist() == [True, True, *[False] * 6]
 
 
 def test_policies_see_weights_and_plain_losses(weighted, tmp_path):

@@ -106,8 +106,8 @@ MAX_IND_RANGE, SUB_SAMPLE_RATE = (
         "--max-ind-range",
         int,
         -1,
-        "take hashes (of texts: digests) modulo this number, so that no table has more rows;"
-        " -1 = off",
+        "take hashes (of texts: digests) modulo this number, so that no table has more rows, beside"
+        " that of empty values; -1 = off",
     ),
     cli.Flag(
         "--data-sub-sample-rate",

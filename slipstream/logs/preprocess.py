@@ -99,7 +99,7 @@ def preprocess(
         "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
         "num_days": num_days if data_set == "terabyte" else None,
         "bad_lines": bad_lines,
-        **unusual_options(choice, schema),
+        **unusual_options(choice, schema, max_ind_range),
     }
     known = None
     if extend is not None:
@@ -192,7 +192,7 @@ def extending(
     return dataclasses.replace(log_format, integers=log_format.of_tables(whole)), known
 
 
-def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
+def unusual_options(choice: Choice, schema: Schema, modulus: int) -> dict[str, Any]:
     """Options that older processed files have no word of: only where they say something."""
     options: dict[str, Any] = {}
     if choice.min_count > 1:
@@ -203,6 +203,8 @@ def unusual_options(choice: Choice, schema: Schema) -> dict[str, Any]:
         options["first_test_file"] = choice.first_test_file
     if choice.rate and not choice.thins_held_out:
         options["held_out"] = "whole"
+    if modulus > 0:
+        options["empty"] = "a value of its own"  # it was hash 0 once
     return options
 
 

@@ -30,6 +30,7 @@ from slipstream.logs.sub_sampling import sub_sampling_of
 from slipstream.logs.synthetic import planted_clicks
 from slipstream.logs.transforms import transforms_of
 from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
+from slipstream.tools.streams import stream
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def generated_log(
         dense, ids = np.ascontiguousarray(clicks.X_int), np.ascontiguousarray(clicks.X_cat)
         labels = clicks.y
     else:
-        rng = np.random.default_rng(seed)
+        rng = stream(seed, "random data")
         dense = rng.integers(0, 100, (num_rows, num_dense), dtype=np.int32)
         if lookups is None:
             ids = rng.integers(0, sizes, (num_rows, len(sizes)))

@@ -197,9 +197,8 @@ def _codes_of(
                 digested, found = digests(values, log_format.lax, several)
                 frame = frame.with_columns(digested)
             code = pl.col(str(column)).cast(pl.UInt64)
-            # An empty one counts as hash 0.
-            coded = code.fill_null(0) % modulus + 1 if modulus else code + (kind == "hex")
-            single.append(coded.fill_null(0))
+            coded = code % modulus + 1 if modulus else code + (kind == "hex")
+            single.append(coded.fill_null(0))  # an empty one is no hash
             places.append(place)
         if is_text and log_format.lax:
             texts[place] = found
@@ -241,8 +240,8 @@ def _as_codes(elements: Any, offset: int, modulus: int) -> np.ndarray:
 
 
 def folded(codes: np.ndarray, modulus: int) -> np.ndarray:
-    """Codes of texts taken modulo `modulus`."""
-    return codes % np.uint64(modulus) + np.uint64(1)
+    """Codes of texts taken modulo `modulus`; an empty one is no hash, and stays 0."""
+    return np.where(codes == 0, codes, codes % np.uint64(modulus) + np.uint64(1))
 
 
 def _padded(codes: np.ndarray, lengths: np.ndarray, most: int) -> np.ndarray:

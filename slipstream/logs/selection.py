@@ -28,10 +28,10 @@ from slipstream.logs.rows import Rows
 from slipstream.logs.sub_sampling import SUB_SAMPLING, SubSampling
 from slipstream.tools.npz import write_npz
 from slipstream.tools.places import regular_file
+from slipstream.tools.streams import seed_sequence, stream
 
 MIN_HELD_OUT = 2  # rows: a half each for test and validation
 CHUNK_ROWS = 1 << 18
-SPLIT_STREAM = 1  # of random numbers: not that of the sub-sampling
 SUB_SAMPLED = "sub-sampled negative"
 
 
@@ -76,8 +76,8 @@ def chooser(
     It takes one draw a row, in order, so the choice does not depend on how rows are blocked.
     """
     split, rate = schema.split, 0.0 if choice.is_late(schema) else choice.rate
-    thinning = np.random.default_rng([choice.seed, file])
-    drawing = np.random.default_rng([split.seed, file, SPLIT_STREAM])
+    thinning = stream(choice.seed, "thinning", file)
+    drawing = stream(split.seed, "split", file)
     is_test = choice.is_held_out(file, schema)
 
     def choose(rows: Rows) -> Rows:
@@ -213,7 +213,7 @@ class Selection:
         for number, part in enumerate(self.parts):
             if part.info["file"] != file:
                 file, first_row = part.info["file"], 0
-            bits = np.random.PCG64([choice.seed, file])
+            bits = np.random.PCG64(seed_sequence(choice.seed, "thinning", file))
             bits.advance(first_row)  # a draw a row
             first_row += part.num_rows
             kept = (np.random.Generator(bits).random(part.num_rows) >= choice.rate) | (

@@ -31,6 +31,7 @@ from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
 from slipstream.tools.places import regular_file, remove_ours
 from slipstream.tools.runtime import read_json, sync_file, write_json
+from slipstream.tools.streams import stream
 
 FORMAT = LogFormat(
     ("id", "id", "id", "behaviour", "time"),
@@ -105,7 +106,7 @@ def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int) -> Iterator[Row
     clicks = np.memmap(regular_file(folder / "clicks"), CLICK, "r")
     num_groups = -(-num_clicks // USERS_CLICKS)  # of the log alone: ties in time keep their order
     names = [folder / f"users_{group}" for group in range(num_groups)]
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "negatives")
     with ExitStack() as stack:
         files = [stack.enter_context(open(name, "wb")) for name in names]
         for start in range(0, num_clicks, CHUNK):
@@ -223,8 +224,9 @@ def hours_of(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def codes_of(values: np.ndarray, max_ind_range: int) -> np.ndarray:
     """Codes uint64 of values; -1 is no value."""
-    codes = values + 1 if max_ind_range < 1 else np.maximum(values, 0) % max_ind_range + 1
-    return codes.astype(np.uint64)
+    if max_ind_range > 0:  # of all but what is empty, -1
+        values = np.where(values < 0, -1, values % max_ind_range)
+    return (values + 1).astype(np.uint64)
 
 
 def _negative(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ from slipstream.logs.features import FeatureLayout
 from slipstream.model.dlrm import DLRM_Net
 from slipstream.model.features import Features, Pooling, features_of
 from slipstream.tools.plugins import Plugin, find_plugin
+from slipstream.tools.streams import torch_seed
 
 NETWORKS: dict[str, type[nn.Module]] = {"dlrm": DLRM_Net}
 PROBE_INPUTS = (2, 4)  # a network is tried on so many before anything large is allocated
@@ -66,7 +67,7 @@ def build_network(spec: NetworkSpec, features: Features, seed: int) -> nn.Module
     `check_state` refuses.
     """
     with torch.random.fork_rng(devices=[]), spec.plugin.running():
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed, "network"))
         network = spec.plugin.found(features, **spec.options)
         check_state(network)
         return network.train()
@@ -94,7 +95,7 @@ def values_kept(model: ClickModel, features: Features, spec: NetworkSpec, seed: 
             return value
 
         with torch.random.fork_rng(devices=[]), spec.plugin.running():
-            torch.manual_seed(seed)  # a lazy layer draws its weights now
+            torch.manual_seed(torch_seed(seed, "lazy layers"))  # which draw their weights now
             with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
                 logits = model(dense, rows, present)
             _check_logits(logits, num)

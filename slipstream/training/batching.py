@@ -7,16 +7,20 @@ published code does. A baseline epoch is one with cold inputs only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from slipstream.logs.inputs import BLOCK_INPUTS
+from slipstream.tools.streams import stream
 
 SCHEDULES = ("interleaved", "phased")
 RANDOMIZE = ("total", "day", "none")
+VERSION = 2  # of the orders, and of the choices on the way: what a seed means
+CHECKED_INPUTS = 4096  # of an order, to recognise it
 KIND_NAMES = {True: "hot", False: "cold"}
 
 
@@ -34,7 +38,7 @@ def epoch_order(
     """
     num_inputs = int(day_offsets[-1])
     order = np.arange(num_inputs, dtype=np.int32 if num_inputs <= 1 << 31 else np.int64)
-    rng = np.random.default_rng([seed, epoch])
+    rng = stream(seed, "order", epoch)
     ranges = {
         "total": [(0, len(order))],
         "day": list(zip(day_offsets[:-1].tolist(), day_offsets[1:].tolist(), strict=True)),
@@ -48,6 +52,11 @@ def epoch_order(
         else:
             rng.shuffle(order[start:stop])
     return order
+
+
+def order_check(orders: Sequence[np.ndarray]) -> list[int]:
+    """What a run that goes on within an epoch must find again: the version, and a sum an order."""
+    return [VERSION, *(zlib.crc32(order[:CHECKED_INPUTS].astype("<i8").data) for order in orders)]
 
 
 def _shuffle_blocks(order: np.ndarray, window: int, rng: np.random.Generator) -> None:

@@ -23,6 +23,7 @@ from slipstream.model.networks import (
 from slipstream.tools.device import free_device_bytes
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest, available_memory_bytes
+from slipstream.tools.streams import torch_seed
 from slipstream.training.checkpoint import Checkpoints
 from slipstream.training.dropping import DropRule
 from slipstream.training.embedding import EmbeddingTable, initial_rows
@@ -128,7 +129,7 @@ def build_model(
         sums,
         prepared.has_absent,
     )
-    torch.manual_seed(training.seed)
+    torch.manual_seed(torch_seed(training.seed, "training"))
     model = ClickModel(
         *(network.to(device), layout, machine.precision, machine.compile), training.loss_threshold
     )

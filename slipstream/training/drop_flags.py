@@ -59,7 +59,8 @@ FLAGS = (
         "--sample-rate",
         cli.positive_share,
         DEFAULTS.sample_rate,
-        "of stale: share (above 0, to 1) of the hot inputs left from which T is found",
+        "of stale: share (above 0, to 1) of the hot inputs left from which T is found; at least so "
+        "many that one of them is dropped",
     ),
     Flag(
         "--snapshot-start",
@@ -80,7 +81,7 @@ FLAGS = (
         cli.share,
         DEFAULTS.recalibrate_every,
         "share (0 to 1) of the hot inputs from a choice to the next snapshot; 0: one choice an "
-        "epoch. Each drops as many as the first, of those left and those dropped before",
+        "epoch. Each drops as many as D says at the first, of those left and those dropped before",
     ),
     Flag(
         "--stale-keep-rate",

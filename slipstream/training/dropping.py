@@ -6,9 +6,9 @@ policy (`slipstream.training.policies`) scores the inputs left, those with the l
 dropped from the rest of the epoch, and it goes on. The original's choice, and the default, is by
 staleness (`slipstream.training.staleness`).
 
-Price: one copy of the hot rows while the window is open and a second at its end, the policy's
-scores (for `stale` a gather of C values per remaining hot input), and at the choice `CHOICE_BYTES`
-of memory for each input that it is among.
+Price: the window's (`slipstream.training.window`), the policy's scores (for `stale` a gather of C
+values per remaining hot input), and at the choice `CHOICE_BYTES` of memory for each input that it
+is among.
 
 Difference from the original: the choice can be repeated within an epoch, and is in every epoch.
 """
@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.tools.streams import stream
 from slipstream.training.batching import KIND_NAMES, EpochPlan
 from slipstream.training.policies import CHUNK, Chunk, Policy, WindowRows, find_policy
 from slipstream.training.sets import Inputs
-from slipstream.training.staleness import Threshold, row_change, stale_mask, threshold_for_drop
+from slipstream.training.staleness import Threshold, stale_mask, threshold_for_drop
+from slipstream.training.window import Window
 
 CHOICE_BYTES = 53  # measured: candidates, groups, critical thresholds, random orders, weights
 
@@ -65,13 +67,16 @@ class DropSettings:
         of_all: and at most so many, as a share of all the epoch's inputs.
         alpha: of `stale`: share of an input's rows that must be stale.
         threshold: of `stale`: T by hand; None finds it from D.
-        sample_rate: of `stale`: share of the remaining hot inputs from which T is estimated.
+        sample_rate: of `stale`: share of the remaining hot inputs from which T is estimated; of at
+            least so many that one of them is dropped.
         start, window: where the first snapshot is taken and how much later it is compared, in
             shares of the epoch's hot inputs trained.
         recalibrate_every: shares of the hot inputs from a choice to the next snapshot; 0: one
-            choice an epoch. Each later choice drops as many inputs as the first, of those then left
-            and those dropped before. Not with `keep_rate`: inputs trained with weight 1 / keep_rate
-            already stand for dropped ones, which must not come back.
+            choice an epoch. D is then of the hot inputs left at the first choice: each later one
+            drops as many, of those then left and those dropped before, which may come back. A row
+            that no batch touched in the newest window keeps its last known change, so inputs do not
+            come back for want of being looked at. Not with `keep_rate`: inputs trained with weight
+            1 / keep_rate already stand for dropped ones, which must not come back.
         keep_rate: share of the stale inputs trained all the same, with loss weight 1 / keep_rate.
         stratify: take the quantile per label, so that the share of positives does not shift.
         negatives_only: choose among inputs without a click; D stays a share of all.
@@ -118,6 +123,8 @@ class DropRule:
             raise ValueError("got a keep rate and recalibration; expected one of them")
         self.settings, self.num_hot, self.seed, self._report = settings, num_hot, seed, report
         self.policy = policy or find_policy(settings.policy, settings.alpha)
+        again = settings.recalibrate_every > 0
+        self.window = Window(num_hot, settings.count_untouched_as_stale, again)
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -125,8 +132,7 @@ class DropRule:
         self._epoch, self._choices = epoch, 0
         self._pool = np.empty(0, np.int64)  # dropped so far in this epoch
         self._targets: list[int] = []  # inputs to drop, by group, from the first choice on
-        self._before: Tensor | None = None
-        self._touched: Tensor | None = None
+        self.window.forget()
         self._active = self.policy.score is not None and self.num_hot > 0
         self._next_start = self.settings.start if self._active else math.inf
 
@@ -170,12 +176,8 @@ class DropRule:
             "targets": self._targets,
             "next_start": self._next_start if math.isfinite(self._next_start) else None,
         }
-        arrays = {"pool": self._pool}
-        if self._before is not None and self._touched is not None:
-            values["snapshot_at"] = self._snapshot_at
-            arrays["before"] = self._before.cpu().numpy()
-            arrays["touched"] = self._touched.cpu().numpy()
-        return values, arrays
+        of_window, arrays = self.window.state()
+        return values | of_window, {"pool": self._pool, **arrays}
 
     def restore(
         self,
@@ -193,71 +195,37 @@ class DropRule:
         self._pool = np.array(arrays["pool"])
         if self._pool.ndim != 1 or self._pool.dtype.kind != "i":
             raise ValueError("its dropped inputs are not numbers of inputs")
-        if "before" not in arrays:
-            return
-        before, touched = arrays["before"], arrays["touched"]
-        if before.shape != (self.num_hot, dim) or touched.shape != (self.num_hot + 1,):
-            raise ValueError(f"its snapshot has shape {before.shape}; {self.num_hot} rows are hot")
-        self._snapshot_at = int(values["snapshot_at"])
-        self._before = torch.from_numpy(before.astype(np.float32)).to(device)
-        self._touched = torch.from_numpy(touched.astype(bool)).to(device)
+        self.window.restore(values, arrays, dim, device)
 
     def touch(self, slots: Tensor, weights: Tensor | None = None) -> None:
         """Note the rows (B, C) that a batch updated, while a window is open.
 
-        Inputs of weight 0, of (B,), update none.
-
         Places in the device array serve as slots as well, where all hot rows are resident.
         """
-        if self._touched is None:
-            return
-        if weights is not None:
-            slots = slots.where(weights.to(slots.device)[:, None] > 0, -1)
-        rows = slots.flatten().clamp(max=self.num_hot).to(self._touched.device)
-        rows = rows.where(rows >= 0, self.num_hot)  # absent
-        self._touched.index_fill_(0, rows, True)
+        self.window.touch(slots, weights)
 
     def before_batch(self, plan: EpochPlan, reach: Reach) -> None:
         """Take the snapshot or make the choice if the hot stream has come that far."""
-        trained = plan.num_trained[True]
+        trained, window = plan.num_trained[True], self.window
         if self._is_short(plan):
             return
-        if self._before is None:
+        if not window.is_open:
             if plan.next_is_hot and trained >= self._next_start * plan.num_hot_inputs:
                 with reach.count("snapshot"):
-                    self._snapshot_at = trained
-                    self._before = before = reach.leading_rows(self.num_hot)
-                    self._touched = torch.zeros(
-                        self.num_hot + 1, dtype=torch.bool, device=before.device
-                    )
-        elif trained - self._snapshot_at >= max(self.settings.window * plan.num_hot_inputs, 1) and (
+                    window.begin(trained, reach.leading_rows(self.num_hot))
+        elif trained - window.opened_at >= max(self.settings.window * plan.num_hot_inputs, 1) and (
             len(plan.remaining(True))
         ):
             with reach.count("snapshot"):
-                rows = self._window_rows(reach)
+                rows = window.close(reach.leading_rows(self.num_hot), reach.access_counts)
             self._choose(plan, reach, rows)
             every = self.settings.recalibrate_every
             self._next_start = trained / plan.num_hot_inputs + every if every else math.inf
 
-    def _window_rows(self, reach: Reach) -> WindowRows:
-        """What the window, which closes, showed of the hot rows."""
-        assert self._before is not None and self._touched is not None
-        touched, self._touched = self._touched, None
-        change = torch.full((self.num_hot + 1,), math.inf, device=touched.device)
-        change[:-1] = row_change(self._before, reach.leading_rows(self.num_hot))
-        self._before = None
-        if not bool(torch.isfinite(change[:-1]).all()):
-            raise ValueError("the hot rows are not finite; lower --learning-rate")
-        touched[-1] = False  # of any other row
-        self._share_touched = float(touched[:-1].float().mean())
-        if not self.settings.count_untouched_as_stale:
-            change[~touched] = math.inf
-        return WindowRows(change, touched, reach.access_counts)
-
     def _choose(self, plan: EpochPlan, reach: Reach, rows: WindowRows) -> None:
         settings, count, pool = self.settings, reach.count, self.policy.pool
-        place = [self.seed, self._epoch, self._choices]
-        rng, for_policy = np.random.default_rng(place), np.random.default_rng([*place, 1])
+        place = (self._epoch, self._choices)
+        rng, for_policy = (stream(self.seed, what, *place) for what in ("choice", "policy"))
         hot = self._candidates(plan, True)
         kinds = {"hot": (True,), "cold": (False,), "all": (True, False)}[pool]
         candidates = np.concatenate([self._candidates(plan, kind) for kind in kinds])
@@ -274,7 +242,7 @@ class DropRule:
         chosen = np.zeros(len(candidates), bool)
         thresholds = []
         for group, target in zip(groups, self._targets, strict=True):
-            inputs, fraction = candidates[group], min(target / max(len(group), 1), 1.0)
+            inputs, fraction = candidates[group], _fraction(target, len(group))
             with count("threshold"):
                 threshold, known = self._find_threshold(scores_of, inputs, fraction, rng)
             with count("classification"):
@@ -288,7 +256,7 @@ class DropRule:
             self._replace(plan, candidates, dropped, weights, rng)
         self._choices += 1
         is_stale = self.policy.name == "stale"
-        targets = self._targets if settings.threshold is None else None
+        goal = self._goal(groups, thresholds, int(chosen.sum()), len(hot))
         self._report(
             {
                 "epoch": self._epoch,
@@ -298,15 +266,14 @@ class DropRule:
                 "threshold": (thresholds if len(thresholds) > 1 else thresholds[0])
                 if is_stale
                 else None,
-                "target": sum(targets) if targets else None,
-                "chosen": int(chosen.sum()),
+                **goal,
                 "candidates": len(candidates),
                 "hot_remaining": len(hot),
                 "hot_inputs": plan.num_hot_inputs,
                 "dropped": int(dropped.sum()),
                 "dropped_before": num_dropped_before,
                 "kept_reweighted": int(chosen.sum() - dropped.sum()),
-                "rows_touched_share": self._share_touched,
+                "rows_touched_share": self.window.share_touched,
             }
         )
 
@@ -371,12 +338,49 @@ class DropRule:
         is_stale = self.policy.name == "stale"
         if is_stale and settings.threshold is not None:
             return Threshold(settings.threshold), None
-        if settings.sample_rate >= 1 or not is_stale:
-            scores = scores_of(inputs)
-            return threshold_for_drop(scores, drop_fraction), scores
-        size = min(len(inputs), max(1, round(settings.sample_rate * len(inputs))))
-        sample = rng.choice(inputs, size, replace=False)
-        return threshold_for_drop(scores_of(sample), drop_fraction), None
+        size = self._sample_size(len(inputs), drop_fraction)
+        if size < len(inputs):
+            sample = rng.choice(inputs, size, replace=False)
+            found = threshold_for_drop(scores_of(sample), drop_fraction)
+            if found.value < math.inf:
+                return found, None
+        # Of a sample that cannot drop its share, T would be infinite: all that can go would.
+        scores = scores_of(inputs)
+        return threshold_for_drop(scores, drop_fraction), scores
+
+    def _sample_size(self, num_inputs: int, drop_fraction: float) -> int:
+        """From how many of so many inputs T is found."""
+        rate = self.settings.sample_rate
+        if rate >= 1 or self.policy.name != "stale" or not drop_fraction:
+            return num_inputs
+        least = math.floor(0.5 / drop_fraction) + 1  # as many that one of them is to go
+        return min(num_inputs, max(least, round(rate * num_inputs)))
+
+    def _goal(
+        self, groups: list[np.ndarray], thresholds: list[float], achieved: int, num_hot: int
+    ) -> dict[str, Any]:
+        """Inputs to choose and chosen (`target`, `achieved`), and `why` where these differ."""
+        settings, why = self.settings, None
+        if settings.threshold is not None:
+            return {"target": None, "achieved": achieved, "why": None}
+        target = sum(self._targets)
+        sizes = [len(group) for group in groups]
+        most = sum(map(min, sizes, self._targets))
+        samples = map(self._sample_size, sizes, map(_fraction, self._targets, sizes))
+        num_sampled = sum(samples)
+        if not target and settings.drop_fraction and settings.of_all:
+            why = f"the share asked for, of {num_hot:,} hot inputs, is less than one input"
+        elif achieved == target:
+            pass
+        elif most < target:
+            why = f"only {most:,} of them are left"
+        elif num_sampled < sum(sizes) and max(thresholds) < math.inf:
+            why = f"T was found from a sample of {num_sampled:,} (--sample-rate)"
+        elif self.policy.name == "stale":
+            why = "a longer --snapshot-window touches more rows"
+        else:
+            why = "the policy's scores keep the others"
+        return {"target": target, "achieved": achieved, "why": why}
 
     def _keep_some(
         self, chosen: np.ndarray, groups: list[np.ndarray], rng: np.random.Generator
@@ -418,3 +422,7 @@ class DropRule:
                 kept = rng.permutation(kept)  # inputs that come back are mixed in, not last
             inputs = candidates[kept] - (0 if hot else plan.num_hot_inputs)
             plan.replace(hot, inputs, None if weights is None else weights[kept])
+
+
+def _fraction(target: int, num_inputs: int) -> float:
+    return min(target / max(num_inputs, 1), 1.0)

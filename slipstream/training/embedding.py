@@ -18,9 +18,9 @@ Where an element of an input may be absent (slot -1), the device array ends in o
 exactly 0 (`slipstream.model.features.Pooling`).
 
 Memory, for B inputs a training batch and E an evaluation batch of C columns, at most:
-device: (num_resident + 2 B C + E C) * bytes_per_row (on a CPU 4 more for row-wise Adagrad, to find
-distinct ones); host: the other rows, 12 bytes each to find distinct ones, and with CUDA page-locked
-memory for 3 B C + E C rows. The rows themselves stay pageable: the CPU gathers them, so
+device: (num_resident + 2 B C + E C) * bytes_per_row (on a CPU 4 more, to find distinct ones); host:
+the other rows, 12 bytes each to find distinct ones, and with CUDA page-locked memory for 3 B C +
+E C rows. The rows themselves stay pageable: the CPU gathers them, so
 page-locking would copy the table for nothing.
 (B = 2048, E = 16384, C = 26, dim = 16: 34 MB of areas.)
 
@@ -37,6 +37,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from slipstream.tools.streams import torch_seed
 
 ADAGRAD_EPS = 1e-10
 OPTIMIZERS = ("sgd", "rwsadagrad")
@@ -63,7 +65,7 @@ def initial_rows(
     `slot_of_row` (num_rows,) maps table offset + id to slot; None numbers slots by table, then id.
     With `null_row` a row of zeros follows.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(torch_seed(seed, "rows"))
     weight = torch.empty(sum(table_sizes) + null_row, dim)
     weight[sum(table_sizes) :] = 0
     start = 0
@@ -180,7 +182,7 @@ class EmbeddingTable:
         self._device_arrays = [self._device_part(array, null_row) for array in whole]
         # To add up the gradients of equal rows; a device that sorts fast needs none.
         self._row_place: np.ndarray | None = None
-        if optimizer == "rwsadagrad" and device.type == "cpu":
+        if device.type == "cpu":
             self._row_place = np.zeros(len(self._device_arrays[0]), np.int32)
         self._null_place = len(self._device_arrays[0]) - 1 if null_row else None
         # Of an array that lives on another device nothing is kept here: a view would keep it all.
@@ -339,17 +341,20 @@ class EmbeddingTable:
 
     @torch.no_grad()
     def update(self, staged: StagedBatch, gradient: Tensor, learning_rate: float | Tensor) -> None:
-        """Step the batch's rows; a row looked up several times takes the sum of its gradients.
+        """Step the batch's rows; a row looked up several times takes one, by its gradients' sum.
 
-        `gradient` is (B, C, dim) and is overwritten. SGD: w -= lr * g. Row-wise Adagrad:
+        Of many small steps those below half a unit in a weight's last place would be lost. Adding
+        up takes SGD 0 to 4 % of a step of Kaggle's model on a CPU, up to 8 % of a small one's.
+
+        `gradient` is (B, C, dim) and may be overwritten. SGD: w -= lr * g. Row-wise Adagrad:
         s += mean(g^2); w -= lr * g / (sqrt(s) + 1e-10), as in DLRM's RWSAdagrad.
         """
         weight = self._device_arrays[0]
-        index = staged.index.reshape(-1)
-        gradient = gradient.view(-1, self.dim)
+        index, gradient = _sum_by_row(
+            staged.index.reshape(-1), gradient.view(-1, self.dim), self._row_place
+        )
         if len(self._device_arrays) > 1:
             sums = self._device_arrays[1]
-            index, gradient = _sum_by_row(index, gradient, self._row_place)
             sums.index_add_(0, index, gradient.pow(2).mean(1))
             step = sums.index_select(0, index).sqrt_().add_(ADAGRAD_EPS)
             gradient = gradient.div_(step.unsqueeze(1))

@@ -93,7 +93,7 @@ TRAINING = (
         "--lr-decay-start-step",
         cli.nonnegative_int,
         0,
-        "mini-batch at which quadratic decay starts",
+        "mini-batch, from 1, at which quadratic decay starts; the last rate of warm-up until then",
     ),
     Flag("--lr-num-decay-steps", cli.nonnegative_int, 0, "mini-batches of decay; 0: none"),
     Flag(

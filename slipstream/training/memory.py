@@ -49,9 +49,8 @@ def training_needs(
     num_host = num_rows - num_resident
     area = min(batch_size * num_features, num_host)
     areas = AREAS * area + min(test_batch_size * num_features, num_host)
-    # Row-wise Adagrad adds up the gradients of equal rows by place on a CPU.
-    sums_by_place = optimizer == "rwsadagrad" and not on_device
-    sum_places = 4 * (num_resident + areas) if sums_by_place else 0
+    # A CPU adds up the gradients of equal rows by place.
+    sum_places = 0 if on_device else 4 * (num_resident + areas)
     one_memory = not on_device and num_host == 0
     resident = 0 if one_memory else num_resident * row_bytes
     per_input = 8 * batch_size * num_activations
@@ -74,7 +73,7 @@ def training_needs(
         ),
         Need("the network", "--model or --arch-mlp-bot and --arch-mlp-top", device=network),
         Need("activations", "--mini-batch-size and --test-mini-batch-size", device=per_input),
-        Need("snapshots", "--hot-emb-gpu-mem", device=8 * num_snapshot_rows * dim),
+        Need("snapshots", "--hot-emb-gpu-mem", device=num_snapshot_rows * (8 * dim + 5)),
         Need("choice of inputs", "--drop-policy", host=CHOICE_BYTES * num_choice_inputs),
         Need("order of the inputs", "--data-sub-sample-rate", host=8 * num_train),
     ]

@@ -30,7 +30,8 @@ class WindowRows:
     """What is known of the hot rows at the end of a window; one more entry stands for any other.
 
     Attributes:
-        change: (num_hot + 1,) float32, largest change of a value; infinite: not known.
+        change: (num_hot + 1,) float32, largest change of a value; infinite: not known. Where
+            choices are repeated, of the last window of the epoch in which a batch updated it.
         touched: (num_hot + 1,) bool, whether a batch updated it in the window.
         access_counts: (num_rows,) int64 by slot, over all training inputs; None: not counted.
     """
@@ -72,7 +73,7 @@ class Chunk:
 
     @cached_property
     def change(self) -> Tensor:
-        """Largest change (n, C) of a value of each row in the window.
+        """Largest change (n, C) of a value of each row in the window, see `WindowRows`.
 
         Infinite where it is not known: a cold row, one that no batch touched (unless those count as
         stale), an absent element.
@@ -193,3 +194,12 @@ def find_policy(name: str, alpha: float = 1.0) -> Policy:
     if pool not in POOLS:
         raise ValueError(f"--drop-policy {name}: its pool is {pool!r}; expected one of {POOLS}")
     return Policy(plugin, pool, partial(stale, alpha=alpha) if score is stale else score)
+
+
+def check_schedule(policy: Policy, schedule: str) -> None:
+    """Raise `ValueError` where nothing is left to choose among when the choice is made."""
+    if policy.pool == "cold" and schedule == "phased":
+        raise ValueError(
+            f"--drop-policy {policy.name} chooses among cold inputs, which --schedule phased has "
+            "trained by then; give --schedule interleaved"
+        )

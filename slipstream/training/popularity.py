@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slipstream.tools.runtime import ordered
+from slipstream.tools.streams import stream
 
 CHUNK = 1 << 15  # inputs handled at once
 NUM_BUDGETS = 10
@@ -87,7 +88,7 @@ def count_accesses(
     least one input is.
     """
     counts = np.zeros(num_rows, np.int64)
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "accesses")
     share, num_counted = sampling_rate / 100, 0
 
     def rows_of(part: slice) -> tuple[slice, np.ndarray]:

@@ -99,11 +99,9 @@ def log_drop(log: Log, record: dict[str, Any]) -> None:
     if record["alpha"] is not None:
         bounds = ", ".join(f"{value:.3g}" for value in np.atleast_1d(record["threshold"]))
         how += f", alpha {record['alpha']:g}, T {bounds}"
-    short, target = "", record["target"]
-    if target is not None and record["chosen"] < target:
-        short = f"; only {record['chosen']:,} could be chosen, target {target:,}"
-        if record["alpha"] is not None:
-            short += ": a longer --snapshot-window touches more rows"
+    short = ""
+    if record["why"] is not None:
+        short = f"; {record['achieved']:,} chosen, target {record['target']:,}: {record['why']}"
     pool = {"all": "inputs", "cold": "cold inputs"}.get(record["pool"], "hot inputs")
     before = record["dropped_before"]
     tqdm.write(

@@ -13,7 +13,6 @@ import torch
 
 from slipstream.logs.processed import planted_limit
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
-from slipstream.tools.locks import release
 from slipstream.tools.output import lost
 from slipstream.tools.plugins import Plugin
 from slipstream.tools.runlog import Clocks, RunLog, was_busy
@@ -31,7 +30,7 @@ from slipstream.training.evaluation import click_rate
 from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
-from slipstream.training.policies import find_policy
+from slipstream.training.policies import check_schedule, find_policy
 from slipstream.training.predictions import save_predictions
 from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
@@ -68,6 +67,7 @@ def run_training(
     spec, policy = network_of(settings.model), None
     if drop_settings is not None:
         policy = find_policy(drop_settings.policy, drop_settings.alpha)
+        check_schedule(policy, schedule)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
@@ -92,7 +92,6 @@ def run_training(
             rule = DropRule(*asked, drop_report(log, progress), policy)
         network = spec.describe() | {"features": describe_features(prepared, settings.model)}
         checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
-        release()  # the data's files: each is open
         stop = stack.enter_context(StopRequest())
         trainer = build_trainer(
             settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop

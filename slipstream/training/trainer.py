@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from slipstream.tools.device import random_state, restore_random
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
-from slipstream.training.batching import EpochPlan, epoch_order
+from slipstream.training.batching import EpochPlan, epoch_order, order_check
 from slipstream.training.checkpoint import Checkpoints, Parts
 from slipstream.training.dropping import DropRule, Reach
 from slipstream.training.evaluation import Ends, Interrupted, Judge, logits_of
@@ -50,7 +49,6 @@ from slipstream.training.sets import Inputs, TrainingData
 from slipstream.training.step import TrainStep
 
 MAX_UNCHECKED = 1000  # steps after which the loss is looked at, whatever is printed
-CHECKED_INPUTS = 4096  # of an order, to recognise it
 
 
 class Trainer:
@@ -266,9 +264,7 @@ class Trainer:
             epoch_order(inputs.day_offsets, self.randomize, self.seed, epoch, self.window)
             for inputs in (self.data.hot, self.data.cold)
         ]
-        self._order_check = [
-            zlib.crc32(order[:CHECKED_INPUTS].astype("<i8").data) for order in orders
-        ]
+        self._order_check = order_check(orders)
         self._plan = plan = EpochPlan(orders[0], orders[1], self.step.batch_size, self.schedule)
         saved, self._saved = self._saved, None
         position = saved.part("plan") if saved is not None else (None, {})
@@ -278,7 +274,10 @@ class Trainer:
             return plan
         with saved.reading():
             if saved.part("trainer")[0]["order_check"] != self._order_check:
-                raise ValueError("this NumPy shuffles inputs in another order than the one before")
+                raise ValueError(
+                    "its epoch has another order: another version of Slipstream or NumPy wrote it; "
+                    "its weights alone load with another --seed and --save-model"
+                )
             plan.restore(*position)
             if self.drop_rule is not None:
                 rule = saved.part("rule")
