@@ -13,6 +13,7 @@ import torch
 
 from slipstream.logs.processed import planted_limit
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
+from slipstream.tools.locks import release
 from slipstream.tools.output import lost
 from slipstream.tools.plugins import Plugin
 from slipstream.tools.runlog import Clocks, RunLog, was_busy
@@ -92,6 +93,7 @@ def run_training(
             rule = DropRule(*asked, drop_report(log, progress), policy)
         network = spec.describe() | {"features": describe_features(prepared, settings.model)}
         checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
+        release()  # the data's files: each is open
         stop = stack.enter_context(StopRequest())
         trainer = build_trainer(
             settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
