@@ -27,21 +27,24 @@ from slipstream.logs import sources, taobao
 from slipstream.logs.columnfile import read_column_file
 from slipstream.logs.formats import FORMATS, LogFormat, Schema, Split, split_of
 from slipstream.logs.jobs import Reading, check_bad_lines, encode_files
+from slipstream.logs.manifests import manifest_of_log
 from slipstream.logs.parquet import check_types
 from slipstream.logs.rawfile import RawFile, is_same_file
 from slipstream.logs.report import print_summary
 from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, work_folder
-from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.npz import open_npz
 from slipstream.tools.runtime import (
     available_memory_bytes,
     check_free_disk,
     exclusive,
     num_threads,
+    read_json,
 )
 
 VERSION = 2
 BLOCK_BYTES = 1 << 23
+MAX_NOTES_BYTES = 1 << 20
 PROCESS_BYTES = 150 << 20  # Python and its libraries
 MIN_STAGE_BYTES = 128 << 20
 BLOCK_COPIES = 6  # of a block's bytes, in all forms it takes while it is parsed
@@ -265,10 +268,11 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
     if not processed.exists():
         return False
     try:
-        built = unpack_manifest(open_npz(processed))
+        arrays = open_npz(processed)
     except (ValueError, OSError) as error:
         print(f"{error}: rebuilding")
         return False
+    built = manifest_of_log(arrays, processed)
     if not built:
         raise ValueError(
             f"{processed} was not made by data_utils.py and is not replaced; choose another "
@@ -291,11 +295,12 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
 def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, Any]:
     """`source_notes`: the JSON object in `<raw file>.json`, where the log's maker left one."""
     for path in (Path(raw_data_file), *paths):
+        notes_path = path.with_name(path.name + ".json")
         try:
-            notes = json.loads(path.with_name(path.name + ".json").read_bytes())
-        except (OSError, ValueError):
+            notes = read_json(notes_path) if notes_path.stat().st_size <= MAX_NOTES_BYTES else {}
+        except (OSError, ValueError):  # whoever left it
             continue
-        if isinstance(notes, dict) and notes:
+        if notes:
             return {"source_notes": notes}
     return {}
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from slipstream.tools.mapped import advise
 from slipstream.tools.runtime import available_memory_bytes, num_threads
+from slipstream.tools.schema import AGAIN, check_fields, conform, decode_json
 
 ALIGNMENT = 64  # bytes; a cache line, and what the .npy format pads its own header to
 LOCAL_HEADER_BYTES = 30
@@ -422,12 +423,19 @@ def pack_manifest(manifest: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(json.dumps(manifest, sort_keys=True).encode(), np.uint8)
 
 
-def unpack_manifest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Decode the manifest of an opened .npz; `{}` where it has none or an unreadable one."""
+def unpack_manifest(
+    arrays: Mapping[str, np.ndarray], source: str | Path = "an .npz file"
+) -> dict[str, Any]:
+    """Decode the manifest of an opened .npz; `{}` where it has none.
+
+    `ValueError`: it is no JSON object; `source` is the file, for that.
+    """
     if "manifest" not in arrays:
         return {}
+    check_fields(source, arrays, {"manifest": ("uint8", 1)})
     try:
-        manifest = json.loads(arrays["manifest"].tobytes())
-    except (ValueError, RecursionError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        manifest = decode_json(arrays["manifest"].tobytes())
+    except ValueError as error:
+        raise ValueError(f"{source}: manifest: {error}; {AGAIN}") from error
+    conform(manifest, dict[str, Any], f"{source}: manifest")
+    return manifest
