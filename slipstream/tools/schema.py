@@ -85,7 +85,7 @@ def _float(text: str) -> float:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
+    raise ValueError(f"{text} is no JSON number; expected finite ones")
 
 
 def conform(value: Any, kind: Any, source: str | Path, remedy: str = AGAIN) -> None:
