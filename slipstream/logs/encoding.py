@@ -11,7 +11,7 @@ Price: 16 bytes of memory a distinct value of a part, twice that for a moment; o
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +25,9 @@ import numpy as np
 from slipstream.logs.formats import TRAINING, Schema, class_of
 from slipstream.logs.parsing import MAX_INT32
 from slipstream.logs.rows import ABSENT, Rows, Texts
+from slipstream.logs.work_files import PartInfo
 from slipstream.tools.npz import write_npz
-from slipstream.tools.runtime import num_threads, sync_file, write_json
+from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
 
 MAX_EMBEDDING_ROWS = MAX_INT32  # of all tables: slots are int32
 PART_ROWS = 1 << 23
@@ -146,7 +147,7 @@ class Part:
     @classmethod
     def open(cls, folder: Path) -> Part:
         """Open a finished part."""
-        return cls(folder, json.loads((folder / "part.json").read_bytes()))
+        return cls(folder, read_json(folder / "part.json", PartInfo))
 
     @property
     def num_rows(self) -> int:
@@ -154,11 +155,17 @@ class Part:
         return self.info["num_rows"]
 
     def array(self, name: str, dtype: np.dtype, width: int | None = None) -> np.ndarray:
-        """One of the arrays, mapped: (num_rows,), or (num_rows, width)."""
+        """One of the arrays, mapped: (num_rows,), or (num_rows, width). `ValueError`: it is not."""
         shape = (self.num_rows,) if width is None else (self.num_rows, width)
+        num_bytes, path = math.prod(shape) * dtype.itemsize, self.folder / name
+        if (found := path.stat().st_size) != num_bytes:
+            raise ValueError(
+                f"{self.folder}/part.json: num_rows: {self.num_rows}, which take {num_bytes:,} "
+                f"bytes of {name}; it has {found:,}; delete {self.folder.parent} and run again"
+            )
         if not self.num_rows:
             return np.empty(shape, dtype)
-        return np.asarray(np.memmap(self.folder / name, dtype, "r", shape=shape))
+        return np.asarray(np.memmap(path, dtype, "r", shape=shape))
 
 
 class PartWriter:

@@ -9,6 +9,7 @@ import numpy as np
 
 from slipstream.logs.encoding import Part, write_synced
 from slipstream.tools.npz import open_npz
+from slipstream.tools.schema import check_fields
 
 MERGE_BYTES = 64  # of memory a value while columns are merged
 RARE = -2  # until it is known how many other values a table has
@@ -116,12 +117,17 @@ def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_V
     are_numbers = {part.info["are_numbers"][table] for part in parts} - {None} == {True}
     values, num_floats = [], 0
     for part, arrays in zip(parts, opened, strict=True):
+        _check_vocabulary(part, table, arrays)
         codes, ids, counts, floats = (arrays[name] for name in names)
         kept = training = counts
         is_chosen = (part.folder / "counts.npz").exists()
         if is_chosen:
             of_rows = [f"{name}_{table}" for name in ("kept", "training")]
             counted = open_npz(part.folder / "counts.npz", of_rows, others=False)
+            for name in of_rows:
+                check_fields(part.folder, counted, {name: ("int64", 1)})
+                if len(counted[name]) != len(ids) or counted[name].min(initial=0) < 0:
+                    raise ValueError(f"{part.folder}/counts.npz: {name}: not the values' accesses")
             kept, training = (counted[name] for name in of_rows)
         changed = codes
         if are_numbers and len(floats):
@@ -137,6 +143,31 @@ def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_V
         may_repeat = codes is not arrays[names[0]]
         values.append(_Values(codes, ids, kept, training, is_chosen, may_repeat))
     return values, num_floats
+
+
+def _check_vocabulary(part: Part, table: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `ValueError` for arrays of a part's table that no encoding writes."""
+    path = part.folder / "vocabularies.npz"
+    types = {"codes": ("uint64", 1), "ids": ("int32", 1), "counts": ("int32", 1)}
+    types |= {"floats": ("uint64", 2)}
+    check_fields(path, arrays, {f"{name}_{table}": kind for name, kind in types.items()})
+    codes, ids, counts, floats = (arrays[f"{name}_{table}"] for name in types)
+    size, is_number = part.info["values"][table], part.info["are_numbers"][table]
+    is_id = np.zeros(size, bool)
+    if len(ids) == size and 0 <= ids.min(initial=0) <= ids.max(initial=-1) < size:
+        is_id[ids] = True
+    fits = {
+        "codes": len(codes) == size and bool((codes[1:] > codes[:-1]).all()),
+        "ids": bool(is_id.all()),
+        "counts": len(counts) == size and counts.min(initial=1) > 0,
+        "floats": floats.shape[1:] == (2,) and (is_number is True or not len(floats)),
+    }
+    for name, is_so in fits.items():
+        if not is_so:
+            raise ValueError(
+                f"{path}: {name}_{table}: not what is written, or not what part.json says; delete "
+                f"{part.folder.parent} and run again"
+            )
 
 
 def _ranges(codes: Sequence[np.ndarray], max_values: int) -> Iterator[list[slice]]:

@@ -45,9 +45,10 @@ from slipstream.logs.rawfile import Tally
 from slipstream.logs.report import report_of
 from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, Selection, check_halves, kept_rows
+from slipstream.logs.work_files import Plan, Table, Written, check_map, check_plan, check_written
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
-from slipstream.tools.runtime import num_threads, ordered, sync_file, write_json
+from slipstream.tools.runtime import num_threads, ordered, read_json, sync_file, write_json
 
 MAX_BUCKETS = 64  # each has four files open
 SORT_BYTES = 64  # of memory a row while a bucket is sorted
@@ -78,7 +79,7 @@ class Work:
         self.folder = work_folder(processed)
         identity = json.loads(json.dumps({**identity, "stages": VERSION}))
         lost = self._exists("progress.json") and not self._partial_file.exists()
-        if not self._exists("identity.json") or self._read("identity.json") != identity or lost:
+        if not self._is_of(identity) or lost:
             self.remove()
             self.folder.mkdir(parents=True)
             write_json(self.folder / "identity.json", identity)
@@ -90,11 +91,14 @@ class Work:
     def _exists(self, name: str) -> bool:
         return (self.folder / name).exists()
 
-    def _read(self, name: str) -> Any:
+    def _is_of(self, identity: dict[str, Any]) -> bool:
         try:
-            return json.loads((self.folder / name).read_bytes())
-        except ValueError:
-            return None
+            return self._read("identity.json", dict[str, Any]) == identity
+        except (OSError, ValueError):
+            return False
+
+    def _read(self, name: str, kind: Any) -> dict[str, Any]:
+        return read_json(self.folder / name, kind)
 
     def remove(self) -> None:
         """Delete the folder; without its identity nobody trusts what a kill leaves of it."""
@@ -173,7 +177,10 @@ class Work:
                 share = self.max_bytes // num_workers
                 found = merge_table(parts, table, share, modulus, self.choice.min_count)
                 write_json(self.folder / name, found)
-            return self._read(name)
+            found = self._read(name, Table)
+            maps = [np.fromfile(part.folder / f"map_{table}", np.int32) for part in parts]
+            check_map(found, maps, self.folder / name)
+            return found
 
         with ThreadPoolExecutor(num_workers) as pool:
             return list(pool.map(merged, range(len(self.schema.table_names))))
@@ -246,14 +253,24 @@ class Work:
 
     def write(self) -> dict[str, Any]:
         """Write the processed file, deleting parts on the way; returns its manifest."""
-        plan = self._read("plan.json")
+        plan = self._read("plan.json", Plan)
+        num_dense, num_means = len(self.schema.dense_names), int(self.schema.is_standardized.sum())
+        check_plan(plan, num_dense, num_means, self.folder / "plan.json")
         is_sorted = self._exists("sorted")
         if is_sorted:
             for folder in self.folder.glob("part_*"):
                 shutil.rmtree(folder)
         segments = self._segments()
-        progress = self._read("progress.json") if self._exists("progress.json") else {}
-        writer = NpzWriter(self.processed, self._specs(plan), progress.get("writer"))
+        specs, progress = self._specs(plan), {}
+        if self._exists("progress.json"):
+            progress = self._read("progress.json", Written)
+            row_bytes = {
+                name: spec.num_bytes // max(plan["num_rows"], 1)
+                for name, spec in specs.items()
+                if name in ("X_int", "X_cat", "y", "weights")
+            }
+            check_written(progress, plan, row_bytes, self.folder / "progress.json")
+        writer = NpzWriter(self.processed, specs, progress.get("writer"))
         try:
             with tqdm(total=plan["num_rows"], unit=" rows", desc="writing", disable=None) as bar:
                 bar.update(progress.get("num_rows", 0))

@@ -19,7 +19,6 @@ of users, `USERS_CLICKS` clicks.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,7 +29,8 @@ import numpy as np
 from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
-from slipstream.tools.runtime import sync_file, write_json
+from slipstream.logs.work_files import Clicks
+from slipstream.tools.runtime import read_json, sync_file, write_json
 
 FORMAT = LogFormat(
     ("id", "id", "id", "behaviour", "time"),
@@ -64,7 +64,7 @@ def read_rows(
 ) -> Iterator[Rows]:
     """Yield the rows of a log; its clicks are kept in `folder`, and found there by a later run."""
     try:
-        noted = json.loads((folder / "clicks.json").read_bytes())
+        noted = read_json(folder / "clicks.json", Clicks)
     except OSError:
         _keep_clicks(raw, folder, block_bytes, tally)
     else:

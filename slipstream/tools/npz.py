@@ -81,8 +81,18 @@ class NpzWriter:
         for name, member in self._members.items():
             if progress is not None:
                 member.num_written, member.crc = progress[name]
+                self._check_written(name, member)
             else:
                 self._write_at(member.start, member.array_header)
+
+    def _check_written(self, name: str, member: _Member) -> None:
+        """Raise `ValueError` unless what was written is there; one pass."""
+        size, crc = len(member.array_header) + member.num_written, 0
+        for start in range(0, size, CHECK_BYTES):
+            wanted = (min(CHECK_BYTES, size - start), member.start + start)
+            crc = zlib.crc32(os.pread(self._file.fileno(), *wanted), crc)
+        if crc != member.crc or member.num_written > member.spec.num_bytes:
+            raise ValueError(f"{self.partial}: {name}: not what was written; {AGAIN}")
 
     def append(self, name: str, chunk: np.ndarray) -> None:
         """Write the next values of a member: an array of its type, cut along the first axis.
@@ -424,7 +434,7 @@ def pack_manifest(manifest: Mapping[str, Any]) -> np.ndarray:
 
 
 def unpack_manifest(
-    arrays: Mapping[str, np.ndarray], source: str | Path = "an .npz file"
+    arrays: Mapping[str, np.ndarray], source: str | Path = "the file"
 ) -> dict[str, Any]:
     """Decode the manifest of an opened .npz; `{}` where it has none.
 
@@ -437,5 +447,4 @@ def unpack_manifest(
         manifest = decode_json(arrays["manifest"].tobytes())
     except ValueError as error:
         raise ValueError(f"{source}: manifest: {error}; {AGAIN}") from error
-    conform(manifest, dict[str, Any], f"{source}: manifest")
-    return manifest
+    return conform(manifest, dict[str, Any], f"{source}: manifest")

@@ -241,8 +241,7 @@ def read_json(path: Path, kind: Any = dict[str, Any], allows_nan: bool = False) 
         value = decode_json(path.read_bytes(), allows_nan)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
-    conform(value, kind, path)
-    return value
+    return conform(value, kind, path)
 
 
 def check_replaceable(folder: Path, own_files: Collection[str]) -> None:

@@ -49,16 +49,23 @@ def decode_json(data: bytes, allows_nan: bool = False) -> Any:
         )
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+    check_nesting(value)
+    return value
+
+
+def check_nesting(value: Any, max_items: int = MAX_JSON_BYTES) -> None:
+    """Raise `ValueError` for values too deep in each other, or too many: YAML's may be shared."""
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        if len(level) > max_items:
+            raise ValueError(f"more than {max_items:,} values")
         inner: list[Any] = []
         for item in level:
             if isinstance(item, (dict, list)):
                 inner += item.values() if isinstance(item, dict) else item
         level, depth = inner, depth + 1
-    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -88,8 +95,8 @@ def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is no JSON number; expected finite ones")
 
 
-def conform(value: Any, kind: Any, source: str | Path, remedy: str = AGAIN) -> None:
-    """Raise a `ValueError` that names the field where a JSON value is not of a type, strictly.
+def conform(value: Any, kind: Any, source: str | Path, remedy: str = AGAIN) -> Any:
+    """The value; a `ValueError` that names the field where it is not of a type, strictly.
 
     `kind` is what `msgspec.convert` takes: with it 1.0 and true are no `int`, and bounds are those
     of `msgspec.Meta`.
@@ -101,6 +108,7 @@ def conform(value: Any, kind: Any, source: str | Path, remedy: str = AGAIN) -> N
         place = place.removeprefix("$").removeprefix(".")
         text = f"{place}: {what[0].lower()}{what[1:]}" if place else what[0].lower() + what[1:]
         raise ValueError(f"{source}: {text}; {remedy}") from None
+    return value
 
 
 def check_fields(
