@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import shlex
 import shutil
@@ -48,6 +47,7 @@ from bench.methods import (  # noqa: E402
     script_of,
     texts_of,
 )
+from bench.run_records import check_records, read_records  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
@@ -76,15 +76,20 @@ Run = tuple[str, str, int]  # method, setting, seed
 
 
 def finished_records(folder: Path) -> Records | None:
-    """The records of a finished run's log; None for one that did not finish or does not exist."""
+    """The records of a finished run's log; None for one that did not finish or does not exist.
+
+    `ValueError`: a field of one that did is not what a run writes.
+    """
+    path = folder / "log.jsonl"
     try:
-        records = [
-            json.loads(line)
-            for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        records = read_records(path)
     except (OSError, ValueError):
         return None
-    return records if records and records[-1].get("kind") == "summary" else None
+    last = records[-1] if records else None
+    if not (isinstance(last, dict) and last.get("kind") == "summary"):
+        return None
+    check_records(records, path)
+    return records
 
 
 def run_name(run: Run) -> str:

@@ -15,9 +15,14 @@ from slipstream.training.progress import Progress
 Part = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
 
 
-def check_epochs(progress: Progress, num_train: int) -> None:
-    """Raise `ValueError` unless a run between two epochs has seen each input of those before."""
-    _check_seen(progress, num_train, 0)
+def check_epochs(progress: Progress, num_train: int, is_between: bool) -> None:
+    """Raise `ValueError` unless a run has seen each input of the epochs before.
+
+    `is_between`: of no other; else `check_place` counts those.
+    """
+    seen_of_this = progress.samples + progress.dropped - progress.epoch * num_train
+    if is_between or not 0 <= seen_of_this <= num_train:
+        _check_seen(progress, num_train, 0)
 
 
 def _check_seen(progress: Progress, num_train: int, num_in_epoch: int) -> None:

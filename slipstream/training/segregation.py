@@ -173,8 +173,8 @@ def segregate(
         return False
     start = time.perf_counter()
     log = load_processed(processed_file, verify=True)
-    partial = _begin(folder, identity)
     row_bytes = bytes_per_row(arch_sparse_feature_size, optimizer)
+    partial = _begin(folder, identity, log, hot_emb_gpu_mem // row_bytes, row_bytes)
     try:
         if not (partial / RANKING_FILE).exists():
             check_free_disk(partial, _disk_bytes(log), "the segregated folder")
@@ -204,12 +204,17 @@ def _identity(processed_file: str | Path, options: dict[str, Any]) -> dict[str, 
     return identity | {name: described.get(name) for name in HANDED_ON}
 
 
-def _begin(folder: Path, identity: dict[str, Any]) -> Path:
+def _begin(
+    folder: Path, identity: dict[str, Any], log: ClickLog, most_rows: int, row_bytes: int
+) -> Path:
     """The partial folder: that of a killed run of the same identity, or an empty one."""
     if (folder / ROWS_FILE).exists():
         print(f"{folder} was made from another file or with other options: rebuilding")
     partial = folder.with_name(folder.name + ".partial")
-    if not is_ranking(partial / RANKING_FILE, identity):
+    handed_on: dict[str, Any] = {"features": log.layout.describe()}
+    handed_on["source_notes"] = log.manifest.get("source_notes")
+    numbers = (int(log.inputs.day_offsets[-2]), most_rows, row_bytes)
+    if not is_ranking(partial / RANKING_FILE, identity | handed_on, *numbers):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     else:

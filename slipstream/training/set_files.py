@@ -21,6 +21,7 @@ from slipstream.tools.schema import (
     conform,
     whole_numbers,
 )
+from slipstream.training.popularity import Ranking
 
 SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
 ROWS_FILE = "embedding_rows.npz"
@@ -161,18 +162,29 @@ def current_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] |
     return manifest if same else None
 
 
-def is_ranking(path: Path, identity: dict[str, Any]) -> bool:
-    """Whether a whole ranking is there, made from this file with these options."""
+def is_ranking(
+    path: Path, identity: dict[str, Any], num_inputs: int, most_rows: int, row_bytes: int
+) -> bool:
+    """Whether a whole ranking is there, made from this file with these options.
+
+    `most_rows`, of so many bytes each, are hot unless there is a Lambda; `num_inputs`: to train on.
+    """
     manifest = manifest_of(path, identity, RankingManifest)
     if manifest is None:
         return False
-    figures = manifest["figures"]
+    figures, threshold = manifest["figures"], identity["options"]["hot_threshold"]
     try:
         ranking = open_npz(path, list(RANKING_FIELDS))
         check_sums(path)
         check_fields(path, ranking, RANKING_FIELDS)
         check_ranked(path, ranking, figures)
         check_days(str(path), ranking["hot_days"], figures["num_hot_inputs"])
+        ranked = Ranking(ranking["slot_of_row"], ranking["access_counts"])
+        num_hot = ranked.num_hot(threshold, most_rows)
+        expected = {"num_hot": num_hot, "lambda": ranked.hot_threshold(num_hot)}
+        expected |= {"num_inputs": num_inputs, "hot_bytes": num_hot * row_bytes}
+        for name, value in expected.items():
+            _same(path, f"figures.{name}", "as its value", figures[name], value)
     except ValueError:
         return False
     return True

@@ -142,7 +142,7 @@ class TrainStep:
             if name not in parameters:
                 raise ValueError(f"{key} is of no parameter here")
             check_finite(key, arrays[key], 0.0 if kind in NOT_NEGATIVE else -np.inf)
-            value = torch.from_numpy(np.array(arrays[key]))
+            value = torch.from_numpy(np.array(arrays[key], order="C"))  # fused steps need it so
             if tuple(value.shape) not in ((), tuple(parameters[name].shape)):
                 raise ValueError(f"{key} has shape {tuple(value.shape)}")
             state.setdefault(numbers[name], {})[kind] = value

@@ -152,8 +152,8 @@ class Trainer:
         values, _ = saved.part("trainer")
         with saved.reading():
             take_progress(self.progress, values["progress"])
-            if saved.values.get("plan") is None:
-                check_epochs(self.progress, self.data.num_train)
+            is_between = saved.values.get("plan") is None
+            check_epochs(self.progress, self.data.num_train, is_between)
             self.progress.best = self.keeper.best_kept(self.progress.best)
             self._settled_step = int(values["settled_step"])
             self._loss_weight = float(values["loss_weight"])

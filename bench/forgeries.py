@@ -1,0 +1,165 @@
+"""The jobs of `bench.faults --forgeries N`: what is forged, and which script reads it.
+
+Small runs of forks: each takes 0.2 to 0.4 s, so 5,000 forgeries take half an hour on 2 cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from tqdm import tqdm
+
+from bench import forger
+from bench.forger import Forgery
+from bench.small_log import make_small_log
+from slipstream.tools.npz import NpzWriter, fingerprint
+
+NUM_ROWS, BUDGET = 2400, 100_000  # bytes of hot rows
+SHORT = "--nepochs 1 --val-freq 6 --mini-batch-size 64 --drop-min-steps 0".split()
+STEPS = {"a window is open": 14, "a choice was made": 22, "between two epochs": 0}
+
+Scene = tuple[Any, list[Path], list[Forgery], dict[str, bytes]]
+
+
+def scenes(folder: Path, make_job: Callable[[Path, str], Any]) -> dict[str, Callable[[], Scene]]:
+    """By name, what makes a job, the places that it reads, their forgeries, and the result."""
+    processed, hot_cold = make_small_log(folder, NUM_ROWS, BUDGET)
+
+    def job_of(what: str, *flags: str) -> tuple[Any, dict[str, bytes]]:
+        job = make_job(folder, what)
+        job.argv += flags
+        return job, _undisturbed(job)
+
+    def data(what: str, place: Path) -> Scene:
+        job, expected = job_of(what, *_flags(what))
+        if what == "segregation":  # its manifest names the file, which is another one
+            files = sorted(hot_cold.glob("*.npz"))
+            job.result = lambda: {
+                file.name: fingerprint(job.output / file.name).encode() for file in files
+            }
+            job.run()
+            expected = job.result()
+        found = forger.of_npz(place) if place == processed else forger.of_segregated(place)
+        return job, [place], found, expected
+
+    def checkpoint(what: str, step: int) -> Scene:
+        # Where there is a best one, a checkpoint that is left out is not missed.
+        flags = ["--nepochs", "2"] if step == 0 else ["--val-freq", "0"]
+        job, expected = job_of(what, *_flags(what), *flags)
+        more = ["--num-batches", str(step)] if step else ["--nepochs", "1"]
+        status, said = job.run(*more, "--keep", "1")
+        assert not status, said
+        (found,) = job.output.glob("step-*")
+        return job, [job.output], forger.of_checkpoint(found), expected
+
+    def ranking() -> Scene:
+        job, expected = job_of("segregation")
+        partial = job.output.with_name(job.output.name + ".partial")
+        with mock.patch("slipstream.training.segregation._write_sets", lambda *_: os._exit(0)):
+            job.run()
+        return job, [partial], forger.of_npz(partial / "ranking.npz"), expected
+
+    def work(state: str) -> Scene:
+        job = PrepareJob(folder, make_job)
+        expected = _undisturbed(job)
+        name = {"encoded": "Work.plan", "written": "NpzWriter.finish"}[state]
+        kind = "slipstream.logs.stages."
+        if state == "written":
+            with mock.patch(kind + "NpzWriter", _Unfinished):
+                job.run()
+        else:
+            with mock.patch(kind + name, lambda *_: os._exit(0)):
+                job.run()
+        (there,) = job.output.glob("*.work")
+        found = [one for path in sorted(there.rglob("*.json")) for one in forger.of_json(path)]
+        for path in sorted(there.rglob("vocabularies.npz")):
+            found += forger.of_npz(path)
+        return job, [job.output], found, expected
+
+    return {
+        "segregated": lambda: data("Slipstream", hot_cold),
+        "processed": lambda: data("baseline", processed),
+        "to segregate": lambda: data("segregation", processed),
+        "ranking": ranking,
+        "encoded": lambda: work("encoded"),
+        "written": lambda: work("written"),
+        **{
+            f"checkpoint, {name}": lambda step=step: checkpoint("Slipstream", step)
+            for name, step in STEPS.items()
+        },
+        "checkpoint, baseline": lambda: checkpoint("baseline", 7),
+    }
+
+
+def _flags(what: str) -> list[str]:
+    if what == "segregation":
+        return []
+    only = SHORT[:6] if what == "baseline" else SHORT
+    return [*only, "--checkpoint-every", "0"]
+
+
+def _undisturbed(job: Any) -> dict[str, bytes]:
+    job.clear()
+    status, said = job.run()
+    if status:
+        raise ValueError(f"{job.what} fails undisturbed: {said.strip()}")
+    expected = job.result()
+    job.clear()
+    return expected
+
+
+class PrepareJob:
+    """Preprocessing of the log in `folder`."""
+
+    def __init__(self, folder: Path, make_job: Callable[[Path, str], Any]) -> None:
+        self._job = make_job(folder, "segregation")
+        self.what = self._job.what = "preprocessing"
+        self.output = self._job.output = folder / "prepared"
+        self._processed = self.output / "log.npz"
+        self._job.script = "data_utils"
+        log = ["--raw-data-file", folder / "train.txt", "--processed-data-file", self._processed]
+        self._job.argv = list(map(str, log))
+
+    def run(self, *more: str) -> tuple[int, str]:
+        """Preprocess in a fork."""
+        self.output.mkdir(exist_ok=True)
+        return self._job.run(*more)
+
+    def result(self) -> dict[str, bytes]:
+        """What identifies the arrays."""
+        return {"log": fingerprint(self._processed).encode()}
+
+    def clear(self) -> None:
+        """Delete what was written."""
+        self._job.clear()
+
+
+class _Unfinished(NpzWriter):
+    def finish(self) -> None:
+        """End the process before the file is whole."""
+        os._exit(0)
+
+
+def run_forgeries(
+    folder: Path, make_job: Callable[[Path, str], Any], num: int, rng: np.random.Generator
+) -> dict[str, dict[str, Any]]:
+    """Of each scene's forgeries as many as its share of `num`, by chance; the counts."""
+    folder.mkdir()
+    found: dict[str, dict[str, Any]] = {}
+    made = scenes(folder, make_job)
+    with tqdm(total=num, desc="forgeries", disable=None) as bar:
+        for number, (name, make) in enumerate(made.items()):
+            share = num // len(made) + (number < num % len(made))
+            if not share:
+                continue
+            job, places, forgeries, expected = make()
+            chosen = sorted(rng.permutation(len(forgeries))[:share].tolist())
+            cases = [forgeries[case] for case in chosen]
+            found[name] = forger.forge(job, places, cases, expected, bar)
+            found[name]["possible"] = len(forgeries)
+    return found
