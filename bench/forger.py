@@ -35,7 +35,7 @@ VALID = {
     r"checkpoint.json .*(auc|best|validations)": "another validation: another model is the best",
     r"checkpoint.json values.step.loss_sum$": "reported",
     r"checkpoint.json values.trainer.progress.(best|reached)$": "no best yet; nothing reached yet",
-    r"train_processed.npz source_notes": "handed on as they are",
+    r"(train_processed|ranking).npz source_notes": "handed on as they are",
     r"ranking.npz figures.(budgets|min_counts|hot_access_share|hot_input_share)": "printed",
     r"columns.json ": "the user's own: another column file, another log",
     r"part.json (are_numbers|day_rows|is_sorted|first_key|last_key|num_held_out)": "of the rows",

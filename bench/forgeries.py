@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bench import forger
 from bench.forger import Forgery
-from bench.small_log import make_small_log
+from bench.small_log import ROW_FLAGS
 from slipstream.tools.npz import NpzWriter, fingerprint
 
 NUM_ROWS, BUDGET = 2400, 100_000  # bytes of hot rows
@@ -28,7 +28,7 @@ Scene = tuple[Any, list[Path], list[Forgery], dict[str, bytes]]
 
 def scenes(folder: Path, make_job: Callable[[Path, str], Any]) -> dict[str, Callable[[], Scene]]:
     """By name, what makes a job, the places that it reads, their forgeries, and the result."""
-    processed, hot_cold = make_small_log(folder, NUM_ROWS, BUDGET)
+    processed, hot_cold = _small_log(folder, make_job)
 
     def job_of(what: str, *flags: str) -> tuple[Any, dict[str, bytes]]:
         job = make_job(folder, what)
@@ -94,6 +94,25 @@ def scenes(folder: Path, make_job: Callable[[Path, str], Any]) -> dict[str, Call
         },
         "checkpoint, baseline": lambda: checkpoint("baseline", 7),
     }
+
+
+def _small_log(folder: Path, make_job: Callable[[Path, str], Any]) -> tuple[Path, Path]:
+    """As `make_small_log`, by forks: imports take most of its time."""
+    log, processed, hot_cold = (
+        folder / name for name in ("train.txt", "train_processed.npz", "hot_cold")
+    )
+    words = ["--processed-data-file", processed, *ROW_FLAGS, "--segregated-data-dir", hot_cold]
+    for script, flags in (
+        ("bench.synthetic_log", ["--rows", NUM_ROWS, "--output", log]),
+        ("data_utils", ["--raw-data-file", log, "--processed-data-file", processed]),
+        ("input_segregation", [*words, "--hot-emb-gpu-mem", BUDGET]),
+    ):
+        job = make_job(folder, "segregation")
+        job.script, job.argv = script, list(map(str, flags))
+        status, said = job.run()
+        if status:
+            raise ValueError(f"{script}: {said.strip()}")
+    return processed, hot_cold
 
 
 def _flags(what: str) -> list[str]:

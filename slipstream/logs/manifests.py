@@ -71,6 +71,13 @@ class Options(Struct):
     min_count: Positive | None | UnsetType = UNSET
 
 
+class SplitEntry(Struct):
+    """Which rows are held out, where it is not the last day."""
+
+    rule: str
+    seed: Count | UnsetType = UNSET
+
+
 class ProcessedManifest(Struct):
     """Of a processed file."""
 
@@ -91,6 +98,7 @@ class ProcessedManifest(Struct):
     rows_dropped: dict[str, Count] | UnsetType = UNSET
     seen: dict[str, Count] | UnsetType = UNSET
     bad_lines: list[str] | UnsetType = UNSET
+    split: SplitEntry | UnsetType = UNSET
     held_out_files: list[str] | UnsetType = UNSET
 
 
@@ -117,15 +125,22 @@ def manifest_of_log(arrays: Mapping[str, np.ndarray], source: str | Path) -> dic
 
 
 def check_fits(
-    manifest: Mapping[str, Any], num_rows: int, num_dense: int, counts: np.ndarray, source: str
+    manifest: Mapping[str, Any],
+    num_dense: int,
+    counts: np.ndarray,
+    days: np.ndarray,
+    num_rows: int,
+    source: str,
 ) -> None:
     """Raise `ValueError` where a manifest says other sizes than the arrays beside it have."""
     columns = manifest.get("table_columns")
-    said: dict[str, tuple[Any, int | None]] = {
+    said: dict[str, tuple[Any, Any]] = {
         "num_rows": (manifest.get("num_rows"), num_rows),
         "dense_columns": (_length(manifest, "dense_columns"), num_dense),
         "table_columns": (_length(manifest, "table_columns"), len(counts)),
     }
+    if "version" in manifest and manifest.get("split", {}).get("rule") != "none":
+        said["split"] = ("held-out rows", "held-out rows" if days[-2:-1] < num_rows else "none")
     for number, column in enumerate(columns or []):
         size = int(counts[number]) if number < len(counts) else None
         said[f"table_columns[{number}].distinct"] = (column.get("distinct"), size)

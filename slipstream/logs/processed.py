@@ -137,7 +137,7 @@ def load_processed(
     # All tables together: slots are int32.
     counts = whole_numbers(path, "counts", arrays["counts"], 1, MAX_TABLE_ROWS)
     manifest = manifest_of_log(arrays, path)
-    check_fits(manifest, len(ids), dense.shape[1], counts, str(path))
+    check_fits(manifest, dense.shape[1], counts, days, len(ids), str(path))
     if ids.dtype != np.int32:
         ids = _int32(ids, f"{path}: X_cat")
     if dense.dtype not in (np.int32, np.float32):

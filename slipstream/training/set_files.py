@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -208,4 +209,7 @@ def manifest_of(path: Path, identity: dict[str, Any], kind: Any) -> dict[str, An
         conform(manifest, kind, path)
     except (OSError, ValueError):
         return None
-    return manifest if all(manifest.get(key) == value for key, value in identity.items()) else None
+    found = {key: manifest.get(key) for key in identity}
+    # As texts: True is not 1.
+    same = json.dumps(found, sort_keys=True) == json.dumps(identity, sort_keys=True)
+    return manifest if same else None
