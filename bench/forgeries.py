@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,71 +30,65 @@ Scene = tuple[Any, list[Path], list[Forgery], dict[str, bytes]]
 def scenes(folder: Path, make_job: Callable[[Path, str], Any]) -> dict[str, Callable[[], Scene]]:
     """By name, what makes a job, the places that it reads, their forgeries, and the result."""
     processed, hot_cold = _small_log(folder, make_job)
-
-    def job_of(what: str, *flags: str) -> tuple[Any, dict[str, bytes]]:
-        job = make_job(folder, what)
-        job.argv += flags
-        return job, _undisturbed(job)
-
-    def data(what: str, place: Path) -> Scene:
-        job, expected = job_of(what, *_flags(what))
-        if what == "segregation":  # its manifest names the file, which is another one
-            files = sorted(hot_cold.glob("*.npz"))
-            job.result = lambda: {
-                file.name: fingerprint(job.output / file.name).encode() for file in files
-            }
-            job.run()
-            expected = job.result()
-        found = forger.of_npz(place) if place == processed else forger.of_segregated(place)
-        return job, [place], found, expected
-
-    def checkpoint(what: str, step: int) -> Scene:
-        # Where there is a best one, a checkpoint that is left out is not missed.
-        flags = ["--nepochs", "2"] if step == 0 else ["--val-freq", "0"]
-        job, expected = job_of(what, *_flags(what), *flags)
-        more = ["--num-batches", str(step)] if step else ["--nepochs", "1"]
-        status, said = job.run(*more, "--keep", "1")
-        assert not status, said
-        (found,) = job.output.glob("step-*")
-        return job, [job.output], forger.of_checkpoint(found), expected
-
-    def ranking() -> Scene:
-        job, expected = job_of("segregation")
-        partial = job.output.with_name(job.output.name + ".partial")
-        with mock.patch("slipstream.training.segregation._write_sets", lambda *_: os._exit(0)):
-            job.run()
-        return job, [partial], forger.of_npz(partial / "ranking.npz"), expected
-
-    def work(state: str) -> Scene:
-        job = PrepareJob(folder, make_job)
-        expected = _undisturbed(job)
-        name = {"encoded": "Work.plan", "written": "NpzWriter.finish"}[state]
-        kind = "slipstream.logs.stages."
-        if state == "written":
-            with mock.patch(kind + "NpzWriter", _Unfinished):
-                job.run()
-        else:
-            with mock.patch(kind + name, lambda *_: os._exit(0)):
-                job.run()
-        (there,) = job.output.glob("*.work")
-        found = [one for path in sorted(there.rglob("*.json")) for one in forger.of_json(path)]
-        for path in sorted(there.rglob("vocabularies.npz")):
-            found += forger.of_npz(path)
-        return job, [job.output], found, expected
-
-    return {
-        "segregated": lambda: data("Slipstream", hot_cold),
-        "processed": lambda: data("baseline", processed),
-        "to segregate": lambda: data("segregation", processed),
-        "ranking": ranking,
-        "encoded": lambda: work("encoded"),
-        "written": lambda: work("written"),
-        **{
-            f"checkpoint, {name}": lambda step=step: checkpoint("Slipstream", step)
-            for name, step in STEPS.items()
-        },
-        "checkpoint, baseline": lambda: checkpoint("baseline", 7),
+    found: dict[str, Callable[[], Scene]] = {
+        "segregated": lambda: _data(make_job(folder, "Slipstream"), hot_cold),
+        "processed": lambda: _data(make_job(folder, "baseline"), processed),
+        "to segregate": lambda: _data(make_job(folder, "segregation"), processed),
+        "ranking": lambda: _ranking(make_job(folder, "segregation")),
+        "encoded": lambda: _work(PrepareJob(folder, make_job), "Work.plan", _end),
+        "written": lambda: _work(PrepareJob(folder, make_job), "NpzWriter", _Unfinished),
     }
+    for name, step in STEPS.items():
+        found[f"checkpoint, {name}"] = partial(_checkpoint, folder, make_job, "Slipstream", step)
+    found["checkpoint, baseline"] = partial(_checkpoint, folder, make_job, "baseline", 7)
+    return found
+
+
+def _data(job: Any, place: Path) -> Scene:
+    job.argv += _flags(job.what)
+    expected = _undisturbed(job)
+    if job.what == "segregation":  # its manifest names the file, which is another one
+        files = [path.name for path in place.with_name("hot_cold").glob("*.npz")]
+        job.result = lambda: {name: fingerprint(job.output / name).encode() for name in files}
+        expected = _undisturbed(job)
+    is_file = place.suffix == ".npz"
+    return job, [place], (forger.of_npz if is_file else forger.of_segregated)(place), expected
+
+
+def _checkpoint(folder: Path, make_job: Callable[[Path, str], Any], what: str, step: int) -> Scene:
+    job = make_job(folder, what)
+    # Where there is a best one, a checkpoint that is left out is not missed.
+    job.argv += [*_flags(what), *(["--val-freq", "0"] if step else ["--nepochs", "2"])]
+    expected = _undisturbed(job)
+    more = ["--num-batches", str(step)] if step else ["--nepochs", "1"]
+    status, said = job.run(*more, "--keep", "1")
+    assert not status, said
+    (found,) = job.output.glob("step-*")
+    return job, [job.output], forger.of_checkpoint(found), expected
+
+
+def _ranking(job: Any) -> Scene:
+    expected = _undisturbed(job)
+    partial_folder = job.output.with_name(job.output.name + ".partial")
+    with mock.patch("slipstream.training.segregation._write_sets", _end):
+        job.run()
+    return job, [partial_folder], forger.of_npz(partial_folder / "ranking.npz"), expected
+
+
+def _work(job: PrepareJob, name: str, ends: Any) -> Scene:
+    """A work folder of preprocessing that ended where `name` of `stages` is called."""
+    expected = _undisturbed(job)
+    with mock.patch(f"slipstream.logs.stages.{name}", ends):
+        job.run()
+    (there,) = job.output.glob("*.work")
+    found = [one for path in sorted(there.rglob("*.json")) for one in forger.of_json(path)]
+    for path in sorted(there.rglob("vocabularies.npz")):
+        found += forger.of_npz(path)
+    return job, [job.output], found, expected
+
+
+def _end(*_: Any) -> None:
+    os._exit(0)
 
 
 def _small_log(folder: Path, make_job: Callable[[Path, str], Any]) -> tuple[Path, Path]:
