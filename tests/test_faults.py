@@ -22,7 +22,7 @@ def test_nothing_is_wrong():
     assert [words[1] for words in table[1:4]] == ["1", "1", "1"], "kills"
     assert [words[1] for words in table[5:9]] == ["2", "2", "2", "2"], "damages"
     forged = [line for line in lines if line.startswith(("checkpoint, ", "segregated", "encoded"))]
-    assert len(forged) == 6, "of them four of checkpoints"
+    assert len(forged) == 6, "four of them of checkpoints"
 
 
 def test_a_defect_is_found():
