@@ -114,10 +114,11 @@ def _values_of(parts: Sequence[Part], table: int, modulus: int) -> tuple[list[_V
     """
     names = [f"{name}_{table}" for name in ("codes", "ids", "counts", "floats")]
     opened = [open_npz(part.folder / "vocabularies.npz", names, others=False) for part in parts]
+    for part, arrays in zip(parts, opened, strict=True):
+        _check_vocabulary(part, table, arrays)
     are_numbers = {part.info["are_numbers"][table] for part in parts} - {None} == {True}
     values, num_floats = [], 0
     for part, arrays in zip(parts, opened, strict=True):
-        _check_vocabulary(part, table, arrays)
         codes, ids, counts, floats = (arrays[name] for name in names)
         kept = training = counts
         is_chosen = (part.folder / "counts.npz").exists()
@@ -152,6 +153,12 @@ def _check_vocabulary(part: Part, table: int, arrays: Mapping[str, np.ndarray]) 
     types |= {"floats": ("uint64", 2)}
     check_fields(path, arrays, {f"{name}_{table}": kind for name, kind in types.items()})
     codes, ids, counts, floats = (arrays[f"{name}_{table}"] for name in types)
+    for name in ("values", "are_numbers"):
+        if len(part.info[name]) <= table:
+            raise ValueError(
+                f"{part.folder}/part.json: {name}: of {len(part.info[name])} tables, not {table + 1}"
+                f"; delete {part.folder.parent} and run again"
+            )
     size, is_number = part.info["values"][table], part.info["are_numbers"][table]
     is_id = np.zeros(size, bool)
     if len(ids) == size and 0 <= ids.min(initial=0) <= ids.max(initial=-1) < size:
