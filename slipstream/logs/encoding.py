@@ -147,7 +147,12 @@ class Part:
     @classmethod
     def open(cls, folder: Path) -> Part:
         """Open a finished part."""
-        return cls(folder, read_json(folder / "part.json", PartInfo))
+        info = read_json(folder / "part.json", PartInfo)
+        if not folder.name.startswith(f"part_{info['file']:05}_" if "file" in info else "part_"):
+            raise ValueError(
+                f"{folder}/part.json: file: {info['file']}; delete {folder.parent} and run again"
+            )
+        return cls(folder, info)
 
     @property
     def num_rows(self) -> int:

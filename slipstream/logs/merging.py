@@ -156,8 +156,8 @@ def _check_vocabulary(part: Part, table: int, arrays: Mapping[str, np.ndarray]) 
     for name in ("values", "are_numbers"):
         if len(part.info[name]) <= table:
             raise ValueError(
-                f"{part.folder}/part.json: {name}: of {len(part.info[name])} tables, not {table + 1}"
-                f"; delete {part.folder.parent} and run again"
+                f"{part.folder}/part.json: {name}: of {len(part.info[name])} tables; delete "
+                f"{part.folder.parent} and run again"
             )
     size, is_number = part.info["values"][table], part.info["are_numbers"][table]
     is_id = np.zeros(size, bool)
