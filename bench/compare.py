@@ -46,6 +46,7 @@ from bench.methods import (  # noqa: E402
     script_of,
     texts_of,
 )
+from bench.run_records import check_records  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
@@ -77,12 +78,19 @@ RUN_FILES = own_names(("log.jsonl", TRACE))
 
 
 def finished_records(folder: Path) -> Records | None:
-    """The records of a finished run's log; None for one that did not finish or does not exist."""
+    """The records of a finished run's log; None for one that did not finish or does not exist.
+
+    `ValueError`: a field of one that did is not what a run writes.
+    """
+    path = folder / "log.jsonl"
     try:
-        records = read_log(folder / "log.jsonl")
+        records = read_log(path)
     except (OSError, ValueError):
         return None
-    return records if records[-1]["kind"] == "summary" else None
+    if records[-1]["kind"] != "summary":
+        return None
+    check_records(records, path)
+    return records
 
 
 def run_name(run: Run) -> str:

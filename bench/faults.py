@@ -6,9 +6,11 @@
 command, `--load-model auto`, until it ends; its weights, and those of its best validation, must be
 those of a run that nobody disturbed, byte for byte. **Damage**: one random byte of a checkpoint or
 a data file is changed, or the file cut short; the script must refuse it in one line with exit
-status 2, or end with the same bytes as ever. Prints a table and writes one JSON file with the
-hardware in its name; status 1 where anything else happened. 3 minutes on 2 cores; `--quick` is a
-short form.
+status 2, or end with the same bytes as ever. **Forgeries**: the same of one field or array that is
+changed to nonsense, with checksums that are right (`bench.forger`). **Scenes**: those of the
+modules in `SCENES`, each a function of a job and a generator that returns what was wrong, or None.
+Prints tables and writes one JSON file with the hardware in its name; status 1 where anything else
+happened. 6 minutes on 2 cores; `--quick` is a short form.
 
 Runs are forks of a process that has imported PyTorch, so most of a run's time is its own.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -34,10 +37,12 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/faults.py`
 
+from bench.forgeries import run_forgeries  # noqa: E402
 from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.runtime import describe_machine, git_commit, write_json  # noqa: E402
 
+SCENES = ("bench.fault_scenes", "bench.fault_links", "bench.fault_runs")  # modules
 TRAINERS = {
     "baseline": "dlrm_s_pytorch",
     "FAE": "fae_train",
@@ -108,7 +113,7 @@ class Job:
         else:
             names = [sorted(self.output.glob("step-*"))[-1] / "state.npz"]
             names.append(self.output / "best" / "state.npz")
-        return {str(path): path.read_bytes() for path in names}
+        return {str(path): path.read_bytes() for path in names if path.exists()}
 
     def clear(self) -> None:
         """Delete what was written."""
@@ -216,6 +221,18 @@ def damage(job: Job, num_flips: int, rng: np.random.Generator, bar: tqdm) -> dic
     return {"damaged": num_flips, **counts, "faults": faults}
 
 
+def run_scenes(folder: Path, times: int, rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """Run each scene of `SCENES` so many times; by name how often, and what was wrong."""
+    found: dict[str, dict[str, Any]] = {}
+    for module in SCENES if times else ():
+        if importlib.util.find_spec(module) is None:
+            continue
+        for name, scene in importlib.import_module(module).SCENES.items():
+            said = [scene(Job(folder, "Slipstream"), rng) for _ in range(times)]
+            found[name] = {"run": times, "faults": [text for text in said if text is not None]}
+    return found
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
@@ -225,7 +242,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--damages", type=cli.positive_int, default=300, help="spoiled files, of all scripts"
     )
-    parser.add_argument("--quick", action="store_true", help="3 kills and 8 spoiled files")
+    parser.add_argument(
+        "--forgeries",
+        type=cli.nonnegative_int,
+        default=500,
+        help="fields changed to nonsense, with checksums that are right; 5000 take half an hour",
+    )
+    parser.add_argument(
+        "--scenes", type=cli.nonnegative_int, default=1, help="times each scene of SCENES is run"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="3 kills, 8 spoiled files and 60 forgeries"
+    )
     parser.add_argument(
         "--work-dir", default=None, help="folder for the data; not given: a temporary one"
     )
@@ -235,7 +263,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_flag(parser, cli.SEED)
     args = parser.parse_args(argv)
     if args.quick:
-        args.kills, args.damages = 3, 8
+        args.kills, args.damages, args.forgeries = 3, 8, 60
     return args
 
 
@@ -265,6 +293,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             for number, what in enumerate(jobs):
                 if share := args.damages // 4 + (number < args.damages % 4):
                     found["damage"][what] = damage(Job(folder, what), share, rng, bar)
+        found["forgeries"] = {}
+        if args.forgeries:
+            found["forgeries"] = run_forgeries(folder / "forged", Job, args.forgeries, rng)
+        found["scenes"] = run_scenes(folder, args.scenes, rng)
     report(found)
     if args.output_dir:
         from bench.throughput import hardware_name
@@ -282,14 +314,19 @@ def report(found: dict[str, Any]) -> None:
     for title, columns in (
         ("kills", ("kills", "in a checkpoint", "resumed", "runs compared")),
         ("damage", ("damaged", "refused", "left out", "harmless")),
+        ("forgeries", ("possible", "forged", "refused", "harmless")),
+        ("scenes", ("run",)),
     ):
-        print(f"{title:<12}" + "".join(f"{name:>17}" for name in columns) + "           faults")
+        if not found[title]:
+            continue
+        print(f"{title:<32}" + "".join(f"{name:>17}" for name in columns) + "           faults")
         for what, counts in found[title].items():
             numbers = "".join(f"{counts.get(name, 0):>17}" for name in columns)
-            print(f"{what:<12}{numbers}{len(counts['faults']):>17}")
-    for counts in (*found["kills"].values(), *found["damage"].values()):
-        for fault in counts["faults"]:
-            print(f"FAULT {fault}")
+            print(f"{what:<32}{numbers}{len(counts['faults']):>17}")
+    for part in found.values():
+        for what, counts in part.items():
+            for fault in counts["faults"]:
+                print(f"FAULT {what}: {fault}")
 
 
 def run() -> None:

@@ -116,7 +116,7 @@ def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch,
 
     def train(run, args, flags):
         commands[run[:2]] = compare.command_of(run[:2], args, flags)[1]
-        return [{"kind": "start"}, *records(0.6, 0.7)]
+        return [{"kind": "start", "method": "fae"}, *records(0.6, 0.7)]
 
     monkeypatch.setattr(compare, "train", train)
     processed = write_processed(tmp_path / "p.npz", 700)
@@ -148,7 +148,7 @@ def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch,
     # Another text of the file is another comparison, another policy beside it is not.
     run = tmp_path / "runs/slipstream-mine.score-seed1"
     run.mkdir()
-    (run / "log.jsonl").write_text('{"kind": "start"}\n{"kind": "summary"}\n')
+    (run / "log.jsonl").write_text('{"kind": "start", "method": "fae"}\n{"kind": "summary"}\n')
     (tmp_path / "its.py").write_text("def score(chunk):\n    return chunk.losses()\n")
     monkeypatch.setattr(compare, "train", train)
     compare.main([*data, "--methods", "fae", f"slipstream-{tmp_path}/its.py:score"])

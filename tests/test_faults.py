@@ -20,7 +20,9 @@ def test_nothing_is_wrong():
     assert status == 0 and not [line for line in lines if line.startswith("FAULT")], lines
     table = [line.split() for line in lines]
     assert [words[1] for words in table[1:4]] == ["1", "1", "1"], "kills"
-    assert [words[1] for words in table[5:]] == ["2", "2", "2", "2"], "damages"
+    assert [words[1] for words in table[5:9]] == ["2", "2", "2", "2"], "damages"
+    forged = [line for line in lines if line.startswith(("checkpoint, ", "segregated", "encoded"))]
+    assert len(forged) == 6, "four of them of checkpoints"
 
 
 def test_a_defect_is_found():
@@ -31,6 +33,6 @@ def test_a_defect_is_found():
         "c.check_sums = d.check_sums = s.check_sums = lambda path: None;"
         "c.Saved.load_rows = lambda s, *a, f=c.Saved.load_rows: (f(s, *a)[0], None)"
     )
-    status, lines = run(broken, "--kills", "1", "--damages", "1")
+    status, lines = run(broken, "--kills", "1", "--damages", "1", "--forgeries", "0")
     assert status == 1
     assert [line for line in lines if line.startswith("FAULT") and "other weights" in line], lines

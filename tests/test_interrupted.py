@@ -13,10 +13,10 @@ from helpers import REPOSITORY, write_processed
 from test_data_utils import write_days, write_log
 
 import data_utils
-from slipstream.logs import merging, stages, taobao
+from slipstream.logs import encoding, merging, stages, taobao
 
 SMALL = {
-    "slipstream.logs.stages.PART_ROWS": 110,
+    "slipstream.logs.encoding.PART_ROWS": 110,
     "slipstream.logs.stages.CHUNK_ROWS": 50,
     "slipstream.logs.stages.SORT_BYTES": 1 << 50,
     "slipstream.logs.stages.MAX_BUCKETS": 3,
@@ -147,7 +147,7 @@ def test_parts_and_memory_change_no_byte(tmp_path, monkeypatch, what, part_rows)
     data_utils.main(job["argv"])
     expected = (tmp_path / "out.npz").read_bytes()
     (tmp_path / "out.npz").unlink()
-    monkeypatch.setattr(stages, "PART_ROWS", part_rows)
+    monkeypatch.setattr(encoding, "PART_ROWS", part_rows)
     monkeypatch.setattr(stages, "SORT_BYTES", 1 << 40)
     monkeypatch.setattr(merging, "MERGE_BYTES", 1 << 26)  # a few values a range
     data_utils.preprocess(**vars(data_utils.parse_args(job["argv"])), block_bytes=3000)

@@ -114,7 +114,8 @@ def test_fingerprint_follows_content_not_manifest(tmp_path):
 def test_manifest_round_trip(tmp_path):
     write_npz(tmp_path / "m.npz", {"manifest": pack_manifest({"a": [1, "x"]})})
     assert unpack_manifest(open_npz(tmp_path / "m.npz")) == {"a": [1, "x"]}
-    assert unpack_manifest({"manifest": np.array([255], np.uint8)}) == {}
+    with pytest.raises(ValueError, match="m.npz: manifest: "):
+        unpack_manifest({"manifest": np.array([255], np.uint8)}, "m.npz")
     assert zipfile.ZipFile(tmp_path / "m.npz").testzip() is None
 
 

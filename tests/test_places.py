@@ -256,6 +256,9 @@ def test_side_files_of_what_is_trained_on(endless, folder):
     times.unlink()
     put(times)
     saves = ["--save-model", folder / "m", "--load-model", "auto"]
+    with pytest.raises(ValueError, match=f"times.json is {what}"):
+        train(fae_train, folder, *saves, "--num-batches", "2")
+    times.rmdir() if times.is_dir() else times.unlink()
     train(fae_train, folder, *saves, "--num-batches", "2")
     state.unlink()
     put(state)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from plain_logs import CUSTOM, Bad, make_log, plain_arrays, plain_rows
 
 import data_utils
-from slipstream.logs import stages, taobao
+from slipstream.logs import encoding, taobao
 from slipstream.logs.features import layout_of
 from slipstream.logs.rawfile import RawFile, Tally
 from slipstream.logs.scoring import Reader
@@ -112,7 +112,7 @@ def check(folder, what, data, log, limit, block_bytes, **options):
         options |= {"split": "none", "rate": 0.0, "min_count": 1}
         given |= {"split": "none", "data_sub_sample_rate": 0.0, "min_count": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "PART_ROWS", options.pop("part_rows"))
+        patch.setattr(encoding, "PART_ROWS", options.pop("part_rows"))
         arrays, said = build(folder, what, data, log, **given)
     try:
         rows, bad, blank = plain_rows(data, log, limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from slipstream.logs import transforms
 from slipstream.logs.formats import KAGGLE_DAYS, Details, LogFormat, Split, split_of
 from slipstream.tools.places import regular_file
+from slipstream.tools.schema import check_nesting, decode_json
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 CUSTOM_KEYS = (
@@ -17,6 +17,7 @@ CUSTOM_KEYS = (
     " split"
 )
 Column = tuple[Any, str, Details]  # its name, kind and details
+MAX_BYTES, MAX_ITEMS = 1 << 24, 1 << 20  # of a column file, and values in it
 MAX_VALUES = 4096  # of a list: each is an id column of every row
 
 
@@ -26,9 +27,12 @@ def read_column_file(path: str | Path) -> LogFormat:
     Raises `ValueError` with what is wrong in it, and `FileNotFoundError`.
     """
     path = regular_file(path, "--columns takes a JSON or YAML file")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes; expected a column file, at most {MAX_BYTES:,}")
     text = path.read_text(encoding="utf-8", errors="backslashreplace")
     try:
-        described = _load_yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        is_yaml = path.suffix in (".yaml", ".yml")
+        described = _load_yaml(text) if is_yaml else decode_json(text.encode())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(described, dict):
@@ -45,9 +49,13 @@ def _load_yaml(text: str) -> Any:
     except ImportError as error:
         raise ValueError("pip install pyyaml, or write the column file as JSON") from error
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        found = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(str(error)) from error
+    check_nesting(found, MAX_ITEMS)  # an alias may stand for what holds it
+    return found
 
 
 def _format_of(described: dict[str, Any]) -> LogFormat:
@@ -160,7 +168,9 @@ def _split_of(described: dict[str, Any]) -> Split:
 
 def _keys_of(column: dict[str, Any], allowed: str) -> None:
     if unknown := set(column) - set(allowed.split(", ")):
-        raise ValueError(f"column {column} has {min(unknown)!r}; expected some of {allowed}")
+        raise ValueError(
+            f"column {column} has {min(map(str, unknown))!r}; expected some of {allowed}"
+        )
 
 
 def _one_of(column: dict[str, Any], key: str, choices: Sequence[str]) -> str:
@@ -189,6 +199,8 @@ def _categorical(column: Any) -> Column:
     _keys_of(column, "name, type, values, separator, pool, table")
     name, kind = column.get("name"), _one_of(column, "type", ("string", "hex"))
     table = column.get("table", name)
+    if "table" in column and not isinstance(table, str):
+        raise ValueError(f"{name}: table is {table!r}; expected a column's name")
     table = None if table == name else table
     values = column.get("values", 0)
     if type(values) is not int or not 0 <= values <= MAX_VALUES or ("values" in column) > values:

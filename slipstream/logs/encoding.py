@@ -11,11 +11,14 @@ Price: 16 bytes of memory a distinct value of a part, twice that for a moment; o
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,9 @@ import numpy as np
 
 from slipstream.logs.formats import TRAINING, Schema, class_of
 from slipstream.logs.parsing import MAX_INT32
+from slipstream.logs.rawfile import Tally
 from slipstream.logs.rows import ABSENT, Rows, Texts
+from slipstream.logs.work_files import PartInfo
 from slipstream.tools.npz import write_npz
 from slipstream.tools.places import regular_file, remove_ours
 from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
@@ -150,7 +155,12 @@ class Part:
     @classmethod
     def open(cls, folder: Path) -> Part:
         """Open a finished part."""
-        return cls(folder, read_json(folder / "part.json"))
+        info = read_json(folder / "part.json", PartInfo)
+        if not folder.name.startswith(f"part_{info['file']:05}_" if "file" in info else "part_"):
+            raise ValueError(
+                f"{folder}/part.json: file: {info['file']}; delete {folder.parent} and run again"
+            )
+        return cls(folder, info)
 
     @property
     def num_rows(self) -> int:
@@ -158,11 +168,17 @@ class Part:
         return self.info["num_rows"]
 
     def array(self, name: str, dtype: np.dtype, width: int | None = None) -> np.ndarray:
-        """One of the arrays, mapped: (num_rows,), or (num_rows, width)."""
+        """One of the arrays, mapped: (num_rows,), or (num_rows, width). `ValueError`: it is not."""
         shape = (self.num_rows,) if width is None else (self.num_rows, width)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        path = regular_file(self.folder / name)
+        if (found := path.stat().st_size) != num_bytes:
+            raise ValueError(
+                f"{self.folder}/part.json: num_rows: {self.num_rows}, which take {num_bytes:,} "
+                f"bytes of {name}; it has {found:,}; delete {self.folder.parent} and run again"
+            )
         if not self.num_rows:
             return np.empty(shape, dtype)
-        path = regular_file(self.folder / name)
         return np.asarray(np.memmap(path, dtype, "r", shape=shape))
 
 
@@ -281,6 +297,48 @@ class PartWriter:
         """Close, and delete what was not finished."""
         self.close()
         remove_ours(self._partial, PART_FILES)
+
+
+def encode_file(
+    folder: Path,
+    schema: Schema,
+    max_bytes: int,
+    file: int,
+    rows: Iterator[Rows],
+    tally: Tally,
+    describe: Callable[[], dict[str, Any]],
+) -> None:
+    """Write a raw file's rows as parts; what `tally` and `describe` say at its end is kept.
+
+    `folder`: of the work; `max_bytes`: memory that vocabularies may take.
+    """
+    for old in folder.glob(f"part_{file:05}_[0-9]*"):
+        if not remove_ours(old, PART_FILES):
+            raise FileExistsError(f"{old} holds what is not ours; move that elsewhere")
+    numbers = count()
+
+    def new_part() -> PartWriter:
+        return PartWriter(folder / f"part_{file:05}_{next(numbers):05}", schema)
+
+    writer = new_part()
+    try:
+        for block in rows:
+            writer.add(block)
+            is_large = 2 * writer.vocabulary_bytes > max_bytes
+            if is_large or writer.num_rows >= PART_ROWS:
+                writer.finish(file=file, is_last=False)
+                writer = new_part()
+        writer.finish(
+            file=file,
+            is_last=True,
+            num_lines=tally.num_lines,
+            dropped=tally.dropped,
+            examples=tally.examples,
+            seen=tally.seen,
+            source=describe(),
+        )
+    finally:
+        writer.discard()
 
 
 def array_names(schema: Schema) -> list[str]:

@@ -288,17 +288,3 @@ def float_weights(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
         return None
     with np.errstate(over="ignore"):  # infinite then, which is refused
         return weights.astype(np.float32, copy=False)
-
-
-def check_kinds(arrays: dict[str, np.ndarray], source: str) -> None:
-    """Raise `ValueError` for arrays of other dimensions, or not of numbers."""
-    dimensions = {"X_int": 2, "X_cat": 2, "slots": 2, "num_hot": 0}
-    flat = ("y", "weights", "counts", "days", "slot_of_row", "access_counts")
-    dimensions |= dict.fromkeys(flat, 1)
-    for name, wanted in dimensions.items():
-        array = arrays.get(name)
-        if array is not None and (array.ndim != wanted or array.dtype.kind not in "iuf"):
-            raise ValueError(
-                f"{source}: {name} has {array.ndim} dimensions of {array.dtype}; expected {wanted} "
-                "of numbers"
-            )

@@ -20,11 +20,11 @@ from typing import Any
 from tqdm import tqdm
 
 from slipstream.logs import taobao
+from slipstream.logs.encoding import encode_file
 from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, chooser
-from slipstream.logs.stages import encode_file
 from slipstream.tools.output import survive
 from slipstream.tools.runtime import THREADS_VARIABLE, num_threads
 

@@ -13,8 +13,10 @@ from slipstream.logs.encoding import Part, write_synced
 from slipstream.logs.formats import Schema
 from slipstream.logs.rows import RARE, folded
 from slipstream.logs.vocabulary import TableCodes, Vocabulary, checksum_of
+from slipstream.logs.work_files import Table, check_map
 from slipstream.tools.npz import open_npz
 from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
+from slipstream.tools.schema import check_fields
 
 MERGE_BYTES = 64  # of memory a value while columns are merged
 PIECE = 1 << 20  # codes read at once
@@ -59,7 +61,10 @@ def merge_tables(
                 numbers = known.described["numbers"][table]
                 how = how._replace(known=known.tables[table], numbers=numbers)
             write_json(path, merge_table(parts, table, how))
-        return read_json(path)
+        found = read_json(path, Table)
+        maps = [np.fromfile(part.folder / f"map_{table}", np.int32) for part in parts]
+        check_map(found, maps, path, extends=known is not None)
+        return found
 
     with ThreadPoolExecutor(num_workers) as pool:
         return list(pool.map(merged, range(len(schema.table_names))))
@@ -219,6 +224,8 @@ def _values_of(
     """
     names = [f"{name}_{table}" for name in ("codes", "ids", "counts", "floats")]
     opened = [open_npz(part.folder / "vocabularies.npz", names, others=False) for part in parts]
+    for part, arrays in zip(parts, opened, strict=True):
+        _check_vocabulary(part, table, arrays)
     found = {part.info["are_numbers"][table] for part in parts} - {None}
     are_numbers = numbers if numbers is not None or not found else found == {True}
     values, num_floats = [], 0
@@ -229,6 +236,10 @@ def _values_of(
         if is_chosen:
             of_rows = [f"{name}_{table}" for name in ("kept", "training")]
             counted = open_npz(part.folder / "counts.npz", of_rows, others=False)
+            for name in of_rows:
+                check_fields(part.folder, counted, {name: ("int64", 1)})
+                if len(counted[name]) != len(ids) or counted[name].min(initial=0) < 0:
+                    raise ValueError(f"{part.folder}/counts.npz: {name}: not the values' accesses")
             kept, training = (counted[name] for name in of_rows)
         changed = codes
         if are_numbers and len(floats):
@@ -244,6 +255,37 @@ def _values_of(
         may_repeat = codes is not arrays[names[0]]
         values.append(_Values(codes, ids, kept, training, is_chosen, may_repeat))
     return values, num_floats, are_numbers
+
+
+def _check_vocabulary(part: Part, table: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `ValueError` for arrays of a part's table that no encoding writes."""
+    path = part.folder / "vocabularies.npz"
+    types = {"codes": ("uint64", 1), "ids": ("int32", 1), "counts": ("int32", 1)}
+    types |= {"floats": ("uint64", 2)}
+    check_fields(path, arrays, {f"{name}_{table}": kind for name, kind in types.items()})
+    codes, ids, counts, floats = (arrays[f"{name}_{table}"] for name in types)
+    for name in ("values", "are_numbers"):
+        if len(part.info[name]) <= table:
+            raise ValueError(
+                f"{part.folder}/part.json: {name}: of {len(part.info[name])} tables; delete "
+                f"{part.folder.parent} and run again"
+            )
+    size, is_number = part.info["values"][table], part.info["are_numbers"][table]
+    is_id = np.zeros(size, bool)
+    if len(ids) == size and 0 <= ids.min(initial=0) <= ids.max(initial=-1) < size:
+        is_id[ids] = True
+    fits = {
+        "codes": len(codes) == size and bool((codes[1:] > codes[:-1]).all()),
+        "ids": bool(is_id.all()),
+        "counts": len(counts) == size and counts.min(initial=1) > 0,
+        "floats": floats.shape[1:] == (2,) and (is_number is True or not len(floats)),
+    }
+    for name, is_so in fits.items():
+        if not is_so:
+            raise ValueError(
+                f"{path}: {name}_{table}: not what is written, or not what part.json says; delete "
+                f"{part.folder.parent} and run again"
+            )
 
 
 def _ranges(codes: Sequence[np.ndarray], max_values: int) -> Iterator[list[slice]]:

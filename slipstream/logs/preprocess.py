@@ -33,6 +33,7 @@ from slipstream.logs.formats import (
     split_of,
 )
 from slipstream.logs.jobs import Reading, check_bad_lines, encode_files
+from slipstream.logs.manifests import manifest_of_log
 from slipstream.logs.parquet import check_types
 from slipstream.logs.rawfile import RawFile, is_same_file
 from slipstream.logs.report import print_summary
@@ -40,7 +41,7 @@ from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, remove_work, work_folder
 from slipstream.logs.vocabulary import Known, known_of
 from slipstream.tools.locks import exclusive
-from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.npz import open_npz
 from slipstream.tools.places import kind_of_place, resolved
 from slipstream.tools.runtime import (
     available_memory_bytes,
@@ -51,6 +52,7 @@ from slipstream.tools.runtime import (
 
 VERSION = 3
 BLOCK_BYTES = 1 << 23
+MAX_NOTES_BYTES = 1 << 20
 PROCESS_BYTES = 150 << 20  # Python and its libraries
 MIN_STAGE_BYTES = 128 << 20
 BLOCK_COPIES = 6  # of a block's bytes, in all forms it takes while it is parsed
@@ -319,10 +321,11 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
     if not processed.exists():
         return False
     try:
-        built = unpack_manifest(open_npz(processed))
+        arrays = open_npz(processed)
     except (ValueError, OSError) as error:
         print(f"{error}: rebuilding")
         return False
+    built = manifest_of_log(arrays, processed)
     if not built:
         raise ValueError(
             f"{processed} was not made by data_utils.py and is not replaced; choose another "
@@ -344,9 +347,10 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
 def source_notes(raw_data_file: str | Path, paths: Sequence[Path]) -> dict[str, Any]:
     """`source_notes` of a whole log: the JSON object in `<raw file>.json`, where there is one."""
     for path in (Path(raw_data_file), *paths):
+        notes_path = path.with_name(path.name + ".json")
         try:
-            notes = read_json(path.with_name(path.name + ".json"))
-        except (OSError, ValueError):
+            notes = read_json(notes_path) if notes_path.stat().st_size <= MAX_NOTES_BYTES else {}
+        except (OSError, ValueError):  # whoever left it
             continue
         if notes:
             return {"source_notes": notes}

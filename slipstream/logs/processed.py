@@ -19,18 +19,24 @@ from slipstream.logs.inputs import (
     ClickInputs,
     check_arrays,
     check_days,
-    check_kinds,
     check_lengths,
     float_weights,
     present,
     stream_of,
     sum_of_weights,
 )
+from slipstream.logs.manifests import check_fits, manifest_of_log
 from slipstream.logs.sub_sampling import sub_sampling_of
 from slipstream.logs.synthetic import planted_clicks
 from slipstream.logs.transforms import transforms_of
-from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
+from slipstream.tools.npz import check_sums, fingerprint, open_npz
+from slipstream.tools.schema import check_fields, whole_numbers
 from slipstream.tools.streams import stream
+
+MAX_TABLE_ROWS = 2**31 - 1
+# Of an older script some are in other types; what they hold is compared before it is converted.
+FIELDS = {"X_int": ("iuf", 2), "X_cat": ("iuf", 2), "y": ("iuf", 1), "weights": ("iuf", 1)}
+FIELDS |= {"counts": ("iuf", 1), "days": ("iuf", 1)}
 
 
 @dataclass(frozen=True)
@@ -129,20 +135,26 @@ def load_processed(
     """
     arrays = open_npz(path, ("X_int", "X_cat", "y", "counts"))
     dense, ids = arrays["X_int"], arrays["X_cat"]
-    check_kinds(arrays, str(path))
-    days = arrays.get("days", equal_days(len(ids)))
+    check_fields(path, arrays, FIELDS)
+    days = whole_numbers(path, "days", arrays.get("days", equal_days(len(ids))), 0, len(ids))
+    # All tables together: slots are int32.
+    counts = whole_numbers(path, "counts", arrays["counts"], 1, MAX_TABLE_ROWS)
+    manifest = manifest_of_log(arrays, path)
+    check_fits(manifest, dense.shape[1], counts, days, len(ids), str(path))
     if ids.dtype != np.int32:
         ids = _int32(ids, f"{path}: X_cat")
     if dense.dtype not in (np.int32, np.float32):
         dense = _int32(dense, f"{path}: X_int")
     if not dense.shape[1]:  # a column that is always 0, as our files have it; it takes no memory
         dense = np.broadcast_to(np.zeros((), np.int32), (len(dense), 1))
-    labels, manifest = arrays["y"], unpack_manifest(arrays)
+    labels = arrays["y"]
+    if labels.dtype != np.int8:
+        labels = whole_numbers(path, "y", labels, 0, 1).astype(np.int8)
     log = make_click_log(
         dense,
         ids,
         labels,
-        arrays["counts"],
+        counts,
         days,
         str(path),
         manifest,
@@ -255,5 +267,5 @@ def _multi_hot(num_tables: int, num: int) -> list[dict[str, Any]]:
 def planted_limit(manifest: dict[str, Any]) -> float | None:
     """Test AUC of the model that drew a synthetic log's labels; None for real logs."""
     notes = manifest.get("source_notes")
-    value = notes.get("planted_auc_test") if isinstance(notes, dict) else None
-    return float(value) if isinstance(value, (int, float)) else None
+    value: Any = notes.get("planted_auc_test") if isinstance(notes, dict) else None
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1 else None

@@ -115,12 +115,12 @@ class RawFile:
 def is_same_file(source: dict[str, Any], raw: RawFile) -> bool:
     """Whether a file is the one that `source` describes; hashed only where its time differs."""
     now = raw.size_and_time
-    if (source["name"], source["bytes"]) != (now["name"], now["bytes"]):
+    if (source.get("name"), source.get("bytes")) != (now["name"], now["bytes"]):
         return False
-    if source["mtime_ns"] == now["mtime_ns"]:
+    if source.get("mtime_ns") == now["mtime_ns"]:
         return True
     with open(raw.path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == source["sha256"]
+        return hashlib.file_digest(file, "sha256").hexdigest() == source.get("sha256")
 
 
 @dataclass

@@ -16,9 +16,8 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,16 @@ from slipstream.logs.encoding import (
     PART_ROWS,
     VALUE_BYTES,
     Part,
-    PartWriter,
     array_names,
     check_num_embedding_rows,
 )
 from slipstream.logs.formats import Schema
 from slipstream.logs.merging import check_tables, codes_in, describe_vocabulary, merge_tables
-from slipstream.logs.rawfile import Tally
 from slipstream.logs.report import report_of
-from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, Selection, check_halves, kept_rows
 from slipstream.logs.taobao import CLICK_FILES
 from slipstream.logs.vocabulary import VOCABULARY, Known
+from slipstream.logs.work_files import Plan, Written, check_plan, check_written
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
 from slipstream.tools.places import regular_file, remove_ours, resolved
@@ -91,7 +88,7 @@ class Work:
         identity = json.loads(json.dumps({**identity, "stages": VERSION}))
         is_there = self._partial_file.is_file() and not self._partial_file.is_symlink()
         lost = self._exists("progress.json") and not is_there
-        if not self._exists("identity.json") or self._read("identity.json") != identity or lost:
+        if not self._is_of(identity) or lost:
             self.remove()
             self.folder.mkdir(parents=True, exist_ok=True)  # it may hold what is not ours
             write_json(self.folder / "identity.json", identity)
@@ -103,11 +100,14 @@ class Work:
     def _exists(self, name: str) -> bool:
         return (self.folder / name).exists()
 
-    def _read(self, name: str) -> Any:
+    def _is_of(self, identity: dict[str, Any]) -> bool:
         try:
-            return read_json(self.folder / name)
-        except ValueError:
-            return None
+            return self._read("identity.json", dict[str, Any]) == identity
+        except (OSError, ValueError):
+            return False
+
+    def _read(self, name: str, kind: Any) -> dict[str, Any]:
+        return read_json(self.folder / name, kind)
 
     def remove(self) -> None:
         """Delete the folder, and the unfinished file."""
@@ -252,14 +252,24 @@ class Work:
 
     def write(self) -> dict[str, Any]:
         """Write the processed file, deleting parts on the way; returns its manifest."""
-        plan = self._read("plan.json")
+        plan = self._read("plan.json", Plan)
+        num_dense, num_means = len(self.schema.dense_names), int(self.schema.is_standardized.sum())
+        check_plan(plan, num_dense, num_means, self.folder / "plan.json")
         is_sorted = self._exists("sorted")
         if is_sorted:
             for folder in self.folder.glob("part_*"):
                 remove_ours(folder, PART_FILES)
         segments = self._segments()
-        progress = self._read("progress.json") if self._exists("progress.json") else {}
-        writer = NpzWriter(self.processed, self._specs(plan), progress.get("writer"))
+        specs, progress = self._specs(plan), {}
+        if self._exists("progress.json"):
+            progress = self._read("progress.json", Written)
+            row_bytes = {
+                name: spec.num_bytes // max(plan["num_rows"], 1)
+                for name, spec in specs.items()
+                if name in ("X_int", "X_cat", "y", "weights")
+            }
+            check_written(progress, plan, row_bytes, self.folder / "progress.json")
+        writer = NpzWriter(self.processed, specs, progress.get("writer"))
         try:
             with tqdm(total=plan["num_rows"], unit=" rows", desc="writing", disable=None) as bar:
                 bar.update(progress.get("num_rows", 0))
@@ -325,48 +335,6 @@ class Work:
             num_written += len(arrays[0])
             bar.update(len(arrays[0]))
         return num_written
-
-
-def encode_file(
-    folder: Path,
-    schema: Schema,
-    max_bytes: int,
-    file: int,
-    rows: Iterator[Rows],
-    tally: Tally,
-    describe: Callable[[], dict[str, Any]],
-) -> None:
-    """Write a raw file's rows as parts; what `tally` and `describe` say at its end is kept.
-
-    `folder`: of the work; `max_bytes`: memory that vocabularies may take.
-    """
-    for old in folder.glob(f"part_{file:05}_[0-9]*"):
-        if not remove_ours(old, PART_FILES):
-            raise FileExistsError(f"{old} holds what is not ours; move that elsewhere")
-    numbers = count()
-
-    def new_part() -> PartWriter:
-        return PartWriter(folder / f"part_{file:05}_{next(numbers):05}", schema)
-
-    writer = new_part()
-    try:
-        for block in rows:
-            writer.add(block)
-            is_large = 2 * writer.vocabulary_bytes > max_bytes
-            if is_large or writer.num_rows >= PART_ROWS:
-                writer.finish(file=file, is_last=False)
-                writer = new_part()
-        writer.finish(
-            file=file,
-            is_last=True,
-            num_lines=tally.num_lines,
-            dropped=tally.dropped,
-            examples=tally.examples,
-            seen=tally.seen,
-            source=describe(),
-        )
-    finally:
-        writer.discard()
 
 
 class Columns:

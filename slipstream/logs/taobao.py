@@ -29,6 +29,7 @@ import numpy as np
 from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
+from slipstream.logs.work_files import Clicks
 from slipstream.tools.places import regular_file, remove_ours
 from slipstream.tools.runtime import read_json, sync_file, write_json
 from slipstream.tools.streams import stream
@@ -66,7 +67,7 @@ def read_rows(
 ) -> Iterator[Rows]:
     """Yield the rows of a log; its clicks are kept in `folder`, and found there by a later run."""
     try:
-        noted = read_json(folder / "clicks.json")
+        noted = read_json(folder / "clicks.json", Clicks)
     except OSError:
         _keep_clicks(raw, folder, block_bytes, tally)
     else:

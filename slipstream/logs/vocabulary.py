@@ -19,17 +19,30 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from slipstream.logs.encoding import sorted_with_places
+from slipstream.logs.manifests import manifest_of_log
 from slipstream.logs.rows import RARE
 from slipstream.logs.transforms import Transforms, transforms_of
-from slipstream.tools.npz import open_npz, unpack_manifest
+from slipstream.tools.npz import open_npz
+from slipstream.tools.schema import Sha256, conform
 
 VOCABULARY = "vocabulary"  # the manifest's key
-KEYS = ("checksum", "lineage", "numbers", "data_set", "max_ind_range", "columns")
+
+
+class Described(Struct, forbid_unknown_fields=True):
+    """What a manifest says of it, see the module."""
+
+    checksum: Sha256
+    lineage: list[Sha256]
+    numbers: list[bool | None]
+    data_set: str
+    max_ind_range: Annotated[int, Meta(ge=-1)]
+    columns: dict[str, Any] | None
 
 
 class TableCodes:
@@ -122,7 +135,7 @@ def known_of(path: str | Path) -> Known:
     Raises `ValueError` where it has no vocabulary, or is not whole; `FileNotFoundError`.
     """
     arrays = open_npz(path, ("X_int", "counts"))
-    manifest = unpack_manifest(arrays)
+    manifest = manifest_of_log(arrays, path)
     found = vocabulary_of(arrays, manifest, str(path))
     if found is None:
         raise ValueError(
@@ -149,7 +162,7 @@ def vocabulary_of(
     described, codes = manifest.get(VOCABULARY), arrays.get("codes")
     if described is None or codes is None:
         return None
-    _check_described(described, source)
+    conform(described, Described, f"{source}: vocabulary")
     sizes = np.asarray(arrays["counts"]).astype(np.int64)
     is_whole = codes.dtype == np.uint64 and codes.ndim == 1 and (sizes >= 0).all()
     if not is_whole or int(sizes.sum()) != len(codes) or len(described["numbers"]) != len(sizes):
@@ -166,17 +179,3 @@ def vocabulary_of(
     except ValueError as error:
         raise ValueError(f"{source}: {error}; make the file again") from None
     return Vocabulary(found, dict(described))
-
-
-def _check_described(described: Any, source: str) -> None:
-    wanted = {"checksum": str, "lineage": list, "numbers": list, "data_set": str}
-    is_whole = isinstance(described, dict) and set(KEYS) <= set(described)
-    is_whole = is_whole and all(isinstance(described[key], kind) for key, kind in wanted.items())
-    if is_whole:
-        of_texts = all(isinstance(one, str) for one in described["lineage"])
-        of_flags = all(one in (True, False, None) for one in described["numbers"])
-        columns, modulus = described["columns"], described["max_ind_range"]
-        is_whole = of_texts and of_flags and (columns is None or isinstance(columns, dict))
-        is_whole = is_whole and type(modulus) is int and (modulus == -1 or modulus > 0)
-    if not is_whole:
-        raise ValueError(f"{source}: its manifest's vocabulary is not whole; make the file again")

@@ -31,6 +31,7 @@ import numpy as np
 from slipstream.tools.mapped import advise
 from slipstream.tools.places import regular_file, room_for
 from slipstream.tools.runtime import available_memory_bytes, num_threads
+from slipstream.tools.schema import AGAIN, check_fields, conform, decode_json
 
 BUILD_FIRST = "check the path, or build the file first"
 ALIGNMENT = 64  # bytes; a cache line, and what the .npy format pads its own header to
@@ -84,8 +85,18 @@ class NpzWriter:
         for name, member in self._members.items():
             if progress is not None:
                 member.num_written, member.crc = progress[name]
+                self._check_written(name, member)
             else:
                 self._write_at(member.start, member.array_header)
+
+    def _check_written(self, name: str, member: _Member) -> None:
+        """Raise `ValueError` unless what was written is there; one pass."""
+        size, crc = len(member.array_header) + member.num_written, 0
+        for start in range(0, size, CHECK_BYTES):
+            wanted = (min(CHECK_BYTES, size - start), member.start + start)
+            crc = zlib.crc32(os.pread(self._file.fileno(), *wanted), crc)
+        if crc != member.crc or member.num_written > member.spec.num_bytes:
+            raise ValueError(f"{self.partial}: {name}: not what was written; {AGAIN}")
 
     def append(self, name: str, chunk: np.ndarray) -> None:
         """Write the next values of a member: an array of its type, cut along the first axis.
@@ -403,8 +414,7 @@ def _map_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray
 
 
 def fingerprint(path: str | Path) -> str:
-    """Identify the arrays of an .npz by name, CRC and size, from its directory alone (no data
-    read).
+    """Identify the arrays of an .npz by name, CRC and size, from its directory alone.
 
     The manifest is left out: it records circumstances (times), not content. So are a vocabulary's
     `codes`: they say what the rows are called, and have a checksum of their own.
@@ -423,12 +433,18 @@ def pack_manifest(manifest: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(json.dumps(manifest, sort_keys=True).encode(), np.uint8)
 
 
-def unpack_manifest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Decode the manifest of an opened .npz; `{}` where it has none or an unreadable one."""
+def unpack_manifest(
+    arrays: Mapping[str, np.ndarray], source: str | Path = "the file"
+) -> dict[str, Any]:
+    """Decode the manifest of an opened .npz; `{}` where it has none.
+
+    `ValueError`: it is no JSON object; `source` is the file, for that.
+    """
     if "manifest" not in arrays:
         return {}
+    check_fields(source, arrays, {"manifest": ("uint8", 1)})
     try:
-        manifest = json.loads(arrays["manifest"].tobytes())
-    except (ValueError, RecursionError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        manifest = decode_json(arrays["manifest"].tobytes())
+    except ValueError as error:
+        raise ValueError(f"{source}: manifest: {error}; {AGAIN}") from error
+    return conform(manifest, dict[str, Any], f"{source}: manifest")

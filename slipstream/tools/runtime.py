@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from slipstream.tools.places import regular_file, room_for
+from slipstream.tools.schema import AGAIN, conform, decode_json
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -219,13 +220,15 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. `ValueError`: damaged, or a pipe; `OSError`: it cannot be read."""
+def read_json(path: Path, kind: Any = dict[str, Any], allows_nan: bool = False) -> dict[str, Any]:
+    """Read a JSON object, of a kind that `conform` takes.
+
+    `ValueError`: the file is damaged, a pipe, or a field is not what it must be, which is named;
+    `OSError`: it cannot be read.
+    """
     regular_file(path)
     try:
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from error
-    return value
+        value = decode_json(path.read_bytes(), allows_nan)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
+    return conform(value, kind, path)

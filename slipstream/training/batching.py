@@ -151,7 +151,7 @@ class EpochPlan:
         """Go on where `state` was taken; made with the same arguments. `ValueError`: it was not."""
         sizes = {True: self.num_hot_inputs, False: self._num_cold_inputs}
         if values["num_inputs"] != list(sizes.values()):
-            raise ValueError(f"it was at {values['num_inputs']} hot and cold inputs")
+            raise ValueError(f"plan.num_inputs: {values['num_inputs']} hot and cold inputs")
         num_replaced = dict(zip(sizes, map(_count, values["num_replaced"]), strict=True))
         next_ = dict(zip(sizes, map(_count, values["next"]), strict=True))
         for hot, name in KIND_NAMES.items():
@@ -159,19 +159,38 @@ class EpochPlan:
                 self._inputs[hot] = _checked_inputs(arrays[f"{name}_inputs"], sizes[hot])
                 weights = arrays.get(f"{name}_weights")
                 if weights is not None and weights.shape != self._inputs[hot].shape:
-                    raise ValueError(f"it has {len(weights)} weights of {name} inputs")
+                    raise ValueError(f"plan.{name}_weights: {len(weights)} of them")
+                if weights is not None and not ((weights >= 1) & (weights < np.inf)).all():
+                    raise ValueError(f"plan.{name}_weights: NaN, infinite or below 1")
                 self._weights[hot] = None if weights is None else np.array(weights, np.float32)
-            if not 0 <= next_[hot] <= len(self._inputs[hot]):
-                raise ValueError("its position is beyond the epoch's end")
+            elif f"{name}_inputs" in arrays or f"{name}_weights" in arrays:
+                raise ValueError(f"plan.num_replaced: {name} inputs are, and it says they are not")
+            size = len(self._inputs[hot])
+            if not 0 <= next_[hot] <= size or (next_[hot] % self.batch_size and next_[hot] < size):
+                raise ValueError(f"plan.next: {next_[hot]} of {size} {name} inputs")
         mixed = (_count(values["mixed"][0]), _count(values["mixed"][1]))
         if not 0 <= sum(mixed) <= sum(sizes.values()):
-            raise ValueError("it has more batches than inputs")
+            raise ValueError("plan.mixed: more batches than inputs")
         kinds = interleave(*mixed, self.schedule)
         if _count(values["position"]) > len(kinds):
-            raise ValueError("its position is beyond the epoch's end")
+            raise ValueError("plan.position: beyond the epoch's end")
         self._kinds, self._mixed, self._position = kinds, mixed, values["position"]
         self._next, self._num_replaced = next_, num_replaced
         self.num_trained = dict(zip(sizes, map(_count, values["num_trained"]), strict=True))
+        self._check_restored()
+
+    def _check_restored(self) -> None:
+        """Raise `ValueError` where what is left to train is not what the kinds to come say."""
+        for hot, name in KIND_NAMES.items():
+            num_coming = int((self._kinds[self._position :] == hot).sum())
+            if num_coming != self._num_batches(hot):
+                raise ValueError(
+                    f"plan.position: {num_coming} {name} batches are to come, and inputs for "
+                    f"{self._num_batches(hot)}"
+                )
+            taken, trained = self._next[hot], self.num_trained[hot]
+            if trained < taken or (trained > taken and not self._num_replaced[hot]):
+                raise ValueError(f"plan.num_trained: {trained} {name} inputs, and {taken} taken")
 
     @property
     def num_inputs(self) -> int:
@@ -255,4 +274,8 @@ def _checked_inputs(inputs: np.ndarray, num_inputs: int) -> np.ndarray:
     is_inside = not len(inputs) or 0 <= inputs.min() <= inputs.max() < num_inputs
     if inputs.ndim != 1 or inputs.dtype.kind != "i" or not is_inside:
         raise ValueError("its inputs are none of this data set's")
+    is_there = np.zeros(num_inputs, bool)
+    is_there[inputs] = True
+    if int(is_there.sum()) < len(inputs):
+        raise ValueError("its inputs hold one twice")
     return np.array(inputs)

@@ -154,7 +154,7 @@ def processed_file(args: argparse.Namespace) -> str | None:
             if Path(raw).is_dir():  # of another data set: so may be the processed file in it
                 raise
             reason = f"{raw} is not there"
-        if reason is None and not unpack_manifest(open_npz(processed)):
+        if reason is None and not unpack_manifest(open_npz(processed), processed):
             reason = f"{processed} was not made by data_utils.py"
         if reason is not None:
             print(f"note: {reason}; using {processed} as it is")
@@ -269,7 +269,8 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
 def _is_of(folder: Path, processed: str) -> bool:
     """Whether a segregated folder is there, and made from that file."""
     try:
-        manifest = unpack_manifest(open_npz(folder / ROWS_FILE, others=False))
+        rows = folder / ROWS_FILE
+        manifest = unpack_manifest(open_npz(rows, others=False), rows)
     except (OSError, ValueError):
         return False
     return manifest.get("source") == fingerprint(processed)

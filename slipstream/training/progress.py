@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,18 +46,12 @@ class Progress:
         }
 
 
-def check_progress(progress: Progress) -> None:
-    """Raise `ValueError` for values that no run leaves."""
-    counts = (progress.step, progress.samples, progress.hot_samples, progress.dropped)
-    if not all(isinstance(count, int) and count >= 0 for count in (*counts, progress.epoch)):
-        raise ValueError(f"its counts are {counts}, its epoch {progress.epoch}")
-    records = [*progress.evaluations, *progress.validations]
-    records += [] if progress.best is None else [progress.best]
-    numbers = ("step", "auc", "log_loss", "accuracy")
-    if not all(isinstance(record[name], (int, float)) for record in records for name in numbers):
-        raise ValueError("its evaluations are not whole")
-    if not all(isinstance(record, dict) for record in (*progress.drops, *progress.losses)):
-        raise ValueError("its drops or losses are not whole")
+def take_progress(progress: Progress, values: Mapping[str, Any]) -> None:
+    """Put what a checkpoint says into `progress`, which others hold, too, and its `drops`."""
+    taken = {**values, "drops": progress.drops}
+    taken["loss"] = math.nan if values["loss"] is None else values["loss"]
+    progress.drops.extend(values["drops"])
+    vars(progress).update(vars(Progress(**taken)))
 
 
 def is_of(records: list[dict[str, Any]], step: int) -> bool:

@@ -106,9 +106,7 @@ def run_training(
             trainer.evaluate_only() if run.inference_only else trainer.run()
         if stop.signal:
             stop_program(stop.signal, trainer, log)
-        summary = _end(method, trainer, prepared, log)
-        if run.save_predictions:
-            save_predictions(run.save_predictions, trainer)
+        summary = _end(method, trainer, prepared, log, run.save_predictions)
     if checkpoints is not None and trainer.save_failure is None:
         print(f"model: {checkpoints.last_path}")
     _raise_lost(trainer.save_failure, log.failure)
@@ -202,12 +200,16 @@ def _log_start(
     )
 
 
-def _end(method: str, trainer: Trainer, prepared: PreparedData, log: RunLog) -> dict[str, Any]:
-    """Log and print the summary."""
+def _end(
+    method: str, trainer: Trainer, prepared: PreparedData, log: RunLog, predictions: str | None
+) -> dict[str, Any]:
+    """Log and print the summary; save the predictions where asked for."""
     summary = _summary(method, trainer, prepared)
     log.write("summary", **summary)
     _print_summary(summary)
     print(f"log: {log.path}")
+    if predictions is not None:
+        save_predictions(predictions, trainer)
     return {**summary, "log": str(log.path)}
 
 

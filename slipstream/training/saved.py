@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import check_sums, fingerprint, open_npz
 from slipstream.tools.runtime import read_json
+from slipstream.training.described import check_described, check_finite, check_state
 
 VERSION = 2  # 1, of DLRM alone, without random state, still loads
 CHUNK_BYTES = 1 << 23  # of rows in memory at once
@@ -99,6 +100,11 @@ class Saved:
                     raise ValueError(
                         f"{name} has shape {array.shape} there, {tuple(value.shape)} here"
                     )
+                mine_type = torch.empty(0, dtype=value.dtype).numpy().dtype
+                if array.dtype != mine_type:
+                    raise ValueError(f"{name} is of {array.dtype.str}; expected {mine_type}")
+                if name.startswith("network."):  # a buffer may be infinite: that of a mask is
+                    check_finite(name, array)
                 value.copy_(torch.from_numpy(np.array(array)))
 
     def load_rows(
@@ -127,7 +133,9 @@ class Saved:
             raise ValueError(f"{name} has shape {stored.shape} of {stored.dtype}; {shape} here")
         by_slot = np.empty((shape[0] + null_row, *shape[1:]), np.float32)
         by_slot[shape[0] :] = 0
+        least = 0.0 if name == "row_sums" else -np.inf
         for part in row_chunks(shape):
+            check_finite(name, stored[part], least)
             by_slot[part if slot_of_row is None else slot_of_row[part]] = stored[part]
             advise(stored[part], mmap.MADV_DONTNEED)
         return torch.from_numpy(by_slot)
@@ -168,28 +176,30 @@ def open_checkpoint(folder: str | Path) -> Saved:
     """
     folder = Path(folder)
     try:
-        described = read_json(folder / DESCRIPTION)
+        described = read_json(folder / DESCRIPTION, allows_nan=True)
         checksum = described.pop("checksum")
         if described["version"] not in (1, VERSION) or checksum_of(described) != checksum:
             raise ValueError("its checksum differs")
-        identity, values = described["identity"], described["values"]
+        identity = described["identity"]
         if described["version"] == 1:
             described |= _upgraded(identity)
-        if rule := identity["run"].get("the drop rule"):
-            # Before there were these bounds.
-            identity["run"]["the drop rule"] = {"min_steps": 0, "of_all": 1.0, **rule}
-        network, vocabulary = described["network"], described["vocabulary"]
-        files = described.get("files", {})  # which older ones do not name
-        state = described["state"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / DESCRIPTION} {DAMAGED} ({error})") from error
+    check_described(described, folder / DESCRIPTION)
+    if rule := identity["run"]["the drop rule"]:
+        # Before there were these bounds.
+        identity["run"]["the drop rule"] = {"min_steps": 0, "of_all": 1.0, **rule}
     path = folder / STATE
-    arrays = open_npz(path, ("rows",))
-    if fingerprint(path) != state:
+    needed = ("rows",) if described["version"] == 1 else ("rows", "random.cpu")
+    arrays = open_npz(path, needed)
+    if fingerprint(path) != described["state"]:
         raise ValueError(f"{path} does not belong to {folder / DESCRIPTION}")
     check_sums(path)
+    check_state(path, arrays)
+    values, network, vocabulary = (described[name] for name in ("values", "network", "vocabulary"))
     if described["version"] == 1:
         arrays = {name.replace("step.mlp.", "step.network.", 1): a for name, a in arrays.items()}
+    files = described.get("files", {})  # which older ones do not name
     return Saved(folder, identity, values, arrays, network, vocabulary, files)
 
 
@@ -227,13 +237,17 @@ def find_checkpoint(folder: str | Path) -> Saved | None:
     found = checkpoints_in(folder)
     if (folder / BEST / DESCRIPTION).exists():
         found.insert(0, folder / BEST)
+    reason = ""
     for path in reversed(found):
         try:
             return open_checkpoint(path)
         except (ValueError, OSError) as error:
             print(f"{error}; it is left out", flush=True)
+            reason = reason or str(error)
     if found:
-        raise ValueError(f"{folder} has no checkpoint that is whole; delete it to start anew")
+        raise ValueError(
+            f"{folder} has no checkpoint that is whole ({reason}); delete it to start anew"
+        )
     return None
 
 

@@ -29,6 +29,7 @@ import numpy as np
 
 from slipstream.logs.flags import RAW_FLAGS
 from slipstream.logs.inputs import ClickInputs
+from slipstream.logs.manifests import manifest_of_log
 from slipstream.logs.processed import ClickLog, load_processed
 from slipstream.model.flags import DIM
 from slipstream.tools import cli
@@ -60,16 +61,18 @@ from slipstream.training.popularity import (
     rank_inputs,
     slots_of_rows,
 )
-from slipstream.training.sets import (
-    HANDED_ON,
-    PROCESSED_FILE,
+from slipstream.training.set_files import (
+    RANKING_FILE,
     ROWS_FILE,
     SEGREGATED_SETS,
     TIMES_FILE,
+    current_manifest,
+    is_ranking,
+    is_set,
 )
+from slipstream.training.sets import HANDED_ON, PROCESSED_FILE
 
 VERSION = 2
-RANKING_FILE = "ranking.npz"  # of a folder that is not finished
 # A write that is killed leaves <name>.npz.partial in the partial folder.
 OWN_FILES = own_names(
     (ROWS_FILE, RANKING_FILE, TIMES_FILE, *(f"{name}.npz" for name in SEGREGATED_SETS))
@@ -162,7 +165,7 @@ def segregate(
     identity = _identity(processed_file, options)
     for suffix in ("", ".partial", ".old"):
         check_replaceable(folder.with_name(folder.name + suffix), OWN_FILES)
-    current = _current_manifest(folder, identity)
+    current = current_manifest(folder, identity)
     if current is not None:
         remove_ours(folder.with_name(folder.name + ".old"), OWN_FILES)
         _print_figures(current["figures"])
@@ -170,8 +173,8 @@ def segregate(
         return False
     start = time.perf_counter()
     log = load_processed(processed_file, verify=True)
-    partial = _begin(folder, identity)
     row_bytes = bytes_per_row(arch_sparse_feature_size, optimizer)
+    partial = _begin(folder, identity, log, hot_emb_gpu_mem // row_bytes, row_bytes)
     try:
         if not (partial / RANKING_FILE).exists():
             check_free_disk(partial, _disk_bytes(log), "the segregated folder")
@@ -195,18 +198,24 @@ def _identity(processed_file: str | Path, options: dict[str, Any]) -> dict[str, 
     """What a folder is of; of what a file hands on, None where it does not say."""
     identity = {"version": VERSION, "source": fingerprint(processed_file), "options": options}
     # A fingerprint leaves out the manifest.
-    described = unpack_manifest(open_npz(processed_file, others=False))
+    described = manifest_of_log(open_npz(processed_file, others=False), processed_file)
     if "features" in described:
         identity["features"] = described["features"]
     return identity | {name: described.get(name) for name in HANDED_ON}
 
 
-def _begin(folder: Path, identity: dict[str, Any]) -> Path:
+def _begin(
+    folder: Path, identity: dict[str, Any], log: ClickLog, most_rows: int, row_bytes: int
+) -> Path:
     """The partial folder: that of a killed run of the same identity, or an empty one."""
     if (folder / ROWS_FILE).exists():
         print(f"{folder} was made from another file or with other options: rebuilding")
     partial = folder.with_name(folder.name + ".partial")
-    if partial.is_symlink() or _manifest_of(partial / RANKING_FILE, identity) is None:
+    handed_on: dict[str, Any] = {"features": log.layout.describe()}
+    handed_on["source_notes"] = log.manifest.get("source_notes")
+    numbers = (int(log.inputs.day_offsets[-2]), most_rows, row_bytes)
+    is_link = partial.is_symlink()
+    if is_link or not is_ranking(partial / RANKING_FILE, identity | handed_on, *numbers):
         remove_ours(partial, OWN_FILES)
         partial.mkdir(parents=True)
     else:
@@ -277,7 +286,7 @@ def _write_sets(partial: Path, log: ClickLog) -> None:
     """Write the sets that are not there yet, hot and cold training inputs in one pass."""
     ranking = open_npz(partial / RANKING_FILE)
     slot_of_row = ranking["slot_of_row"]
-    num_hot = unpack_manifest(ranking)["figures"]["num_hot"]
+    num_hot = unpack_manifest(ranking, partial / RANKING_FILE)["figures"]["num_hot"]
     train, test, val = log.splits()
     hot_days = ranking["hot_days"]
     splits = (
@@ -288,7 +297,11 @@ def _write_sets(partial: Path, log: ClickLog) -> None:
 
     def write(split: tuple[ClickInputs, int, dict[str, np.ndarray]]) -> None:
         inputs, num_below, days = split
-        if not all((partial / f"{name}.npz").exists() for name in days):
+        are_there = (
+            is_set(partial / f"{name}.npz", _specs_of(inputs, offsets), offsets)
+            for name, offsets in days.items()
+        )
+        if not all(are_there):
             _write_split(partial, inputs, slot_of_row, num_below, days)
 
     with ThreadPoolExecutor(len(splits)) as pool:  # one waits for the disk, others work
@@ -360,7 +373,7 @@ def _write_split(
 def _finish_folder(partial: Path, table_sizes: np.ndarray, seconds: float) -> dict[str, Any]:
     """Write the rows' file, which makes the folder whole; returns the figures."""
     ranking = open_npz(partial / RANKING_FILE)
-    manifest = unpack_manifest(ranking)
+    manifest = unpack_manifest(ranking, partial / RANKING_FILE)
     figures = manifest["figures"]
     files = {name: fingerprint(partial / f"{name}.npz") for name in SEGREGATED_SETS}
     write_npz(
@@ -378,28 +391,6 @@ def _finish_folder(partial: Path, table_sizes: np.ndarray, seconds: float) -> di
     write_json(partial / TIMES_FILE, {"seconds": seconds})
     (partial / RANKING_FILE).unlink()
     return figures
-
-
-def _current_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a whole folder made from this file with these options; None otherwise."""
-    manifest = _manifest_of(folder / ROWS_FILE, identity)
-    try:
-        same = manifest is not None and all(
-            fingerprint(folder / f"{name}.npz") == manifest["files"][name]
-            for name in SEGREGATED_SETS
-        )
-    except (OSError, ValueError, KeyError):
-        return None
-    return manifest if same else None
-
-
-def _manifest_of(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a file that was made from this file with these options; None otherwise."""
-    try:
-        manifest = unpack_manifest(open_npz(path))
-    except (OSError, ValueError):
-        return None
-    return manifest if all(manifest.get(key) == value for key, value in identity.items()) else None
 
 
 def _print_figures(figures: dict[str, Any]) -> None:

@@ -23,31 +23,36 @@ from slipstream.logs.inputs import (
     ClickInputs,
     check_arrays,
     check_days,
-    check_kinds,
     check_lengths,
     float_weights,
     present,
     stream_of,
     sum_of_weights,
 )
+from slipstream.logs.manifests import manifest_of_log
 from slipstream.logs.processed import ClickLog
 from slipstream.logs.sub_sampling import SUB_SAMPLING, SubSampling, sub_sampling_of
 from slipstream.logs.transforms import TRANSFORMS, Transforms, transforms_of
 from slipstream.logs.vocabulary import VOCABULARY
 from slipstream.tools.device import free_device_bytes
-from slipstream.tools.npz import check_sums, fingerprint, open_npz, unpack_manifest
+from slipstream.tools.npz import check_sums, fingerprint, open_npz
 from slipstream.tools.runtime import available_memory_bytes, read_json
+from slipstream.tools.schema import check_fields
 from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.set_files import (
+    ROWS_FILE,
+    SEGREGATE_AGAIN,
+    SEGREGATED_SETS,
+    SET_FIELDS,
+    TIMES_FILE,
+    Times,
+    check_sets,
+    open_rows,
+)
 
-SEGREGATED_SETS = ("train_hot", "train_cold", "test", "val")
-ROWS_FILE = "embedding_rows.npz"
-TIMES_FILE = "times.json"
 PROCESSED_FILE = "processed_file"  # in the rows' manifest, from the folder on
-HANDED_ON = (
-    TRANSFORMS,
-    SUB_SAMPLING,
-    VOCABULARY,
-)  # of a processed file's manifest, where it has them
+# Of a processed file's manifest, where it has them.
+HANDED_ON = (TRANSFORMS, SUB_SAMPLING, VOCABULARY)
 
 
 class Inputs(Protocol):
@@ -191,23 +196,14 @@ def load_segregated(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; run input_segregation.py first")
-    rows = open_npz(folder / ROWS_FILE, ("slot_of_row", "access_counts", "num_hot", "counts"))
-    check_sums(folder / ROWS_FILE)
-    check_kinds(rows, str(folder / ROWS_FILE))
-    manifest = unpack_manifest(rows)
+    rows, manifest = open_rows(folder / ROWS_FILE)
     if processed_file is not None:
         _check_source(folder, manifest, processed_file)
     slot_of_row, num_hot = rows["slot_of_row"], int(rows["num_hot"])
     if max_memory is None:
         max_memory = available_memory_bytes() // 2
-    _check_budget(folder, manifest.get("options", {}), num_hot, row_bytes)
+    _check_budget(folder, manifest["options"], num_hot, row_bytes)
     num_rows, num_tables = len(slot_of_row), len(rows["counts"])
-    is_slot = np.zeros(num_rows, bool)
-    if 0 <= slot_of_row.min(initial=0) <= slot_of_row.max(initial=0) < num_rows:
-        is_slot[slot_of_row] = True
-    is_whole = int(rows["counts"].sum()) == num_rows and is_slot.all()
-    if not is_whole or not 0 <= num_hot <= num_rows:
-        raise ValueError(f"{folder / ROWS_FILE} is inconsistent; run input_segregation.py again")
     described = manifest.get("features")
     num_columns = num_tables if described is None else num_columns_of(described)
     layout = layout_of(manifest, num_columns, num_tables, str(folder / ROWS_FILE))
@@ -215,10 +211,11 @@ def load_segregated(
     for name in SEGREGATED_SETS:
         path, limit = folder / f"{name}.npz", num_hot if name == "train_hot" else num_rows
         sets.append(_open_set(path, manifest, layout, limit, max_memory // 2))
+    check_sets(folder, sets, manifest["figures"])
     hot, cold, test, val = sets
     shift = _held_out_shift(manifest, str(folder / ROWS_FILE))
-    with contextlib.suppress(OSError, ValueError):
-        manifest |= read_json(folder / TIMES_FILE)
+    with contextlib.suppress(FileNotFoundError):
+        manifest |= read_json(folder / TIMES_FILE, Times)
     return PreparedData(
         TrainingData(hot, cold, test, val, rows["access_counts"], shift),
         rows["counts"],
@@ -250,7 +247,7 @@ def _check_source(folder: Path, manifest: dict[str, Any], processed_file: str | 
         raise ValueError(
             f"{folder} was not made from {processed_file}; run input_segregation.py on that file"
         )
-    described = unpack_manifest(open_npz(processed_file, others=False))
+    described = manifest_of_log(open_npz(processed_file, others=False), processed_file)
     for name in ("features", *HANDED_ON):
         # A folder says which features there are also where its file does not.
         is_said = name != "features" or described.get(name) is not None
@@ -278,10 +275,10 @@ def _open_set(
 ) -> ClickInputs:
     """One of a segregated folder's sets; its slots are below `limit`."""
     arrays = open_npz(path, ("X_int", "slots", "y", "days"))
-    if manifest.get("files", {}).get(path.stem) != fingerprint(path):
+    if manifest["files"][path.stem] != fingerprint(path):
         raise ValueError(f"{path} does not belong to {path.parent / ROWS_FILE}; segregate again")
     dense, slots, labels = arrays["X_int"], arrays["slots"], arrays["y"]
-    check_kinds(arrays, str(path))
+    check_fields(path, arrays, SET_FIELDS, SEGREGATE_AGAIN)
     check_days(str(path), arrays["days"], len(labels))
     weights = float_weights(arrays)
     check_lengths(str(path), dense=dense, slots=slots, labels=labels, weights=weights)

@@ -31,10 +31,14 @@ import torch.nn.functional as nn_functional
 from torch import Tensor
 
 from slipstream.model.networks import ClickModel, kept_buffers, restore_buffers
+from slipstream.training.described import check_finite
 from slipstream.training.embedding import EmbeddingTable, StagedBatch
 from slipstream.training.optimizers import can_capture, is_adaptive
 from slipstream.training.saved import saved_name, state_arrays
 
+# What each optimizer keeps of a parameter, and which of it is never negative.
+KEPT = {"SGD": set(), "Adagrad": {"step", "sum"}, "Adam": {"step", "exp_avg", "exp_avg_sq"}}
+NOT_NEGATIVE = ("step", "sum", "exp_avg_sq")
 NUM_WARMUP_STEPS = 3  # before a capture, as PyTorch's documentation asks
 
 
@@ -137,12 +141,27 @@ class TrainStep:
             _, kind, name = key.split(".", 2)
             if name not in parameters:
                 raise ValueError(f"{key} is of no parameter here")
-            value = torch.from_numpy(np.array(arrays[key]))
+            check_finite(key, arrays[key], 0.0 if kind in NOT_NEGATIVE else -np.inf)
+            value = torch.from_numpy(np.array(arrays[key], order="C"))  # fused steps need it so
             if tuple(value.shape) not in ((), tuple(parameters[name].shape)):
                 raise ValueError(f"{key} has shape {tuple(value.shape)}")
             state.setdefault(numbers[name], {})[kind] = value
+        self._check_optimizer(state)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _check_optimizer(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Raise `ValueError` unless each parameter has what this optimizer keeps, and one count."""
+        kinds, shapes = KEPT[type(self.optimizer).__name__], list(self._parameters.values())
+        if any(set(one) != kinds for one in state.values()):
+            raise ValueError(f"step.optimizer: expected {sorted(kinds)} of each parameter")
+        for number, one in state.items():
+            for kind, value in one.items():
+                if value.shape != (() if kind == "step" else shapes[number].shape):
+                    raise ValueError(f"step.optimizer.{kind} has shape {tuple(value.shape)}")
+        counts = {float(one["step"]) for one in state.values() if "step" in one}
+        if len(counts) > 1 or any(count != int(count) for count in counts):
+            raise ValueError(f"step.optimizer.step: {sorted(counts)}; expected one whole number")
 
     def peek_loss_sum(self) -> float:
         """The sum of all inputs' losses since `take_loss_sum`; waits for the device."""

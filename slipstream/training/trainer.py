@@ -35,20 +35,15 @@ from slipstream.training.dropping import DropRule, Reach
 from slipstream.training.evaluation import Ends, Interrupted, Judge, logits_of
 from slipstream.training.keeping import Keeper
 from slipstream.training.loader import Batch, Loader
-from slipstream.training.progress import (
-    Progress,
-    check_progress,
-    due,
-    is_of,
-    log_drop,
-    shown,
-)
+from slipstream.training.place import check_epochs, check_place, check_rule
+from slipstream.training.progress import Progress, due, is_of, log_drop, shown, take_progress
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import Inputs, TrainingData
 from slipstream.training.step import TrainStep
 
 MAX_UNCHECKED = 1000  # steps after which the loss is looked at, whatever is printed
+NO_INPUTS = np.empty(0, np.int64)
 
 
 class Trainer:
@@ -154,13 +149,9 @@ class Trainer:
         """
         values, _ = saved.part("trainer")
         with saved.reading():
-            progress = values["progress"]
-            # The list of drops is shared with the report that fills it.
-            self.progress.drops.extend(progress.pop("drops"))
-            if progress["loss"] is None:
-                progress["loss"] = math.nan
-            # In place: others hold it, too.
-            vars(self.progress).update(vars(Progress(**progress, drops=self.progress.drops)))
+            take_progress(self.progress, values["progress"])
+            is_between = saved.values.get("plan") is None
+            check_epochs(self.progress, self.data.num_train, is_between)
             self.progress.best = self.keeper.best_kept(self.progress.best)
             self._settled_step = int(values["settled_step"])
             self._loss_weight = float(values["loss_weight"])
@@ -168,7 +159,6 @@ class Trainer:
             self.clocks.add(values["clocks"])
             self.step.restore(*saved.part("step"))
             restore_random(saved.part("random")[1], self.table.device)
-            check_progress(self.progress)
             if self.progress.reached:  # what ends a run may be another now
                 self.progress.reached = self.judge.ends.reason(self.progress)
         self._saved = saved
@@ -279,8 +269,12 @@ class Trainer:
                     "its weights alone load with another --seed and --save-model"
                 )
             plan.restore(*position)
+            rule = saved.part("rule")
+            check_place(plan, self.progress, self.data.num_train, rule[1].get("pool", NO_INPUTS))
             if self.drop_rule is not None:
-                rule = saved.part("rule")
+                drops = [record for record in self.progress.drops if record["epoch"] == epoch]
+                start = self.drop_rule.state()[0]["next_start"]
+                check_rule(rule, self.drop_rule.settings, start, plan, drops)
                 self.drop_rule.restore(epoch, *rule, self.table.dim, self.table.device)
         return plan
 
