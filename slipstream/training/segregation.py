@@ -184,7 +184,7 @@ def segregate(
             _write_ranking(partial, log, ranking, num_hot, row_bytes, identity, min_count_report)
         _write_sets(partial, log)
         seconds = time.perf_counter() - start
-        figures = _finish_folder(partial, log.table_sizes, seconds)
+        figures = _finish_folder(partial, log, seconds)
         replace_folder(partial, folder, OWN_FILES)
     except Exception:  # a killed process leaves what is whole; an error leaves nothing
         remove_ours(partial, OWN_FILES)
@@ -267,8 +267,6 @@ def _write_ranking(
         "min_counts": merged.figures(by_bits, row_bytes),
     }
     manifest = {name: value for name, value in identity.items() if value is not None}
-    if log.path is not None:
-        manifest[PROCESSED_FILE] = os.path.relpath(log.path.absolute(), partial.absolute())
     manifest |= {"figures": figures, "source_notes": log.manifest.get("source_notes")}
     manifest.setdefault("features", log.layout.describe())
     write_npz(
@@ -370,7 +368,7 @@ def _write_split(
             writer.discard()
 
 
-def _finish_folder(partial: Path, table_sizes: np.ndarray, seconds: float) -> dict[str, Any]:
+def _finish_folder(partial: Path, log: ClickLog, seconds: float) -> dict[str, Any]:
     """Write the rows' file, which makes the folder whole; returns the figures."""
     ranking = open_npz(partial / RANKING_FILE)
     manifest = unpack_manifest(ranking, partial / RANKING_FILE)
@@ -383,12 +381,15 @@ def _finish_folder(partial: Path, table_sizes: np.ndarray, seconds: float) -> di
             "access_counts": ranking["access_counts"],
             "num_hot": np.array(figures["num_hot"], np.int64),
             "lambda": np.array(figures["lambda"]),
-            "counts": table_sizes,
+            "counts": log.table_sizes,
             "manifest": pack_manifest({**manifest, "files": files}),
         },
     )
     # Beside the files, which are the same in every run.
-    write_json(partial / TIMES_FILE, {"seconds": seconds})
+    about: dict[str, Any] = {"seconds": seconds}
+    if log.path is not None:
+        about[PROCESSED_FILE] = os.path.relpath(log.path.absolute(), partial.absolute())
+    write_json(partial / TIMES_FILE, about)
     (partial / RANKING_FILE).unlink()
     return figures
 

@@ -70,7 +70,6 @@ class RankingManifest(Struct):
     transforms: Given | UnsetType = UNSET
     sub_sampling: Given | UnsetType = UNSET
     vocabulary: Given | UnsetType = UNSET
-    processed_file: str | UnsetType = UNSET
 
 
 class RowsManifest(RankingManifest, kw_only=True):
@@ -83,6 +82,7 @@ class Times(Struct, forbid_unknown_fields=True):
     """Of the file beside those that are the same in every run."""
 
     seconds: Amount
+    processed_file: str | UnsetType = UNSET
 
 
 def open_rows(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

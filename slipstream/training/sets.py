@@ -50,7 +50,7 @@ from slipstream.training.set_files import (
     open_rows,
 )
 
-PROCESSED_FILE = "processed_file"  # in the rows' manifest, from the folder on
+PROCESSED_FILE = "processed_file"  # in `TIMES_FILE`: where it is, from the folder on
 # Of a processed file's manifest, where it has them.
 HANDED_ON = (TRANSFORMS, SUB_SAMPLING, VOCABULARY)
 
