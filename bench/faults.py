@@ -42,7 +42,7 @@ from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.runtime import describe_machine, git_commit, write_json  # noqa: E402
 
-SCENES = ("bench.fault_scenes", "bench.fault_links", "bench.fault_runs")  # modules
+SCENES = ("bench.fault_scenes", "bench.fault_links", "bench.fault_runs", "bench.fault_models")
 TRAINERS = {
     "baseline": "dlrm_s_pytorch",
     "FAE": "fae_train",
@@ -225,8 +225,6 @@ def run_scenes(folder: Path, times: int, rng: np.random.Generator) -> dict[str, 
     """Run each scene of `SCENES` so many times; by name how often, and what was wrong."""
     found: dict[str, dict[str, Any]] = {}
     for module in SCENES if times else ():
-        if importlib.util.find_spec(module) is None:
-            continue
         for name, scene in importlib.import_module(module).SCENES.items():
             said = [scene(Job(folder, "Slipstream"), rng) for _ in range(times)]
             found[name] = {"run": times, "faults": [text for text in said if text is not None]}
@@ -280,8 +278,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         make_small_log(folder, NUM_ROWS, BUDGET)
         # Forks must find PyTorch without threads: it is imported here, and never used.
         # What a run would load on the way, too.
-        late = ("torch._dynamo", "sklearn.metrics")
-        for name in (*TRAINERS.values(), "input_segregation", *late):
+        late = ("torch._dynamo", "sklearn.metrics", "polars")
+        for name in (*TRAINERS.values(), "input_segregation", "data_utils", "predict", *late):
             importlib.import_module(name)
         found: dict[str, Any] = {"kills": {}, "damage": {}}
         with tqdm(total=args.kills, desc="kills", disable=None) as bar:
