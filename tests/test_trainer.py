@@ -15,7 +15,7 @@ from slipstream.tools.metrics import click_metrics
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.training.embedding import EmbeddingTable, initial_rows
 from slipstream.training.evaluation import evaluate
-from slipstream.training.progress import drop_report
+from slipstream.training.progress import Progress, drop_report
 from slipstream.training.schedule import LearningRate
 
 
@@ -123,9 +123,9 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
     ],
 )
 def test_a_choice_is_said_in_one_line(tmp_path, capsys, record, said):
-    log, records = RunLog(tmp_path, "name", "slipstream"), []
+    log, progress = RunLog(tmp_path, "name", "slipstream"), Progress(step=7)
     common = {"epoch": 0, "alpha": None, "threshold": None, "dropped": 5, "chosen": 5}
     record = {**common, "hot_remaining": 100, "target": 30, "dropped_before": 3, **record}
-    drop_report(log, records)(record)
+    drop_report(log, progress)(record)
     assert said in capsys.readouterr().out
-    assert records == [record]
+    assert progress.drops == [{**record, "step": 7}]

@@ -244,13 +244,32 @@ def _replace(graph: Any, file: Path, about: dict[str, Any], most_bytes: int) -> 
 
 
 def draw_graph(onnx_file: str | Path, file: str | Path) -> None:
-    """Draw an exported graph, its tables left out. Raises as `slipstream.tools.pictures` does."""
-    need("--plot-onnx-graph", "pydot", "onnx")
+    """Draw an exported graph: operations in boxes, between them and the weights what flows.
+
+    Raises as `slipstream.tools.pictures` does.
+    """
     import onnx
-    from onnx.tools.net_drawer import GetPydotGraph
+    import pydot
 
     graph = onnx.load(str(onnx_file), load_external_data=False).graph
-    draw(GetPydotGraph(graph, name=graph.name, rankdir="TB").to_string(), file)
+    picture = pydot.Dot("graph", graph_type="digraph")
+    maker: dict[str, str] = {}
+
+    def add(key: str, label: str, **style: Any) -> str:
+        picture.add_node(pydot.Node(key, label=json.dumps(label), **style))
+        return key
+
+    for value in (*graph.input, *graph.initializer):
+        shape = "ellipse" if value in graph.input else "note"
+        maker[value.name] = add(f"value{len(maker)}", value.name, shape=shape)
+    for number, node in enumerate(graph.node):
+        key = add(f"node{number}", node.op_type, shape="box")
+        for name in filter(None, node.input):
+            picture.add_edge(pydot.Edge(maker[name], key))
+        maker |= dict.fromkeys(node.output, key)
+    for value in graph.output:
+        picture.add_edge(pydot.Edge(maker[value.name], add(f"out{value.name}", value.name)))
+    draw(picture.to_string(), file)
 
 
 @contextmanager

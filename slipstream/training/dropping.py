@@ -29,7 +29,13 @@ from torch import Tensor
 from slipstream.training.batching import KIND_NAMES, EpochPlan
 from slipstream.training.policies import CHUNK, Chunk, Policy, WindowRows, find_policy
 from slipstream.training.sets import Inputs
-from slipstream.training.staleness import Threshold, row_change, stale_mask, threshold_for_drop
+from slipstream.training.staleness import (
+    Threshold,
+    change_histogram,
+    row_change,
+    stale_mask,
+    threshold_for_drop,
+)
 
 CHOICE_BYTES = 53  # measured: candidates, groups, critical thresholds, random orders, weights
 
@@ -250,6 +256,7 @@ class DropRule:
             raise ValueError("the hot rows are not finite; lower --learning-rate")
         touched[-1] = False  # of any other row
         self._share_touched = float(touched[:-1].float().mean())
+        self._histogram = change_histogram(change[:-1], touched[:-1])
         if not self.settings.count_untouched_as_stale:
             change[~touched] = math.inf
         return WindowRows(change, touched, reach.access_counts)
@@ -307,6 +314,7 @@ class DropRule:
                 "dropped_before": num_dropped_before,
                 "kept_reweighted": int(chosen.sum() - dropped.sum()),
                 "rows_touched_share": self._share_touched,
+                "row_change": self._histogram,
             }
         )
 

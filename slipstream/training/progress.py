@@ -75,11 +75,12 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def drop_report(log: Log, records: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
-    """A `DropRule` report that keeps each choice in `records`, logs it and says it in one line."""
+def drop_report(log: Log, progress: Progress) -> Callable[[dict[str, Any]], None]:
+    """A `DropRule` report that keeps each choice in `progress`, logs it and says it in one line."""
 
     def report(record: dict[str, Any]) -> None:
-        records.append(record)
+        record = {**record, "step": progress.step}
+        progress.drops.append(record)
         log_drop(log, record)
 
     return report

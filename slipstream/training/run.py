@@ -5,30 +5,39 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slipstream.logs.processed import planted_limit
+from slipstream.model.networks import NetworkSpec
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
 from slipstream.tools.plugins import Plugin
-from slipstream.tools.runlog import Clocks, RunLog
+from slipstream.tools.runlog import Clocks, Log, RunLog
 from slipstream.tools.runtime import (
     StopRequest,
     describe_machine,
     git_commit,
     peak_rss_bytes,
 )
-from slipstream.training.build import build_model, build_trainer, describe_features, network_of
+from slipstream.training.build import (
+    build_model,
+    build_trainer,
+    describe_features,
+    features_seen,
+    network_of,
+)
 from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
+from slipstream.training.curves import drawn
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.evaluation import click_rate
 from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
+from slipstream.training.pictures import draw_network
 from slipstream.training.policies import find_policy
 from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
@@ -64,6 +73,7 @@ def run_training(
     run, device = settings.run, choose_device(settings.machine.device)
     prepared = _begin(settings, prepared)
     spec, policy = network_of(settings.model), None
+    _draw(settings, spec, prepared)
     if drop_settings is not None:
         policy = find_policy(drop_settings.policy, drop_settings.alpha)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
@@ -82,32 +92,35 @@ def run_training(
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         progress = Progress()
         stack.enter_context(log.until_the_end(lambda: progress.step))
+        records = stack.enter_context(_with_curves(log, settings, resumes))
         own = {"network": spec.plugin, "policy": policy.plugin if policy is not None else None}
-        _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
+        _log_start(records, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
             asked = (drop_settings, prepared.num_hot, settings.training.seed)
-            rule = DropRule(*asked, drop_report(log, progress.drops), policy)
+            rule = DropRule(*asked, drop_report(records, progress), policy)
         network = spec.describe() | {"features": describe_features(prepared, settings.model)}
         checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
         stop = stack.enter_context(StopRequest())
         trainer = build_trainer(
-            settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
+            *(settings, prepared, schedule, model, table, rule, records),
+            *(clocks, None, checkpoints, stop),
         )
         trainer.progress = progress
         if saved is not None:
-            go_on(trainer, saved, resumes, log)
+            go_on(trainer, saved, resumes, records)
             saved = None  # a file that is mapped takes room after its deletion
         with inspected(settings.machine, trainer, prepared, log.path.parent):
             trainer.evaluate_only() if run.inference_only else trainer.run()
         if stop.signal:
-            stop_program(stop.signal, trainer, log)
-        summary = _end(method, trainer, prepared, log)
+            stop_program(stop.signal, trainer, records)
+        summary = _end(method, trainer, prepared, records)
+    print(f"log: {log.path}")
     if trainer.save_failure is not None:  # after the results, which stand
         raise trainer.save_failure
     if checkpoints is not None:
         print(f"model: {checkpoints.last_path}")
-    return summary
+    return {**summary, "log": str(log.path)}
 
 
 def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
@@ -120,6 +133,20 @@ def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
         _say_recipe(settings.training, prepared.data.num_train)
         say_weights(prepared)
     return settle_correction(prepared, judged.correct_sub_sampling)
+
+
+def _draw(settings: Settings, spec: NetworkSpec, prepared: PreparedData) -> None:
+    """The network's picture, where one is asked for."""
+    if file := settings.outputs.plot_compute_graph:
+        features = features_seen(prepared, settings.model.arch_sparse_feature_size)
+        draw_network(spec, prepared.layout, features, settings.training.seed, file)
+
+
+def _with_curves(log: RunLog, settings: Settings, resumes: bool) -> AbstractContextManager[Log]:
+    """The log, and the curves that are asked for."""
+    training, folder = settings.training, settings.outputs.tensor_board_filename
+    ratio = training.dense_learning_rate / training.learning_rate
+    return drawn(log, folder, resumes or settings.run.load_model == "auto", ratio)
 
 
 def _say_recipe(training: TrainingSettings, num_train: int) -> None:
@@ -150,7 +177,7 @@ def _checkpoints(
 
 
 def _log_start(
-    log: RunLog,
+    log: Log,
     method: str,
     settings: Settings,
     prepared: PreparedData,
@@ -190,13 +217,12 @@ def _log_start(
     )
 
 
-def _end(method: str, trainer: Trainer, prepared: PreparedData, log: RunLog) -> dict[str, Any]:
+def _end(method: str, trainer: Trainer, prepared: PreparedData, log: Log) -> dict[str, Any]:
     """Log and print the summary."""
     summary = _summary(method, trainer, prepared)
     log.write("summary", **summary)
     _print_summary(summary)
-    print(f"log: {log.path}")
-    return {**summary, "log": str(log.path)}
+    return summary
 
 
 def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 16  # rows handled at once
+BIN_EXPONENTS = (-30, 4)  # of 2: the bounds of the histogram of changes
 
 
 def row_change(before: Tensor, after: Tensor) -> Tensor:
@@ -33,6 +34,24 @@ def row_change(before: Tensor, after: Tensor) -> Tensor:
         part = slice(start, start + CHUNK)
         change[part] = (after[part] - before[part]).abs().amax(1)
     return change
+
+
+def change_histogram(change: Tensor, touched: Tensor) -> list[tuple[float, int]]:
+    """How far the touched rows moved: (upper limit, rows) of half octaves, from the first to the
+    last that holds any.
+
+    `change`, `touched` (n,). The lowest also holds what is below it, the highest what is above.
+    """
+    low, high = BIN_EXPONENTS
+    counts = torch.zeros(2 * (high - low), dtype=torch.long, device=change.device)
+    for start in range(0, len(change), CHUNK):
+        part = slice(start, start + CHUNK)
+        bins = ((change[part].log2() - low) * 2).clamp(0, len(counts) - 1).long()
+        counts += torch.bincount(bins[touched[part]], minlength=len(counts))
+    numbers = counts.tolist()
+    held = [place for place, number in enumerate(numbers) if number]
+    span = range(held[0], held[-1] + 1) if held else range(0)
+    return [(2.0 ** (low + (place + 1) / 2), numbers[place]) for place in span]
 
 
 def num_stale_rows_needed(alpha: float, num_features: int) -> int:
