@@ -244,7 +244,7 @@ def _replace(graph: Any, file: Path, about: dict[str, Any], most_bytes: int) -> 
 
 
 def draw_graph(onnx_file: str | Path, file: str | Path) -> None:
-    """Draw an exported graph: operations in boxes, between them and the weights what flows.
+    """Draw an exported graph: inputs, weights, operations; not the constants that these need.
 
     Raises as `slipstream.tools.pictures` does.
     """
@@ -259,12 +259,13 @@ def draw_graph(onnx_file: str | Path, file: str | Path) -> None:
         picture.add_node(pydot.Node(key, label=json.dumps(label), **style))
         return key
 
-    for value in (*graph.input, *graph.initializer):
+    weights = [value for value in graph.initializer if not value.name.startswith("val_")]
+    for value in (*graph.input, *weights):
         shape = "ellipse" if value in graph.input else "note"
         maker[value.name] = add(f"value{len(maker)}", value.name, shape=shape)
     for number, node in enumerate(graph.node):
         key = add(f"node{number}", node.op_type, shape="box")
-        for name in filter(None, node.input):
+        for name in filter(maker.__contains__, node.input):
             picture.add_edge(pydot.Edge(maker[name], key))
         maker |= dict.fromkeys(node.output, key)
     for value in graph.output:

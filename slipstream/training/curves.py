@@ -71,7 +71,7 @@ class Curves:
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(name.format(of), value, step)
 
-    def _draw_change(self, bins: list[tuple[float, int]] | None, step: int) -> None:
+    def _draw_change(self, bins: list[list[float]] | None, step: int) -> None:
         """How far the rows that were touched in the window moved, by half octaves."""
         if not bins:
             return

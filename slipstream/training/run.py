@@ -72,8 +72,7 @@ def run_training(
     """
     run, device = settings.run, choose_device(settings.machine.device)
     prepared = _begin(settings, prepared)
-    spec, policy = network_of(settings.model), None
-    _draw(settings, spec, prepared)
+    spec, policy = _network(settings, prepared), None
     if drop_settings is not None:
         policy = find_policy(drop_settings.policy, drop_settings.alpha)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
@@ -88,39 +87,38 @@ def run_training(
         tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
         model, table = build_model(settings, spec, prepared, device, saved, policy)
         # The same command begins and goes on, so its name may be taken.
-        log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
+        run_log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         progress = Progress()
-        stack.enter_context(log.until_the_end(lambda: progress.step))
-        records = stack.enter_context(_with_curves(log, settings, resumes))
+        stack.enter_context(run_log.until_the_end(lambda: progress.step))
+        log = stack.enter_context(_with_curves(run_log, settings, resumes))
         own = {"network": spec.plugin, "policy": policy.plugin if policy is not None else None}
-        _log_start(records, method, settings, prepared, table, tuned, own, saved, resumes)
+        _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
             asked = (drop_settings, prepared.num_hot, settings.training.seed)
-            rule = DropRule(*asked, drop_report(records, progress), policy)
+            rule = DropRule(*asked, drop_report(log, progress), policy)
         network = spec.describe() | {"features": describe_features(prepared, settings.model)}
         checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
         stop = stack.enter_context(StopRequest())
         trainer = build_trainer(
-            *(settings, prepared, schedule, model, table, rule, records),
-            *(clocks, None, checkpoints, stop),
+            settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
         )
         trainer.progress = progress
         if saved is not None:
-            go_on(trainer, saved, resumes, records)
+            go_on(trainer, saved, resumes, log)
             saved = None  # a file that is mapped takes room after its deletion
-        with inspected(settings.machine, trainer, prepared, log.path.parent):
+        with inspected(settings.machine, trainer, prepared, run_log.path.parent):
             trainer.evaluate_only() if run.inference_only else trainer.run()
         if stop.signal:
-            stop_program(stop.signal, trainer, records)
-        summary = _end(method, trainer, prepared, records)
-    print(f"log: {log.path}")
+            stop_program(stop.signal, trainer, log)
+        summary = _end(method, trainer, prepared, log)
+    print(f"log: {run_log.path}")
     if trainer.save_failure is not None:  # after the results, which stand
         raise trainer.save_failure
     if checkpoints is not None:
         print(f"model: {checkpoints.last_path}")
-    return {**summary, "log": str(log.path)}
+    return {**summary, "log": str(run_log.path)}
 
 
 def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
@@ -135,11 +133,13 @@ def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
     return settle_correction(prepared, judged.correct_sub_sampling)
 
 
-def _draw(settings: Settings, spec: NetworkSpec, prepared: PreparedData) -> None:
-    """The network's picture, where one is asked for."""
+def _network(settings: Settings, prepared: PreparedData) -> NetworkSpec:
+    """The network that the flags name, drawn where a picture is asked for."""
+    spec = network_of(settings.model)
     if file := settings.outputs.plot_compute_graph:
         features = features_seen(prepared, settings.model.arch_sparse_feature_size)
         draw_network(spec, prepared.layout, features, settings.training.seed, file)
+    return spec
 
 
 def _with_curves(log: RunLog, settings: Settings, resumes: bool) -> AbstractContextManager[Log]:

@@ -36,9 +36,9 @@ def row_change(before: Tensor, after: Tensor) -> Tensor:
     return change
 
 
-def change_histogram(change: Tensor, touched: Tensor) -> list[tuple[float, int]]:
-    """How far the touched rows moved: (upper limit, rows) of half octaves, from the first to the
-    last that holds any.
+def change_histogram(change: Tensor, touched: Tensor) -> list[list[float]]:
+    """How far the touched rows moved: [upper limit, rows] of half octaves, from the first to the
+    last that holds any; as a log's line and a checkpoint have them.
 
     `change`, `touched` (n,). The lowest also holds what is below it, the highest what is above.
     """
@@ -51,7 +51,7 @@ def change_histogram(change: Tensor, touched: Tensor) -> list[tuple[float, int]]
     numbers = counts.tolist()
     held = [place for place, number in enumerate(numbers) if number]
     span = range(held[0], held[-1] + 1) if held else range(0)
-    return [(2.0 ** (low + (place + 1) / 2), numbers[place]) for place in span]
+    return [[2.0 ** (low + (place + 1) / 2), numbers[place]] for place in span]
 
 
 def num_stale_rows_needed(alpha: float, num_features: int) -> int:
