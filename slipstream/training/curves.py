@@ -7,6 +7,7 @@ one, without gaps or points that a crash left over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,12 +76,21 @@ class Curves:
         """How far the rows that were touched in the window moved, by half octaves."""
         if not bins:
             return
-        limits, counts = [limit for limit, _ in bins], [count for _, count in bins]
+        limits: list[float] = []
+        counts: list[float] = []
+        for limit, count in bins:
+            # 1 to 1.5, or 1.5 to 2 times a power of 2; between two that are apart is an empty one.
+            lower = limit * (0.75 if math.frexp(limit)[0] == 0.5 else 2 / 3)
+            if not limits or lower > limits[-1] * 1.01:
+                limits.append(lower)
+                counts.append(0)
+            limits.append(limit)
+            counts.append(count)
         total = sum(limit * count for limit, count in bins)
         squares = sum(limit * limit * count for limit, count in bins)
         self._writer.add_histogram_raw(
             "row change",
-            min=limits[0] / 2**0.5,
+            min=limits[0],
             max=limits[-1],
             num=sum(counts),
             sum=total,
