@@ -42,13 +42,13 @@ def change_histogram(change: Tensor, touched: Tensor) -> list[list[float]]:
 
     `change` (n,) float32, not negative; `touched` (n,).
     """
-    counts = torch.zeros((1 << 31 - HALF_OCTAVE) + 1, dtype=torch.long, device=change.device)
+    counts = np.zeros((1 << 31 - HALF_OCTAVE) + 1, np.int64)
     for start in range(0, len(change), CHUNK):
         part = slice(start, start + CHUNK)
         # A float's first bits are its exponent: several times as fast as a logarithm.
         above = (change[part].view(torch.int32) >> HALF_OCTAVE).where(touched[part], -1) + 1
-        counts += torch.bincount(above, minlength=len(counts))
-    numbers = counts[1:].cpu().numpy()
+        counts += np.bincount(above.cpu().numpy(), minlength=len(counts))
+    numbers = counts[1:]
     held = np.flatnonzero(numbers)
     limits = ((held + 1) << HALF_OCTAVE).astype(np.int32).view(np.float32)
     return [list(pair) for pair in zip(limits.tolist(), numbers[held].tolist(), strict=True)]
