@@ -13,6 +13,7 @@ import argparse
 from typing import Any
 
 from slipstream.model.dlrm import DLRM_Net
+from slipstream.serving.export import exported_after
 from slipstream.tools import cli
 from slipstream.training import data_flags, dlrm_flags, flags
 from slipstream.training.run import run_training
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data_flags.take_saved_model(args)
     prepared = data_flags.open_baseline(args)
     settings = flags.settings_of(args, prepared.data.num_train)
-    return run_training("baseline", settings, prepared, "interleaved")
+    with exported_after(args, prepared):
+        return run_training("baseline", settings, prepared, "interleaved")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from slipstream.serving.export import exported_after
 from slipstream.tools import cli
 from slipstream.training import data_flags, dlrm_flags, flags
 from slipstream.training.run import run_training
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data_flags.take_saved_model(args)
     prepared = data_flags.open_segregated(args)
     settings = flags.settings_of(args, prepared.data.num_train)
-    return run_training("fae", settings, prepared, args.schedule)
+    with exported_after(args, prepared):
+        return run_training("fae", settings, prepared, args.schedule)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from slipstream.serving.export import exported_after
 from slipstream.tools import cli
 from slipstream.training import data_flags, dlrm_flags, drop_flags, flags
 from slipstream.training.run import run_training
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     prepared = data_flags.open_segregated(args)
     settings = flags.settings_of(args, prepared.data.num_train)
     drop = drop_flags.settings_of(args, len(prepared.data.hot), settings.training.mini_batch_size)
-    return run_training("slipstream", settings, prepared, args.schedule, drop)
+    with exported_after(args, prepared):
+        return run_training("slipstream", settings, prepared, args.schedule, drop)
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ DLRM = {
     "--lr-num-decay-steps": "0",
 }
 REFUSED = {
-    *("--weighted-pooling", "--md-flag", "--qr-flag", "--data-trace-file", "--save-onnx"),
-    "--plot-compute-graph",
+    *("--weighted-pooling", "--md-flag", "--qr-flag", "--data-trace-file"),
 }
+NAMES_A_FILE = {"--save-onnx", "--plot-compute-graph"}  # here
 ORIGINAL = {
     "--train-hot-file": "input/train_hot.npz",
     "--train-normal-file": "input/train_normal.npz",
@@ -133,6 +133,14 @@ def test_every_flag_of_dlrm_is_taken_noted_or_refused(name, spelling, capsys):
     words += [name] if value is None else f"{name}{spelling}{value}".split(" ", 1)
     if name == "--inference-only":
         words += ["--load-model", "m"]
+    if name == "--tensor-board-filename":
+        pytest.importorskip("tensorboard")
+    if name in NAMES_A_FILE:
+        with pytest.raises(SystemExit) as stopped:
+            dlrm_s_pytorch.parse_args(words)
+        assert stopped.value.code == 2
+        assert f"{name}: expected one argument" in capsys.readouterr().err
+        return
     if name in REFUSED:
         with pytest.raises(SystemExit) as stopped:
             dlrm_s_pytorch.parse_args(words)

@@ -84,5 +84,5 @@ class Pooling:
                     pooled = pooled / number.clamp(min=1)
                 vectors.append(pooled)
         if not vectors:
-            return rows.new_empty(len(rows), 0, rows.shape[2]), sequences
+            return rows.new_empty(rows.shape[0], 0, rows.shape[2]), sequences
         return torch.stack(vectors, dim=1), sequences

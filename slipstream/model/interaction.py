@@ -5,6 +5,8 @@ and multiplies it twice, once transposed. The gradient of a symmetric product is
 gather fills the whole matrix and one product is enough; on CUDA nothing is added atomically, so the
 result is the same in every run. In bf16 on a CPU a step is 15 % faster for it.
 
+`vectors.shape[0]`, not `len(vectors)`, which an exported graph would take for a constant.
+
 Shapes: B inputs, V vectors an input (dense vector first), dim values a vector, P pairs kept.
 """
 
@@ -41,14 +43,14 @@ class DotInteraction(torch.autograd.Function):
         ctx.save_for_backward(vectors, pair_of)
         ctx.itself = itself
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)  # (B, V * V)
-        return products.gather(1, pairs.expand(len(vectors), -1))
+        return products.gather(1, pairs.expand(vectors.shape[0], -1))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """(B, P) -> (B, V, dim)."""
         vectors, pair_of = ctx.saved_tensors
         num_vectors = vectors.shape[1]
-        matrix = gradient.gather(1, pair_of.expand(len(vectors), -1))
+        matrix = gradient.gather(1, pair_of.expand(vectors.shape[0], -1))
         matrix = matrix.view(-1, num_vectors, num_vectors)
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         # d(v . v) = 2 v: the only entry that its transpose does not count a second time.

@@ -214,7 +214,7 @@ class ClickModel:
             dense, vectors = dense.double(), vectors.double()
             sequences = {name: (part.double(), mask) for name, (part, mask) in sequences.items()}
         more = {"sequences": sequences} if self._takes_sequences else {}
-        with autocast(rows.device, self.precision), self._one_input(len(dense)):
+        with autocast(rows.device, self.precision), self._one_input(dense.shape[0]):
             logits = self._call(dense, vectors, **more)
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         return logits if math.isinf(self._most) else logits.clamp(-self._most, self._most)
@@ -225,7 +225,9 @@ class ClickModel:
 
         It has no variance of its own, so PyTorch refuses it.
         """
-        norms = [norm for norm in self._norms if norm.training] if num_inputs == 1 else []
+        norms = [norm for norm in self._norms if norm.training]
+        # In this order: an exported graph is evaluated, and of any number of inputs.
+        norms = norms if norms and num_inputs == 1 else []
         for norm in norms:
             norm.eval()
         try:

@@ -39,6 +39,9 @@ class TrainedModel:
     Attributes:
         saved: the checkpoint.
         reader: reads logs as the model's own was read.
+        model: the network, as it is called.
+        rows: (rows, dim) of all tables, mapped.
+        offsets: (C,) int64, the first row of each id column's table.
         shift: added to logits, as rows without a click were left out in training; 0: none were.
         batch_size: rows that go through the network at once.
         unseen: (C,) how many values of each id column the model's log did not have, so far.
@@ -48,18 +51,18 @@ class TrainedModel:
         self, saved: Saved, model: ClickModel, reader: Reader, device: torch.device, batch_size: int
     ) -> None:
         self.saved, self.reader, self.device, self.batch_size = saved, reader, device, batch_size
-        self._model = model
+        self.model = model
         vocabulary, layout = reader.vocabulary, reader.layout
         sizes = [len(table) for table in vocabulary.tables]
-        self._rows = _mapped(saved.arrays["rows"])
+        self.rows = _mapped(saved.arrays["rows"])
         dim = saved.network["features"]["dim"]
-        if self._rows.shape != (sum(sizes), dim):
+        if self.rows.shape != (sum(sizes), dim):
             raise ValueError(
-                f"{saved.folder} has rows of shape {tuple(self._rows.shape)}; its vocabulary is of "
+                f"{saved.folder} has rows of shape {tuple(self.rows.shape)}; its vocabulary is of "
                 f"{sum(sizes)} rows of {dim} values"
             )
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        self._offsets = torch.from_numpy(first[layout.table_of_column])
+        self.offsets = torch.from_numpy(first[layout.table_of_column])
         thinned = sub_sampling_of({SUB_SAMPLING: saved.identity["data"].get(SUB_SAMPLING)}, "it")
         self.shift = 0.0 if thinned is None else thinned.logit_shift
         self.unseen = np.zeros(layout.num_columns, np.int64)
@@ -91,15 +94,15 @@ class TrainedModel:
         dense = torch.from_numpy(self.reader.transforms.apply(values))
         numbers = torch.from_numpy(ids).long()
         is_absent = numbers < 0
-        places = (numbers + self._offsets).masked_fill_(is_absent, 0)
-        rows = self._rows.index_select(0, places.view(-1)).view(*ids.shape, -1)
+        places = (numbers + self.offsets).masked_fill_(is_absent, 0)
+        rows = self.rows.index_select(0, places.view(-1)).view(*ids.shape, -1)
         if bool(is_absent.any()):
             rows.masked_fill_(is_absent.unsqueeze(2), 0.0)
         present = None
         if self.reader.layout.has_absent:
             present = (~is_absent).to(self.device)
-        with self._model.evaluating():
-            logits = self._model(dense.to(self.device), rows.to(self.device), present)
+        with self.model.evaluating():
+            logits = self.model(dense.to(self.device), rows.to(self.device), present)
         return logits.float().cpu().numpy()
 
 

@@ -170,6 +170,7 @@ class Drop(Struct):
     dropped_before: Count | UnsetType = UNSET
     kept_reweighted: Count | UnsetType = UNSET
     rows_touched_share: Share | UnsetType = UNSET
+    row_change: list[tuple[Amount, Count]] | UnsetType = UNSET
 
 
 class ProgressValues(Struct, forbid_unknown_fields=True):

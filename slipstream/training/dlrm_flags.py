@@ -15,7 +15,6 @@ MAPPED = "processed files are always mapped"
 COMPRESSED = "rows are as wide as --arch-sparse-feature-size; --max-ind-range makes tables smaller"
 LOGGED = "every run writes runs/<name>/log.jsonl"
 ONE_PROCESS = "a run is one process, on one device"
-NOT_YET = "there is no such export here"
 TRACES = "synthetic data are of a planted model; access traces are not read"
 ORIGINAL_FEATURES = 26  # of Criteo, by which the original counts `non_changing_index`
 
@@ -56,14 +55,11 @@ DLRM = (
         harmless=("32",),
     ),
     Foreign("--quantize-emb-with-bit", "rows are fp32", refuses=True, harmless=("32",)),
-    Foreign("--save-onnx", NOT_YET, 0, refuses=True),
-    Foreign("--plot-compute-graph", NOT_YET, 0, refuses=True),
     Foreign("--use-gpu", "--device auto takes a GPU where there is one", 0),
     Foreign("--local-rank", ONE_PROCESS, refuses=True, harmless=("-1", "0")),
     Foreign("--dist-backend", ONE_PROCESS, refuses=True, harmless=("",)),
     Foreign("--print-time", "progress lines always say it", 0),
     Foreign("--print-wall-time", "evaluations are logged with their times", 0),
-    Foreign("--tensor-board-filename", LOGGED),
     Foreign("--mlperf-logging", LOGGED, 0),
     Foreign("--mlperf-bin-loader", MAPPED, 0),
     Foreign("--mlperf-bin-shuffle", "inputs are shuffled by --data-randomize", 0),
@@ -108,14 +104,24 @@ SLIPSTREAM = (
 )
 # Where a trainer's line is given to segregation, or to preprocessing.
 ELSEWHERE = "is the trainers'"
-OF_TRAINERS = tuple(
-    Foreign(f"--{name}", ELSEWHERE)
-    for name in (
-        *("arch-mlp-bot", "arch-mlp-top", "arch-embedding-size", "arch-interaction-op"),
-        *("loss-function", "learning-rate", "mini-batch-size", "test-mini-batch-size", "nepochs"),
-        *("print-freq", "test-freq", "num-batches", "data-generation", "data-randomize"),
-        *("arch-sparse-feature-size", "optimizer"),
-    )
+OF_TRAINERS = (
+    *(Foreign(f"--{name}", ELSEWHERE, -1) for name in ("save-onnx", "plot-compute-graph")),
+    *(
+        Foreign(f"--{name}", ELSEWHERE)
+        for name in (
+            *("arch-mlp-bot", "arch-mlp-top", "arch-embedding-size", "arch-interaction-op"),
+            *(
+                "loss-function",
+                "learning-rate",
+                "mini-batch-size",
+                "test-mini-batch-size",
+                "nepochs",
+            ),
+            *("print-freq", "test-freq", "num-batches", "data-generation", "data-randomize"),
+            *("arch-sparse-feature-size", "optimizer"),
+            *("tensor-board-filename",),
+        )
+    ),
 )
 DROPPING_ELSEWHERE = tuple(
     Foreign(name, "is slipstream_train.py's")

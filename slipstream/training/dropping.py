@@ -274,6 +274,7 @@ class DropRule:
                 "dropped_before": num_dropped_before,
                 "kept_reweighted": int(chosen.sum() - dropped.sum()),
                 "rows_touched_share": self.window.share_touched,
+                "row_change": self.window.histogram,
             }
         )
 

@@ -13,10 +13,12 @@ from slipstream.model.flags import ModelSettings
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
+from slipstream.training import output_flags
 from slipstream.training.batching import RANDOMIZE
 from slipstream.training.embedding import OPTIMIZERS
 from slipstream.training.held_out import CORRECTION, SAVE_PREDICTIONS
 from slipstream.training.optimizers import DENSE_OPTIMIZERS
+from slipstream.training.output_flags import OUTPUTS, OutputSettings
 from slipstream.training.recipe import (
     ADAM_RATE,
     DECAY_SHARE,
@@ -57,12 +59,7 @@ TRAINING = (
         f"{MINI_BATCHES[0]} to {MINI_BATCHES[1]}",
     ),
     Flag("--nepochs", cli.positive_int, 1, "epochs to train"),
-    Flag(
-        "--num-batches",
-        cli.nonnegative_int,
-        0,
-        "stop after this many mini-batches; 0: train all epochs",
-    ),
+    Flag("--num-batches", cli.nonnegative_int, 0, "stop after so many mini-batches; 0: all epochs"),
     Flag(
         "--learning-rate",
         cli.positive_float,
@@ -84,10 +81,7 @@ TRAINING = (
         f"mini-batch {REFERENCE}, below by the root of it; else the rows'",
     ),
     Flag(
-        "--lr-num-warmup-steps",
-        cli.nonnegative_int,
-        0,
-        "mini-batches of linear warm-up; 0: none",
+        "--lr-num-warmup-steps", cli.nonnegative_int, 0, "mini-batches of linear warm-up; 0: none"
     ),
     Flag(
         "--lr-decay-start-step",
@@ -378,6 +372,7 @@ class Settings:
     machine: MachineSettings
     evaluation: EvaluationSettings
     run: RunSettings
+    outputs: OutputSettings
     flags: dict[str, Any]
 
 
@@ -388,6 +383,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_flags(parser, "machine", MACHINE)
     cli.add_flags(parser, "evaluation", EVALUATION)
     cli.add_flags(parser, "run", RUN)
+    cli.add_flags(parser, "output", OUTPUTS)
 
 
 def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -413,6 +409,7 @@ def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespac
     if args.inference_only and (not args.load_model or args.save_model):
         parser.error("--inference-only needs --load-model, and writes no --save-model")
     model_flags.check(parser, args)
+    output_flags.check(parser, args)
 
 
 def settings_of(args: argparse.Namespace, num_train: int) -> Settings:
@@ -429,6 +426,7 @@ def settings_of(args: argparse.Namespace, num_train: int) -> Settings:
         cli.values_of(args, MachineSettings),
         evaluation,
         cli.values_of(args, RunSettings),
+        cli.values_of(args, OutputSettings),
         dict(vars(args)),
     )
 

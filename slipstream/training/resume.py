@@ -19,7 +19,7 @@ from slipstream.model.features import features_of
 from slipstream.model.networks import NETWORKS, NetworkSpec
 from slipstream.tools.device import PRECISIONS, has_bf16
 from slipstream.tools.output import lost
-from slipstream.tools.runlog import RunLog
+from slipstream.tools.runlog import Log
 from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
 from slipstream.training.growth import is_extended
@@ -217,7 +217,7 @@ def _check_network(saved: Saved, asked: str) -> None:
         )
 
 
-def go_on(trainer: Trainer, saved: Saved, resumes: bool, log: RunLog) -> None:
+def go_on(trainer: Trainer, saved: Saved, resumes: bool, log: Log) -> None:
     """Take up a checkpoint's place, or of the rest only the state of the same optimizer."""
     if not resumes:
         step, kept = trainer.step, saved.identity["run"]
@@ -238,7 +238,7 @@ def go_on(trainer: Trainer, saved: Saved, resumes: bool, log: RunLog) -> None:
             log.write(kind, **record)
 
 
-def stop_program(number: int, trainer: Trainer, log: RunLog) -> None:
+def stop_program(number: int, trainer: Trainer, log: Log) -> None:
     """Log and say where a run that a signal ended stands, and exit as the signal would."""
     progress, checkpoints = trainer.progress, trainer.checkpoints
     name = signal.Signals(number).name

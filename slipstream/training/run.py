@@ -5,33 +5,42 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slipstream.logs.processed import planted_limit
+from slipstream.model.networks import NetworkSpec
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
 from slipstream.tools.locks import release
 from slipstream.tools.output import lost
 from slipstream.tools.plugins import Plugin
-from slipstream.tools.runlog import Clocks, RunLog, was_busy
+from slipstream.tools.runlog import Clocks, Log, RunLog, was_busy
 from slipstream.tools.runtime import (
     StopRequest,
     describe_machine,
     git_commit,
     peak_rss_bytes,
 )
-from slipstream.training.build import build_model, build_trainer, describe_features, network_of
+from slipstream.training.build import (
+    build_model,
+    build_trainer,
+    describe_features,
+    features_seen,
+    network_of,
+)
 from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
+from slipstream.training.curves import drawn
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.evaluation import click_rate
 from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
-from slipstream.training.policies import check_schedule, find_policy
+from slipstream.training.pictures import draw_network
+from slipstream.training.policies import Policy, check_schedule, find_policy
 from slipstream.training.predictions import save_predictions
 from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
@@ -65,10 +74,7 @@ def run_training(
     """
     run, device = settings.run, choose_device(settings.machine.device)
     prepared = _begin(settings, prepared)
-    spec, policy = network_of(settings.model), None
-    if drop_settings is not None:
-        policy = find_policy(drop_settings.policy, drop_settings.alpha)
-        check_schedule(policy, schedule)
+    spec, policy = _network(settings, prepared), _policy(drop_settings, schedule)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
@@ -81,16 +87,17 @@ def run_training(
         tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
         model, table = build_model(settings, spec, prepared, device, saved, policy)
         # The same command begins and goes on, so its name may be taken.
-        log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
+        run_log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         progress = Progress()
-        stack.enter_context(log.until_the_end(lambda: progress.step))
-        own = {"network": spec.plugin, "policy": policy.plugin if policy is not None else None}
+        stack.enter_context(run_log.until_the_end(lambda: progress.step))
+        log = stack.enter_context(_with_curves(run_log, settings, resumes))
+        own = {"network": spec.plugin, "policy": None if policy is None else policy.plugin}
         _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
-            asked = (drop_settings, prepared.num_hot, settings.training.seed)
-            rule = DropRule(*asked, drop_report(log, progress), policy)
+            report, seed = drop_report(log, progress), settings.training.seed
+            rule = DropRule(drop_settings, prepared.num_hot, seed, report, policy)
         network = spec.describe() | {"features": describe_features(prepared, settings.model)}
         checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
         release()  # the data's files: each is open
@@ -102,15 +109,16 @@ def run_training(
         if saved is not None:
             go_on(trainer, saved, resumes, log)
             saved = None  # a file that is mapped takes room after its deletion
-        with inspected(settings.machine, trainer, prepared, log.path.parent):
+        with inspected(settings.machine, trainer, prepared, run_log.path.parent):
             trainer.evaluate_only() if run.inference_only else trainer.run()
         if stop.signal:
             stop_program(stop.signal, trainer, log)
         summary = _end(method, trainer, prepared, log, run.save_predictions)
+    print(f"log: {run_log.path}")
     if checkpoints is not None and trainer.save_failure is None:
         print(f"model: {checkpoints.last_path}")
-    _raise_lost(trainer.save_failure, log.failure)
-    return summary
+    _raise_lost(trainer.save_failure, run_log.failure)
+    return {**summary, "log": str(run_log.path)}
 
 
 def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
@@ -130,6 +138,31 @@ def _raise_lost(*failures: OSError | None) -> None:
     """Raise what could not be kept, after the results, which stand."""
     if found := [str(failure) for failure in failures if failure is not None]:
         raise OSError("; ".join(found))
+
+
+def _network(settings: Settings, prepared: PreparedData) -> NetworkSpec:
+    """The network that the flags name, drawn where a picture is asked for."""
+    spec = network_of(settings.model)
+    if file := settings.outputs.plot_compute_graph:
+        features = features_seen(prepared, settings.model.arch_sparse_feature_size)
+        draw_network(spec, prepared.layout, features, settings.training.seed, file)
+    return spec
+
+
+def _policy(drop_settings: DropSettings | None, schedule: str) -> Policy | None:
+    """What chooses the inputs to drop; None: all are trained."""
+    if drop_settings is None:
+        return None
+    policy = find_policy(drop_settings.policy, drop_settings.alpha)
+    check_schedule(policy, schedule)
+    return policy
+
+
+def _with_curves(log: RunLog, settings: Settings, resumes: bool) -> AbstractContextManager[Log]:
+    """The log, and the curves that are asked for."""
+    training, folder = settings.training, settings.outputs.tensor_board_filename
+    ratio = training.dense_learning_rate / training.learning_rate
+    return drawn(log, folder, resumes or settings.run.load_model == "auto", ratio)
 
 
 def _say_recipe(training: TrainingSettings, num_train: int) -> None:
@@ -160,7 +193,7 @@ def _checkpoints(
 
 
 def _log_start(
-    log: RunLog,
+    log: Log,
     method: str,
     settings: Settings,
     prepared: PreparedData,
@@ -201,16 +234,15 @@ def _log_start(
 
 
 def _end(
-    method: str, trainer: Trainer, prepared: PreparedData, log: RunLog, predictions: str | None
+    method: str, trainer: Trainer, prepared: PreparedData, log: Log, predictions: str | None
 ) -> dict[str, Any]:
     """Log and print the summary; save the predictions where asked for."""
     summary = _summary(method, trainer, prepared)
     log.write("summary", **summary)
     _print_summary(summary)
-    print(f"log: {log.path}")
     if predictions is not None:
         save_predictions(predictions, trainer)
-    return {**summary, "log": str(log.path)}
+    return summary
 
 
 def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 16  # rows handled at once
+HALF_OCTAVE = 22  # bits of a float32 behind its exponent and the first of its mantissa
 
 
 def row_change(before: Tensor, after: Tensor) -> Tensor:
@@ -33,6 +34,24 @@ def row_change(before: Tensor, after: Tensor) -> Tensor:
         part = slice(start, start + CHUNK)
         change[part] = (after[part] - before[part]).abs().amax(1)
     return change
+
+
+def change_histogram(change: Tensor, touched: Tensor) -> list[list[float]]:
+    """How far the touched rows moved: [upper limit, rows] of half octaves (1 to 1.5 to 2 times a
+    power of 2), of those that hold any; as a log's line has them.
+
+    `change` (n,) float32, not negative; `touched` (n,).
+    """
+    counts = np.zeros((1 << 31 - HALF_OCTAVE) + 1, np.int64)
+    for start in range(0, len(change), CHUNK):
+        part = slice(start, start + CHUNK)
+        # A float's first bits are its exponent: several times as fast as a logarithm.
+        above = (change[part].view(torch.int32) >> HALF_OCTAVE).where(touched[part], -1) + 1
+        counts += np.bincount(above.cpu().numpy(), minlength=len(counts))
+    numbers = counts[1:]
+    held = np.flatnonzero(numbers)
+    limits = ((held + 1) << HALF_OCTAVE).astype(np.int32).view(np.float32)
+    return [list(pair) for pair in zip(limits.tolist(), numbers[held].tolist(), strict=True)]
 
 
 def num_stale_rows_needed(alpha: float, num_features: int) -> int:

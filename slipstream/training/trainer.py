@@ -389,8 +389,7 @@ class Trainer:
     def _report(self, bar: tqdm, is_said: bool) -> None:
         """Log the training loss, and say it unless an evaluation has."""
         progress, seconds = self.progress, self.clocks.seconds()["training_s"]
-        record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
-        record |= {"samples": progress.samples}
+        record: dict[str, Any] = {"epoch": progress.epoch, **progress.shares()}
         record |= {"loss": progress.loss, "learning_rate": self._rate, "training_s": seconds}
         progress.losses.append(record)
         self.log.write("training", **record)

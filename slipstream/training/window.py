@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slipstream.training.policies import WindowRows
-from slipstream.training.staleness import row_change
+from slipstream.training.staleness import change_histogram, row_change
 
 
 class Window:
@@ -37,6 +37,7 @@ class Window:
         """Begin an epoch."""
         self.opened_at = 0  # hot inputs trained by then
         self.share_touched = 0.0  # of the hot rows, in the last window
+        self.histogram: list[list[float]] = []  # of what touched ones changed by
         self._before: Tensor | None = None
         self._touched: Tensor | None = None
         self._known: Tensor | None = None  # (num_hot + 1,) last known changes
@@ -72,6 +73,7 @@ class Window:
             raise ValueError("the hot rows are not finite; lower --learning-rate")
         touched[-1] = False  # of any other row
         self.share_touched = float(touched[:-1].float().mean())
+        self.histogram = change_histogram(change[:-1], touched[:-1])
         if not self.count_untouched_as_stale:
             known = math.inf if self._known is None else self._known
             change = change.where(touched, known)
