@@ -33,6 +33,8 @@ def test_a_defect_is_found():
         "c.check_sums = d.check_sums = s.check_sums = lambda path: None;"
         "c.Saved.load_rows = lambda s, *a, f=c.Saved.load_rows: (f(s, *a)[0], None)"
     )
-    status, lines = run(broken, "--kills", "1", "--damages", "1", "--forgeries", "0")
+    status, lines = run(
+        broken, "--kills", "1", "--damages", "1", "--forgeries", "0", "--scenes", "0"
+    )
     assert status == 1
     assert [line for line in lines if line.startswith("FAULT") and "other weights" in line], lines

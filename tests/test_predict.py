@@ -180,8 +180,8 @@ def test_values_never_seen_are_rare_ones_or_absent(trained):
     for column in (0, 2, 5):
         rows[0, column] = known[unknown.ids[0, column] + places[column]]
     dense = torch.from_numpy(model.reader.transforms.apply(unknown.dense))
-    with model._model.evaluating():
-        wanted = model._model(dense, rows, torch.from_numpy(unknown.ids >= 0))
+    with model.model.evaluating():
+        wanted = model.model(dense, rows, torch.from_numpy(unknown.ids >= 0))
     assert model.logits(unknown).tolist() == wanted.tolist()
 
 

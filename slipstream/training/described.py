@@ -29,7 +29,7 @@ ARRAYS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "rows": (("float32",), 2),
     "row_sums": (("float32",), 1),
     "random.": (("uint8",), 1),
-    "step.optimizer.": (("float32",), None),
+    "step.optimizer.": (("float32", "float64"), None),  # as the network is
     "rule.pool": (("int64",), 1),
     "rule.before": (("float32",), 2),
     "rule.touched": (("bool",), 1),
