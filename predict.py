@@ -12,6 +12,7 @@ else none. Where the log has labels, AUC, log loss and calibration are printed. 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from slipstream.serving import scores
 from slipstream.serving.model import BATCH_SIZE, load_model
 from slipstream.tools import cli
 from slipstream.tools.device import PRECISIONS
+from slipstream.tools.runlog import finite
 from slipstream.tools.runtime import write_json
 
 FLAGS = (
@@ -44,8 +46,9 @@ FLAGS = (
         "--output",
         str,
         cli.REQUIRED,
-        "where the probabilities go: a CSV file (with a header line where the log has one), "
-        "Parquet where it ends in .parquet, or - for standard output",
+        "where the probabilities go: a CSV file (with a header line where the log has one; a line "
+        "without a score is empty, so pandas needs skip_blank_lines=False), Parquet where it ends "
+        "in .parquet, or - for standard output",
         "FILE",
     ),
     cli.Flag(
@@ -56,7 +59,11 @@ FLAGS = (
         "stop|skip:N",
     ),
     cli.Flag(
-        "--by", str, "", "with labels: metrics also by the values of this column, as day", "COLUMN"
+        "--by",
+        str,
+        "",
+        "with labels: metrics also by the values of this column of the log",
+        "COLUMN",
     ),
     cli.Flag("--report", str, None, "write what is printed to this file, as JSON", "FILE"),
     cli.Flag(
@@ -104,7 +111,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         num_threads=args.num_threads,
         batch_size=args.test_mini_batch_size,
     )
-    print(f"scoring with {model.saved.folder}, step {model.saved.step}", file=said)
+    if args.report:
+        scores.check_output(model, "--report", args.report, args.raw_data_file)
+        if os.path.realpath(args.report) == os.path.realpath(args.output):
+            raise ValueError("--report and --output name one file; choose another for one of them")
+    where = f"{model.saved.folder}, step {model.saved.step}, in {model.precision}"
+    print(f"scoring with {where}", file=said)
     found = scores.score_log(
         model,
         args.raw_data_file,
@@ -115,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     scores.say(found, model, said)
     if args.report:
-        write_json(Path(args.report), found)
+        write_json(Path(args.report), finite(found))
     if args.output != scores.STANDARD_OUTPUT:
         print(f"wrote {args.output}", file=said)
     return found

@@ -29,17 +29,18 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/days.py`
 
+from slipstream.logs.containers import TEXT, kind_of_file  # noqa: E402
 from slipstream.logs.sources import DATA_SETS  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.metrics import click_metrics  # noqa: E402
-from slipstream.tools.runtime import write_json  # noqa: E402
+from slipstream.tools.npz import fingerprint  # noqa: E402
+from slipstream.tools.runtime import read_json, write_json  # noqa: E402
 
 SCRIPTS = {
     "baseline": "dlrm_s_pytorch.py",
     "fae": "fae_train.py",
     "slipstream": "slipstream_train.py",
 }
-HEADERS = ("avazu", "custom")
 GOING, STILL, ANEW = "going on", "as it is", "anew"
 
 
@@ -72,8 +73,15 @@ class Days:
         return target
 
     def train(self, processed: Path, model: Path, before: Path | None) -> Path:
-        """A model of a processed file, which goes on from the one before."""
+        """A model of a processed file, which goes on from the one before.
+
+        `ValueError`: one is there that was made of other data or with other flags.
+        """
+        done = {"data": fingerprint(processed), "method": self.args.method}
+        done |= {"flags": " ".join(self.trainer_flags), "from": str(before)}
         if (model / "done.json").exists():
+            if read_json(model / "done.json") != done:
+                raise ValueError(f"{model} is of other logs or flags; choose another --work-dir")
             return model
         flags = ["--processed-data-file", processed, "--save-model", model, "--keep", 1]
         flags += ["--runs-dir", self.folder / "runs", *self.trainer_flags]
@@ -84,7 +92,7 @@ class Days:
         else:
             flags += ["--load-model", before]
         self.call(self.script, *flags)
-        write_json(model / "done.json", {"processed": str(processed)})
+        write_json(model / "done.json", done)
         return model
 
     def test(self, model: Path, data: Path, day: Path) -> dict[str, float]:
@@ -102,16 +110,28 @@ class Days:
         return {"rows": len(rows), **click_metrics(logits, found[:, 1])}
 
     def all_before(self, day: int) -> Path:
-        """One log of all days before one."""
+        """One log of all days before one: a folder of links, or one file."""
         target = self.folder / "anew" / f"until_{day}{self.logs[0].suffix}"
+        if self.args.data_set == "custom":
+            target = target.with_suffix("")
+            target.mkdir(parents=True, exist_ok=True)
+            for number, log in enumerate(self.logs[:day]):
+                link = target / f"{number:05}-{log.name}"
+                link.unlink(missing_ok=True)
+                link.symlink_to(log)
+            return target
         target.parent.mkdir(exist_ok=True)
         partial = target.with_name(target.name + ".partial")
         with open(partial, "wb") as file:
             for number, log in enumerate(self.logs[:day]):
+                if kind_of_file(log) != TEXT:
+                    raise ValueError(f"--compare joins plain logs; {log} is {kind_of_file(log)}")
                 with open(log, "rb") as source:
-                    if number and self.args.data_set in HEADERS:
-                        source.readline()
+                    if number and self.args.data_set == "avazu":
+                        source.readline()  # the header
                     shutil.copyfileobj(source, file)
+                    source.seek(-1, os.SEEK_END)
+                    file.write(b"" if source.read() == b"\n" else b"\n")
         partial.replace(target)
         return target
 
@@ -130,7 +150,7 @@ class Days:
             found.append({"day": day, "log": str(log), "tested": tested})
             write_json(self.folder / "days.json", {"days": found})  # type: ignore[arg-type]
             said = ", ".join(f"{name} {one['auc']:.4f}" for name, one in tested.items())
-            print(f"day {day} ({tested[GOING]['rows']:,} rows): test AUC {said}", flush=True)
+            print(f"{log.name} ({tested[GOING]['rows']:,} rows): test AUC {said}", flush=True)
             if day < len(self.logs) - 1 or not self.args.no_last:
                 model = self.train(today, self.folder / "going" / f"day_{day}", model)
             processed = today
@@ -141,8 +161,10 @@ class Days:
         """The test of a model that is trained on all days before one, from new weights."""
         folder = self.folder / "anew"
         target = folder / f"until_{day}.npz"
-        if not target.exists():
-            self.preprocess(self.all_before(day), target, None)
+        raw = self.all_before(day)
+        self.preprocess(raw, target, None)
+        if raw.is_file():
+            raw.unlink()  # the next run, too, finds its processed file
         model = self.train(target, folder / f"model_{day}", None)
         today = self.preprocess(log, folder / f"day_{day}.npz", target)
         return self.test(model, target, today)

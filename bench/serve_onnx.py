@@ -46,6 +46,8 @@ class Served:
 
 def main() -> None:
     """Print the probabilities of a raw log's lines."""
+    if len(sys.argv) != 4:
+        raise ValueError("usage: python -m bench.serve_onnx MODEL.onnx VOCABULARY.npz LOG")
     model, vocabulary, log = sys.argv[1:]
     served = Served(model, vocabulary)
     for block in served.reader.blocks(RawFile(Path(log)), Tally(0), BLOCK_BYTES):

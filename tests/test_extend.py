@@ -7,8 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 from helpers import MODEL_FLAGS
+from sklearn.metrics import roc_auc_score
 from test_predict import COLUMNS, clicks
 
+import bench.days
 import data_utils
 import dlrm_s_pytorch
 import fae_train
@@ -160,6 +162,38 @@ def test_testing_on_another_day_is_scoring_it(days, tmp_path):
     train(fae_train, folder, 2, "--test-data-file", folder / "day_1.npz", "--num-batches", "3")
 
 
+def test_a_thinned_model_is_tested_on_whole_rows(days, tmp_path):
+    folder, _ = days
+    for name in ("columns.json", "day_0.csv", "day_1.csv"):
+        shutil.copy(folder / name, tmp_path / name)
+    thinned = ["--data-sub-sample-rate", "0.5"]
+    preprocess(tmp_path, 0, *thinned, "--sub-sample-held-out")
+    extends = ["--extend", str(tmp_path / "day_0.npz")]
+    preprocess(tmp_path, 1, *extends)
+    scores = ["--save-predictions", tmp_path / "s.csv"]
+    train(dlrm_s_pytorch, tmp_path, 0, "--test-data-file", tmp_path / "day_1.npz", *scores)
+    found = load_model(tmp_path / "model_0").predict(day(1))
+    saved = pl.read_csv(tmp_path / "s.csv")["probability"].to_numpy()
+    np.testing.assert_allclose(found, saved, rtol=2e-6)
+    preprocess(tmp_path, 1, *extends, *thinned)
+    with pytest.raises(ValueError, match="rows without a click were left out of"):
+        train(dlrm_s_pytorch, tmp_path, 0, "--test-data-file", tmp_path / "day_1.npz", *scores)
+
+
+def test_a_file_follows_the_one_it_extends(days, tmp_path):
+    """Of yesterday's log built otherwise, with other transforms, today's file is another."""
+    folder, built = days
+    for name in ("columns.json", "day_0.csv", "day_1.csv"):
+        shutil.copy(folder / name, tmp_path / name)
+    extends = ["--extend", str(tmp_path / "day_0.npz")]
+    preprocess(tmp_path, 0)
+    _, first = preprocess(tmp_path, 1, *extends)
+    preprocess(tmp_path, 0, "--split", "random:1")
+    _, second = preprocess(tmp_path, 1, *extends)
+    means = [one["transforms"][1]["mean"] for one in (first, second)]
+    assert means[0] == built[0][1]["transforms"][1]["mean"] != means[1]
+
+
 def test_what_does_not_extend_is_refused(days, tmp_path):
     folder, _ = days
     shutil.copy(folder / "columns.json", tmp_path / "columns.json")
@@ -174,6 +208,8 @@ def test_what_does_not_extend_is_refused(days, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         preprocess(tmp_path, 1, "--extend", str(folder / "none.npz"))
     preprocess(tmp_path, 1)  # of itself
+    with pytest.raises(ValueError, match="is the file to write"):
+        preprocess(tmp_path, 1, "--extend", str(tmp_path / "day_1.npz"))
     shutil.copytree(folder / "model_0", tmp_path / "model_0")
     with pytest.raises(ValueError, match="made for other (model|data)"):
         train(dlrm_s_pytorch, tmp_path, 1, "--load-model", tmp_path / "model_0")
@@ -191,3 +227,27 @@ def test_what_does_not_extend_is_refused(days, tmp_path):
             "--save-model",
             tmp_path / "other",
         )
+
+
+def test_days_are_tested_before_they_are_trained_on(days, tmp_path, capsys):
+    """Each as by hand; again nothing is made anew, and with other flags it is refused."""
+    folder, _ = days
+    logs = [folder / f"day_{number}.csv" for number in range(3)]
+    given = ["--logs", *logs, "--data-set", "custom", "--columns", folder / "columns.json"]
+    given += ["--min-count", "3", "--work-dir", tmp_path / "w", "--compare", "--no-last", *FLAGS]
+    given = [str(word) for word in given]
+    found = bench.days.main(given)
+    assert [list(one["tested"]) for one in found] == [["going on", "as it is", "anew"]] * 2
+    first = found[0]["tested"]
+    assert first["going on"] == first["as it is"] == pytest.approx(first["anew"], rel=1e-6)
+    second = found[1]["tested"]
+    assert second["going on"] != second["as it is"] and second["anew"]["rows"] == 500
+    model = load_model(tmp_path / "w/going/day_1")
+    wanted = roc_auc_score(day(2)["clicked"].to_numpy(), model.predict(day(2)))
+    assert second["going on"]["auc"] == pytest.approx(wanted, abs=1e-6)
+    written = sorted((tmp_path / "w/going").rglob("state.npz"))
+    assert bench.days.main(given) == found
+    assert sorted((tmp_path / "w/going").rglob("state.npz")) == written
+    assert "day_2.csv (500 rows)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is of other logs or flags"):
+        bench.days.main([*given, "--learning-rate", "2"])

@@ -17,9 +17,11 @@ import dlrm_s_pytorch
 import fae_train
 import predict
 from slipstream.logs import taobao
+from slipstream.logs.columnfile import read_column_file
 from slipstream.logs.rows import Rows
 from slipstream.logs.scoring import Reader, for_scoring
-from slipstream.logs.vocabulary import Described, vocabulary_of
+from slipstream.logs.transforms import log_of_all
+from slipstream.logs.vocabulary import Described, TableCodes, Vocabulary, vocabulary_of
 from slipstream.serving.model import load_model
 from slipstream.serving.scores import score_log
 from slipstream.tools.npz import open_npz, unpack_manifest, write_npz
@@ -158,6 +160,79 @@ def test_the_same_rows_in_other_clothes(trained, tmp_path):
     assert pl.read_parquet(tmp_path / "o.parquet")["probability"].to_list() == expected
 
 
+def test_frames_and_files_that_look_like_others(trained, tmp_path):
+    """Columns by name, missing values of any kind, labels that are not there, Hive folders."""
+    folder, _, test, expected = trained
+    shutil.copytree(folder / "model", tmp_path / "model")
+    model = load_model(tmp_path / "model", batch_size=200)
+    frame = pd.DataFrame({name: test[name].to_list() for name in test.columns})
+    assert model.predict(frame.convert_dtypes()).tolist() == expected, "pd.NA"
+    assert model.predict(frame.to_dict("list")).tolist() == expected
+    assert model.predict(frame.assign(clicked=None, w=None)).tolist() == expected
+    hive = tmp_path / "log" / "day=2024-03-06"
+    hive.mkdir(parents=True)
+    for name, rows in (("labelled", test), ("plain", test.drop("clicked", "w"))):
+        rows.drop("day").write_csv(hive / "part.csv")
+        said = score_log(model, tmp_path / "log", str(tmp_path / f"{name}.csv"))
+        assert ("metrics" in said) == (name == "labelled")
+        scores = (tmp_path / f"{name}.csv").read_text().split()[1:]
+        assert [float(score) for score in scores] == expected
+    test.drop("w").write_csv(hive / "part.csv")
+    test.write_csv(hive / "part2.csv")
+    said = score_log(model, hive, str(tmp_path / "both.csv"))
+    assert said["metrics"]["rows"] == 2 * len(test), "rows of a file without weights count as one"
+    test.drop("clicked").write_csv(hive / "part.csv")
+    said = score_log(model, hive, str(tmp_path / "both.csv"))
+    assert "metrics" not in said and said["labelled"] == len(test)
+    for output, match in (
+        (hive / "x.csv", "lies in .*, which is read"),
+        (tmp_path / "model" / "vocabulary.npz", "lies in .*, which is read"),
+        (tmp_path / "none" / "x.csv", "does not exist; make it"),
+        (tmp_path / "x.csv.gz", "written plain"),
+    ):
+        with pytest.raises((ValueError, OSError), match=match):
+            score_log(model, hive, str(output))
+    flags = (
+        f"--load-model {tmp_path}/model --raw-data-file {hive}/part2.csv --output {tmp_path}/o.csv"
+    )
+    for report in (hive / "part2.csv", tmp_path / "o.csv"):
+        with pytest.raises(ValueError, match="is read here|name one file"):
+            predict.main([*flags.split(), "--report", str(report)])
+
+
+def test_lines_without_a_header(trained, tmp_path):
+    """A frame's columns count by name, or by place; of a file's the label may be missing."""
+    folder, *_ = trained
+    described = {"label": "clicked", "dense": ["age"], "categorical": ["item", "site"]}
+    described |= {"header": False, "columns": ["item", "clicked", "age", "site"], "separator": "\t"}
+    (tmp_path / "columns.json").write_text(json.dumps(described))
+    rows = clicks().select("item", "clicked", "age", "site")
+    rows.write_csv(tmp_path / "log.csv", separator="\t", include_header=False)
+    preprocess(tmp_path, tmp_path / "p.npz")
+    flags = ["--processed-data-file", tmp_path / "p.npz", "--save-model", tmp_path / "m", *FLAGS]
+    dlrm_s_pytorch.main([str(flag) for flag in [*flags, "--runs-dir", tmp_path / "runs"]])
+    model, features = load_model(tmp_path / "m"), rows.drop("clicked")
+    expected = model.predict(features).tolist()
+    for frame in (
+        rows,
+        rows.select("age", "site", "clicked", "item"),
+        features.rename({"item": "a", "age": "b", "site": "c"}),
+        rows.rename({name: f"column_{at}" for at, name in enumerate(rows.columns)}),
+    ):
+        assert model.predict(frame).tolist() == expected
+    for name, frame, is_labelled in (("a", rows, True), ("b", features, False)):
+        text = frame.write_csv(separator="\t", include_header=False).encode()
+        (tmp_path / name).write_bytes(b"\n" + text)
+        said = score_log(model, tmp_path / name, str(tmp_path / "o.csv"))
+        assert ("metrics" in said) == is_labelled and said["lines"] == len(rows) + 1
+        scores = (tmp_path / "o.csv").read_text().split("\n")[:-1]
+        assert scores[0] == "" and [float(score) for score in scores[1:]] == expected
+    weighted = {**described, "weight": "w", "columns": [*described["columns"], "w"]}
+    (tmp_path / "columns.json").write_text(json.dumps(weighted))
+    with pytest.raises(ValueError, match="cannot be told whether 'clicked' or 'w' is missing"):
+        for_scoring("x", read_column_file(tmp_path / "columns.json"), ["1"] * 4, "")
+
+
 def test_values_never_seen_are_rare_ones_or_absent(trained):
     folder, _, test, _ = trained
     model = load_model(folder / "model")
@@ -216,13 +291,13 @@ def test_what_cannot_be_scored_is_said(trained, tmp_path, monkeypatch):
     refused("column 3 .age.: 'x' is not", test.with_columns(age=pl.lit("x")))
     for frame, match in (
         (test.drop("site"), "has no column 'site'"),
-        (test.with_columns(age=pl.lit("x")), r"row 1, column 2 .age."),
+        (test.with_columns(age=pl.lit("x")), r"row 1, column 1 .age."),
         ({"age": [1, 2], "item": [1]}, "cannot be read as columns"),
         (3, "cannot be read as columns"),
     ):
         with pytest.raises(ValueError, match=match):
             model.predict(frame)
-    with pytest.raises(ValueError, match="is the log itself"):
+    with pytest.raises(ValueError, match="is read here"):
         score_log(model, tmp_path / "new.csv", str(tmp_path / "." / "new.csv"))
     test[:0].write_parquet(tmp_path / "none.parquet")
     assert score_log(model, tmp_path / "none.parquet", str(tmp_path / "no.parquet"))["rows"] == 0
@@ -278,6 +353,18 @@ def test_criteos_lines_without_a_label():
     assert not has_label and log_format.num_in_file == 39
     assert for_scoring("x", FORMATS["kaggle"], [*fields, "1"], "")[1]
     assert not for_scoring("x", FORMATS["avazu"], ["hour", "C1"], "")[1]
+
+
+def test_a_frame_of_taobaos_lines():
+    described = {"checksum": "0" * 64, "lineage": [], "numbers": [None] * 7, "data_set": "taobao"}
+    tables = tuple(TableCodes(np.arange(9, dtype=np.uint64), "t") for _ in range(7))
+    vocabulary = Vocabulary(tables, described | {"max_ind_range": -1, "columns": None})
+    reader = Reader(vocabulary, taobao.SCHEMA.layout, log_of_all(1))
+    names = ["user", "item", "category", "behaviour", "time"]
+    rows = [(1, 2, 3, "pv", taobao.START), (1, 4, 5, "buy", taobao.START + 3600)]
+    found = reader.of_frame(pl.DataFrame(rows, schema=names, orient="row"))
+    assert found.ids.tolist() == [[2, 3, 4, 1, 6, 0, 0], [2, 5, 6, 2, 6, 3, 4]]
+    assert found.dense.tolist() == [[0], [1]]
 
 
 def test_a_candidates_history_is_the_clicks_before_it():

@@ -304,17 +304,18 @@ class LogFormat:
 
     def with_folders(self, values: Mapping[str, str]) -> LogFormat:
         """The format of a file in folders `name=value`: what they name is not in the file."""
-        used = [name for name in values if name in self.names]
-        if not used:
-            return self
         kind_of = dict(zip(self.names, self.kinds, strict=True))
-        names = [*(name for name in self.names if name not in used), *used]
+        in_file, fixed = self.names[: self.num_in_file], self.names[self.num_in_file :]
+        used = [name for name in values if name in in_file and kind_of[name] != "skip"]
+        if not set(values) & set(in_file):
+            return self
+        names = [*(name for name in in_file if name not in values), *fixed, *used]
         return replace(
             self,
             kinds=tuple(kind_of[name] for name in names),
             names=tuple(names),
             order=self.order or self.names,
-            fixed=tuple(values[name] for name in used),
+            fixed=(*self.fixed, *(values[name] for name in used)),
         )
 
     @property

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from slipstream.logs.formats import (
     Schema,
     Split,
     describe_format,
+    format_of,
     split_of,
 )
 from slipstream.logs.jobs import Reading, check_bad_lines, encode_files
@@ -94,7 +96,7 @@ def preprocess(
     choice = Choice(*rates, first_test, len(paths))
     log_format = sources.as_found(log_format, paths) if data_set == "custom" else log_format
     schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
-    processed = target_of(data_set, raw_data_file, processed_data_file)
+    processed = target_of(data_set, raw_data_file, processed_data_file, extend)
     options = {
         "max_ind_range": max_ind_range,
         "data_sub_sample_rate": data_sub_sample_rate,
@@ -106,7 +108,7 @@ def preprocess(
     known = None
     if extend is not None:
         log_format, known = extending(log_format, schema, extend, data_set, max_ind_range)
-        options["extends"] = known.vocabulary.checksum
+        options["extends"] = known.describe()
     manifest = manifest_of(data_set, options, log_format)
     with writable(processed), exclusive(processed.parent):
         raws = [RawFile(path, len(paths) > 1, root_of(path, roots)) for path in paths]
@@ -185,7 +187,8 @@ def extending(
         there |= {key: there["columns"].get(key) for key in ("order", "details")}
         of_kind = dict(zip(columns["names"], columns["kinds"], strict=True))
         here["kinds"] = {name: of_kind[name] for name in columns["order"]}
-        of_kind = dict(zip(there["columns"]["names"], there["columns"]["kinds"], strict=True))
+        before = format_of(described["columns"])
+        of_kind = dict(zip(before.names, before.kinds, strict=True))
         there["kinds"] = {name: of_kind.get(name) for name in columns["order"]}
     for key, value in json.loads(json.dumps(here)).items():
         if there.get(key) != value:
@@ -220,15 +223,23 @@ def manifest_of(data_set: str, options: dict[str, Any], log_format: LogFormat) -
 
 
 def target_of(
-    data_set: str, raw_data_file: str | Path, processed_data_file: str | Path | None
+    data_set: str,
+    raw_data_file: str | Path,
+    processed_data_file: str | Path | None,
+    extend: str | Path | None = None,
 ) -> Path:
-    """The file to write, of a link where it leads; `ValueError`: it is of another kind."""
+    """The file to write, of a link where it leads.
+
+    `ValueError`: it is of another kind, or the one to `extend`.
+    """
     processed = Path(processed_data_file or sources.default_processed_file(data_set, raw_data_file))
     if processed.suffix != ".npz" or (kind := kind_of_place(processed)):
         what = f", {kind}" if processed.suffix == ".npz" else ""
         raise ValueError(
             f"--processed-data-file: got {processed}{what}; expected a file name in .npz"
         )
+    if extend is not None and os.path.realpath(extend) == os.path.realpath(processed):
+        raise ValueError(f"--extend {extend} is the file to write; choose another to write")
     return resolved(processed)
 
 

@@ -7,6 +7,7 @@ share, or is absent.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from slipstream.logs.formats import FORMATS, LogFormat, format_of
 from slipstream.logs.parquet import frame_blocks, names_of
 from slipstream.logs.parsing import split_line
 from slipstream.logs.rawfile import RawFile, Tally, parse_checked, parsed_blocks
-from slipstream.logs.rows import ABSENT, Rows, folded, no_rows
+from slipstream.logs.rows import ABSENT, Rows, folded
 from slipstream.logs.transforms import Transforms
 from slipstream.logs.vocabulary import Vocabulary
 
@@ -95,6 +96,8 @@ class Reader:
             self._moduli = self.log_format.text_moduli(self.modulus)
         names = self.schema.table_names
         self._integers = self.log_format.of_tables(vocabulary.number_tables(names))
+        kinds = zip(self.log_format.names, self.log_format.kinds, strict=True)
+        self._judging = {n for n, k in kinds if k in ("label", "weight")}
         self._means = np.array([column.mean for column in transforms.columns], np.float32)
 
     def _check(self) -> None:
@@ -152,7 +155,7 @@ class Reader:
         log_format = _as_stored(raw.path, self.log_format)
         is_parquet = log_format.separator is None
         fields = names_of(raw.path) if is_parquet else _first_fields(raw.path, log_format)
-        fields = [*fields, *raw.folder_values] if is_parquet or log_format.header else fields
+        fields = [*fields, *(name for name in raw.folder_values if name in log_format.names)]
         log_format, has_labels = for_scoring(str(raw.path), log_format, fields, group)
         log_format = replace(log_format, integers=self._integers)
         parsed_of = parsed_blocks(raw, log_format, block_bytes, self.modulus, tally, self.encode)
@@ -164,21 +167,29 @@ class Reader:
     def of_frame(self, frame: Any) -> Encoded:
         """The rows of a polars frame whose columns are named as the log's.
 
-        (As Criteo's lines have no names: or as many as a line has, in their order.) Raises
+        (Where lines have no names, as Criteo's: or others, in the order of a line.) Raises
         `ValueError` for a column that is not there, and for a value that is none of its kind.
         """
         fields, known = list(frame.columns), self.log_format
         log_format = replace(known, separator=None, header=False, quote=False)
-        by_position = not known.header and known.separator is not None
-        if by_position and len(fields) in (len(known.names), len(known.names) - 1):
-            # Of the formats without a header the label comes first.
-            fields = list(known.names[len(known.names) - len(fields) :])
-            frame = frame.rename(dict(zip(frame.columns, fields, strict=True)))
+        names = list(known.names)
+        if not (known.header or known.separator is None or set(fields) & set(names)):
+            if len(fields) == len(names) - 1:
+                names.remove(
+                    next(n for n, k in zip(names, known.kinds, strict=True) if k in LABELS)
+                )
+            if len(fields) == len(names):
+                fields, frame = names, frame.rename(dict(zip(frame.columns, names, strict=True)))
+        # Labels and weights decide nothing here, and may be empty.
+        fields = [name for name in fields if name not in self._judging]
         if self.data_set != "taobao":
             log_format, _ = for_scoring("the frame", log_format, fields, "")
+            frame = frame.select(fields)
         log_format = replace(log_format, integers=self._integers)
         history, modulus = taobao.History(), self.modulus
-        found, first = [self.encode(no_rows(self.log_format))], 1
+        dense = np.empty((0, len(self.schema.dense_names)), self.schema.dense_type)
+        codes = np.empty((0, self.schema.num_columns), np.uint64)
+        found, first = [self.encode(Rows(np.empty(0, np.int8), dense, codes))], 1
         for block in frame_blocks("the frame", frame.lazy(), log_format, lambda *_: None):
             is_taobao = self.data_set == "taobao"
             parsed = parse_checked(block, log_format, -1 if is_taobao else modulus, skip=False)
@@ -223,6 +234,14 @@ def for_scoring(
             kind_of.setdefault(group, "skip")
     else:
         has_label = len(fields) != len(kind_of) - 1
+        others = [
+            name for name, kind in kind_of.items() if kind in ("weight", "day", "order", "skip")
+        ]
+        if not has_label and others:
+            raise ValueError(
+                f"{source} has {len(fields)} columns; expected {len(kind_of)}: without a header it"
+                f" cannot be told whether {label!r} or {others[0]!r} is missing; give it a header"
+            )
     kind_of |= {name: "skip" for name, kind in kind_of.items() if kind in ("day", "order")}
     if group:
         if kind_of.get(group, "list") == "list":
@@ -248,19 +267,23 @@ def _as_stored(path: Path, log_format: LogFormat) -> LogFormat:
 
 
 def _first_fields(path: Path, log_format: LogFormat) -> list[str]:
-    """The names in a text file's header, or the fields of its first whole line.
+    """The names in a text file's header, or the fields of a line near its start.
 
-    (Of a line with all fields, where there is one among the first: any may be bad.)
+    That one has as many as most have, all or one less.
     """
     lines = next(RawFile(path).blocks(HEAD_BYTES)).split(b"\n")
-    first: list[str] = []
-    for line in lines[:1] if log_format.header else lines[:-1]:
-        try:
-            fields = split_line(line.removesuffix(b"\r"), log_format)
-        except ValueError:
-            continue
-        texts = [field.decode("utf-8", "backslashreplace").strip() for field in fields]
-        if log_format.header or len(texts) == len(log_format.names):
-            return texts
-        first = first or texts
-    return first
+    if log_format.header:
+        return _texts_of(lines[0], log_format)
+    found = [_texts_of(line, log_format) for line in lines[:-1] if line not in (b"", b"\r")]
+    numbers = Counter(map(len, found))
+    num = len(log_format.names)
+    usual = max((num, num - 1), key=lambda one: numbers[one])  # any line may be bad
+    return next((one for one in found if len(one) == usual), [])
+
+
+def _texts_of(line: bytes, log_format: LogFormat) -> list[str]:
+    try:
+        fields = split_line(line.removesuffix(b"\r"), log_format)
+    except ValueError:
+        return []
+    return [field.decode("utf-8", "backslashreplace").strip() for field in fields]

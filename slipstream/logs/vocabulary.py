@@ -128,6 +128,10 @@ class Known:
     vocabulary: Vocabulary
     transforms: Transforms
 
+    def describe(self) -> dict[str, Any]:
+        """What a file that extends it depends on."""
+        return {"checksum": self.vocabulary.checksum, "transforms": self.transforms.describe()}
+
 
 def known_of(path: str | Path) -> Known:
     """What the processed file that --extend names hands on.

@@ -51,7 +51,7 @@ class TrainedModel:
         self, saved: Saved, model: ClickModel, reader: Reader, device: torch.device, batch_size: int
     ) -> None:
         self.saved, self.reader, self.device, self.batch_size = saved, reader, device, batch_size
-        self.model = model
+        self.model, self.precision = model, model.precision
         vocabulary, layout = reader.vocabulary, reader.layout
         sizes = [len(table) for table in vocabulary.tables]
         self.rows = _mapped(saved.arrays["rows"])
@@ -211,7 +211,11 @@ def _polars_frame(frame: Any) -> Any:
 
 
 def _series(pl: Any, values: Any) -> Any:
+    if hasattr(values, "isna") and values.dtype.kind not in "iufbM":
+        values = values.astype(object).where(values.notna(), None)  # of any kind of missing one
     values = values.to_numpy() if hasattr(values, "to_numpy") else values
+    if isinstance(values, (list, tuple)):
+        values = np.fromiter(values, object, len(values))
     # To pandas, and so here, NaN is a missing value; a polars frame has null for that.
     if isinstance(values, np.ndarray) and values.dtype == object:
         values = [None if isinstance(v, float) and v != v else v for v in values.tolist()]

@@ -1,7 +1,8 @@
 """A raw log's rows to click probabilities, one a line in the file's order, in bounded memory.
 
 With labels: AUC, log loss, normalised entropy and calibration, of all rows and by the values of a
-column. That takes 5 bytes of memory a row, 9 with weights, and 4 more where rows are grouped.
+column. That takes 9 bytes of memory a row, and 4 more where rows are grouped. Of Taobao's log each
+user's last click is kept.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from slipstream.tools.metrics import (
     mean_calibration,
     probabilities,
 )
-from slipstream.tools.places import room_for
+from slipstream.tools.places import output_file, regular_file, room_for
+from slipstream.training.vocabulary_file import VOCABULARY_FILE
 
 BLOCK_BYTES = 1 << 23
 COLUMN = "probability"
 MAX_GROUPS = 10_000
 STANDARD_OUTPUT = "-"
+PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 NO_ROW = "nan"  # until it is Parquet, whose reader takes an empty line for none
 
 
@@ -52,14 +55,18 @@ class Judged:
     weights: list[np.ndarray] = field(default_factory=list)
     groups: list[np.ndarray] = field(default_factory=list)
     numbers: dict[str | None, int] = field(default_factory=dict)
+    is_weighted: bool = False
 
     def add(self, block: Block) -> None:
         """Take a block's labels; its logits come when they are computed."""
         if block.labels is None:
             return
         self.labels.append(block.labels)
-        if block.weights is not None:
-            self.weights.append(block.weights)
+        # Of a file without weights all rows count alike.
+        has_weights = block.weights is not None
+        weights = block.weights if has_weights else np.ones(len(block.labels), np.float32)
+        self.weights.append(weights)  # type: ignore[arg-type]
+        self.is_weighted = self.is_weighted or has_weights
         if block.groups is not None:
             values = block.groups.to_list()
             for value in dict.fromkeys(values):
@@ -73,17 +80,18 @@ class Judged:
         logits = np.concatenate(self.logits)
         logits = logits.astype(np.float64) + shift if shift else logits
         labels = np.concatenate(self.labels)
-        weights = np.concatenate(self.weights) if self.weights else None
+        weights = np.concatenate(self.weights) if self.is_weighted else None
         report = _metrics(logits, labels, weights)
         report["reliability"] = calibration(probabilities(logits), labels, weights)
         if self.groups:
             groups = np.concatenate(self.groups)
+            order = np.argsort(groups, kind="stable")
+            ends = np.cumsum(np.bincount(groups, minlength=len(self.numbers)))[:-1]
             report["by"] = {
                 "" if value is None else value: _metrics(
                     logits[at], labels[at], None if weights is None else weights[at]
                 )
-                for value, number in self.numbers.items()
-                for at in [groups == number]
+                for value, at in zip(self.numbers, np.split(order, ends), strict=True)
             }
         return report
 
@@ -114,27 +122,34 @@ def score_log(
     """
     paths = files_of(model.reader.data_set, raw_data_file)
     raws = [RawFile(path, root=_root_of(path, raw_data_file)) for path in paths]
-    if output != STANDARD_OUTPUT and any(
-        os.path.realpath(output) == os.path.realpath(p) for p in paths
-    ):
-        raise ValueError(f"--output {output} is the log itself; choose another file")
+    if output != STANDARD_OUTPUT:
+        check_output(model, "--output", output, raw_data_file)
     tally, judged, shift = Tally(bad_lines), Judged(), model.shift if corrects else 0.0
     before = model.unseen.copy()
     # As a log's first line names its columns, so does the first line here.
     has_header = model.reader.has_header(paths[0])
-    num_lines = 0
+    num_lines = num_rows = 0
     with _written(output, has_header) as write:
         for has_row, logits in _logits(model, raws, tally, block_bytes, by, judged):
-            num_lines += len(has_row)
+            num_lines, num_rows = num_lines + len(has_row), num_rows + len(logits)
             write(has_row, probabilities(logits, shift))
-    num_rows = sum(map(len, judged.logits))
     found: dict[str, Any] = {"lines": num_lines, "rows": num_rows}
     found["bad_lines"] = tally.dropped.get("bad line", 0)
     found["examples"] = tally.examples
     found["unseen"] = _by_feature(model, model.unseen - before)
-    if num_rows and sum(map(len, judged.labels)) == num_rows:
+    found["labelled"] = sum(map(len, judged.labels))
+    if num_rows and found["labelled"] == num_rows:
         found["metrics"] = judged.report(shift)
     return found
+
+
+def check_output(model: TrainedModel, flag: str, path: str, raw_data_file: str | Path) -> None:
+    """Raise `ValueError` for a file that is, or lies in, the log or the model."""
+    if Path(path).suffix in PACKED:
+        raise ValueError(f"{flag} {path}: it is written plain; expected .csv or .parquet")
+    saved = model.saved.folder
+    folder = saved.parent if (saved.parent / VOCABULARY_FILE).exists() else saved
+    output_file(flag, path, (raw_data_file, folder))
 
 
 def files_of(data_set: str, raw_data_file: str | Path) -> list[Path]:
@@ -146,7 +161,7 @@ def files_of(data_set: str, raw_data_file: str | Path) -> list[Path]:
         raise ValueError(f"{path} is a folder; name the file of one day, as {path / 'day_23.gz'}")
     if path.is_dir() or not path.exists():
         return sources.find_raw_files(data_set, path, 1)
-    return [path]
+    return [regular_file(path)]
 
 
 def _root_of(path: Path, given: str | Path) -> Path | None:
@@ -179,7 +194,7 @@ def _logits(
                 encoded.append(block.encoded)
                 if sum(len(part.ids) for part in encoded) >= model.batch_size:
                     encoded, logits = _whole_batches(model, encoded)
-                    judged.logits.append(logits)
+                    judged.logits += [logits] if judged.labels else []
                     ready = np.concatenate([ready, logits])
                 while waiting and len(waiting[0].encoded.ids) <= len(ready):
                     num = len(waiting[0].encoded.ids)
@@ -188,7 +203,7 @@ def _logits(
                 bar.update(raw.num_read - shown)
                 shown = raw.num_read
         logits = model.logits(_joined(encoded)) if encoded else ready[:0]
-        judged.logits.append(logits)
+        judged.logits += [logits] if judged.labels else []
         ready = np.concatenate([ready, logits])
         for block in waiting:
             num = len(block.encoded.ids)
@@ -230,8 +245,6 @@ def _written(output: str, has_header: bool) -> Iterator[Write]:
             yield _csv_writer(file, has_header)
         return
     path = Path(os.path.realpath(output))
-    if path.is_dir():
-        raise ValueError(f"--output {output} is a folder; expected a file name")
     is_parquet = path.suffix == ".parquet"
     partial = room_for(path.with_name(path.name + ".partial"))
     table = room_for(path.with_name(path.name + ".table.partial"))
@@ -281,7 +294,11 @@ def say(found: dict[str, Any], model: TrainedModel, file: IO[str] | None = None)
     number_of = {name: model.reader.column_names.count(name) for name in found["unseen"]}
     for name, number in found["unseen"].items():
         share = number / max(rows * number_of[name], 1)
-        print(f"{name}: {number:,} values ({share:.2%}) that the model's log never had", file=file)
+        print(
+            f"{name}: {number:,} values ({share:.2%}) that the vocabulary does not have", file=file
+        )
+    if 0 < found["labelled"] < rows:
+        print(f"no metrics: {found['labelled']:,} of {rows:,} rows have a label", file=file)
     if "metrics" in found:
         _say_metrics(found["metrics"], file)
 

@@ -66,6 +66,24 @@ def resolved(path: str | Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def output_file(flag: str, path: str | Path, inputs: Iterable[str | Path]) -> Path:
+    """The file to write where a flag says, of a link where it leads.
+
+    Raises `ValueError` where it is, or lies in, one of the `inputs`, or is no file that can be
+    replaced, and `FileNotFoundError` where its folder is not there.
+    """
+    target = Path(os.path.realpath(resolved(path)))
+    for one in map(Path, map(os.path.realpath, inputs)):
+        if one == target or one in target.parents:
+            what = "is read here" if one == target else f"lies in {one}, which is read here"
+            raise ValueError(f"{flag} {path} {what}; choose another file")
+    if kind := kind_of_place(target):
+        raise ValueError(f"{flag} {path} is {kind}; expected a file name")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{flag} {path}: {target.parent} does not exist; make it first")
+    return target
+
+
 def made_folder(path: str | Path) -> Path:
     """Make a folder to write in, also where a link leads, and return its path.
 

@@ -77,7 +77,7 @@ class RunLog:
         Where the disk refuses it, it is kept, and tried again with the next one and by `close`.
         """
         record = {"kind": kind, **fields}
-        line = json.dumps(_finite(record), default=str) + "\n"
+        line = json.dumps(finite(record), default=str) + "\n"
         self._waiting.append((kind, line.encode()))
         try:
             self._write_waiting()
@@ -144,13 +144,14 @@ def _is_taken(folder: Path) -> bool:
     return False
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for strict JSON: NaN and infinity become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

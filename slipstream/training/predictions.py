@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from slipstream.tools.metrics import probabilities
+from slipstream.tools.places import room_for
 from slipstream.tools.runtime import sync_file
 from slipstream.training.evaluation import outputs_of
 from slipstream.training.trainer import Trainer
@@ -22,7 +23,7 @@ def save_predictions(path: str | Path, trainer: Trainer) -> None:
     """
     data, size = trainer.data, trainer.judge.batch_size
     target = Path(os.path.realpath(path))
-    partial = target.with_name(target.name + ".partial")
+    partial = room_for(target.with_name(target.name + ".partial"))
     trainer.loader.settle()
     try:
         with open(partial, "w", encoding="utf-8") as file:

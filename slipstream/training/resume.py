@@ -139,7 +139,7 @@ def find_saved(
         _check_model_and_data(saved, identity, grows)
         found = differences(identity["run"], saved.identity["run"])
         if grows:
-            found = ["the log is a later one"]
+            found = ["the data are of a later log, which extends its own"]
         if found and is_same_folder(run):
             raise ValueError(f"of another run: {found[0]}; choose another --save-model")
         step = saved.step

@@ -16,6 +16,7 @@ from slipstream.model.networks import NetworkSpec
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
 from slipstream.tools.locks import release
 from slipstream.tools.output import lost
+from slipstream.tools.places import output_file
 from slipstream.tools.plugins import Plugin
 from slipstream.tools.runlog import Clocks, Log, RunLog, was_busy
 from slipstream.tools.runtime import (
@@ -128,6 +129,10 @@ def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
     asked = {f"--{name.replace('_', '-')}": getattr(judged, name) for name in names}
     asked["--save-predictions"] = settings.run.save_predictions
     check_held_out(prepared, asked, not is_training)
+    if file := settings.run.save_predictions:
+        run = settings.run
+        read = (*prepared.files.values(), run.save_model, run.load_model)
+        output_file("--save-predictions", file, (one for one in read if one))
     if is_training:
         _say_recipe(settings.training, prepared.data.num_train)
         say_weights(prepared)

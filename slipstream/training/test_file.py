@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from slipstream.logs.inputs import CHECK_ROWS, ClickInputs
-from slipstream.logs.processed import load_processed
+from slipstream.logs.processed import ClickLog, load_processed
+from slipstream.logs.sub_sampling import sub_sampling_of
 from slipstream.logs.vocabulary import RARE, VOCABULARY
 from slipstream.tools.cli import Flag
 from slipstream.tools.npz import open_npz
@@ -53,8 +54,19 @@ def tested_on(prepared: PreparedData, path: str | Path | None) -> PreparedData:
     inputs = ClickInputs(*arrays, None, None, has_absent, transforms, log.inputs.weights)
     half = num_rows // 2
     test, val = inputs.rows(0, half), inputs.rows(half, num_rows)
-    data = replace(prepared.data, test=test, val=val)
+    data = replace(prepared.data, test=test, val=val, held_out_shift=_shift(prepared, log, path))
     return replace(prepared, data=data, has_absent=has_absent)
+
+
+def _shift(prepared: PreparedData, log: ClickLog, path: str | Path) -> float:
+    """What makes logits right on the file's rows, which all count: training ones may be thinned."""
+    here, there = prepared.sub_sampling, sub_sampling_of(log.manifest, str(path))
+    if there is not None and there.rate:
+        raise ValueError(
+            f"--test-data-file: rows without a click were left out of {path}; make it without "
+            "--data-sub-sample-rate"
+        )
+    return 0.0 if here is None else here.logit_shift
 
 
 def _check_lineage(here: dict[str, Any], there: dict[str, Any], path: str | Path) -> None:
