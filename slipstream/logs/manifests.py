@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from slipstream.logs.features import POOLINGS
 from slipstream.logs.transforms import KINDS
 from slipstream.tools.npz import unpack_manifest
-from slipstream.tools.schema import AGAIN, Amount, Count, Finite, Positive, Share, conform
+from slipstream.tools.schema import AGAIN, Amount, Count, Finite, Positive, Sha256, Share, conform
 
 Given = dict[str, Any] | list[Any] | str | int | float | bool  # anything but null
 
@@ -78,6 +78,17 @@ class SplitEntry(Struct):
     seed: Count | UnsetType = UNSET
 
 
+class Described(Struct, forbid_unknown_fields=True):
+    """What a manifest says of it, see `slipstream.logs.vocabulary`."""
+
+    checksum: Sha256
+    lineage: list[Sha256]
+    numbers: list[bool | None]
+    data_set: str
+    max_ind_range: Annotated[int, Meta(ge=-1)]
+    columns: dict[str, Any] | None
+
+
 class ProcessedManifest(Struct):
     """Of a processed file."""
 
@@ -90,7 +101,7 @@ class ProcessedManifest(Struct):
     features: Given | UnsetType = UNSET
     transforms: Given | UnsetType = UNSET
     sub_sampling: Given | UnsetType = UNSET
-    vocabulary: Given | UnsetType = UNSET
+    vocabulary: Described | UnsetType = UNSET
     table_columns: list[TableColumn] | UnsetType = UNSET
     dense_columns: list[DenseColumn] | UnsetType = UNSET
     num_lines: Count | UnsetType = UNSET

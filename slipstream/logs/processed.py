@@ -36,7 +36,7 @@ from slipstream.tools.streams import stream
 MAX_TABLE_ROWS = 2**31 - 1
 # Of an older script some are in other types; what they hold is compared before it is converted.
 FIELDS = {"X_int": ("iuf", 2), "X_cat": ("iuf", 2), "y": ("iuf", 1), "weights": ("iuf", 1)}
-FIELDS |= {"counts": ("iuf", 1), "days": ("iuf", 1)}
+FIELDS |= {"counts": ("iuf", 1), "days": ("iuf", 1), "codes": ("uint64", 1)}
 
 
 @dataclass(frozen=True)

@@ -19,30 +19,18 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from msgspec import Meta, Struct
 
 from slipstream.logs.encoding import sorted_with_places
-from slipstream.logs.manifests import manifest_of_log
+from slipstream.logs.manifests import Described, manifest_of_log
 from slipstream.logs.rows import RARE
 from slipstream.logs.transforms import Transforms, transforms_of
 from slipstream.tools.npz import open_npz
-from slipstream.tools.schema import Sha256, conform
+from slipstream.tools.schema import conform
 
 VOCABULARY = "vocabulary"  # the manifest's key
-
-
-class Described(Struct, forbid_unknown_fields=True):
-    """What a manifest says of it, see the module."""
-
-    checksum: Sha256
-    lineage: list[Sha256]
-    numbers: list[bool | None]
-    data_set: str
-    max_ind_range: Annotated[int, Meta(ge=-1)]
-    columns: dict[str, Any] | None
 
 
 class TableCodes:

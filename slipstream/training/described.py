@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from slipstream.logs.manifests import FeatureEntry, TransformEntry
+from slipstream.logs.manifests import Described, FeatureEntry, TransformEntry
 from slipstream.logs.sub_sampling import SubSampling
-from slipstream.logs.vocabulary import Described
 from slipstream.tools.schema import Amount, Count, Finite, Positive, Sha256, Share, conform
 
 MAX_FLOAT32 = 3.4028234e38

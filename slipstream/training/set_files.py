@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from slipstream.logs.inputs import ClickInputs, check_days
-from slipstream.logs.manifests import Figures, Given
+from slipstream.logs.manifests import Described, Figures, Given
 from slipstream.tools.npz import Spec, check_sums, fingerprint, open_npz, unpack_manifest
 from slipstream.tools.schema import (
     Amount,
@@ -69,7 +69,7 @@ class RankingManifest(Struct):
     features: Given | UnsetType = UNSET
     transforms: Given | UnsetType = UNSET
     sub_sampling: Given | UnsetType = UNSET
-    vocabulary: Given | UnsetType = UNSET
+    vocabulary: Described | UnsetType = UNSET
 
 
 class RowsManifest(RankingManifest, kw_only=True):

@@ -15,6 +15,7 @@ import numpy as np
 from slipstream.logs.vocabulary import VOCABULARY, Vocabulary, checksum_of, vocabulary_of
 from slipstream.tools.npz import ArrayStream, open_npz, pack_manifest, unpack_manifest, write_npz
 from slipstream.tools.runtime import check_free_disk
+from slipstream.tools.schema import check_fields
 from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
 
@@ -43,10 +44,13 @@ def keep_vocabulary(folder: Path, prepared: PreparedData) -> dict[str, Any] | No
         print(f"note: the vocabulary was in {source}, which is gone: {NO_SCORES}")
         return None
     arrays = open_npz(source, ("codes", "counts"), others=False)
+    check_fields(source, arrays, {"codes": ("uint64", 1), "counts": ("int64", 1)})
     codes, counts = arrays["codes"], arrays["counts"]
     sizes = prepared.table_sizes
-    is_same = codes.dtype == np.uint64 and np.array_equal(counts, sizes)
-    if not is_same or checksum_of(_pieces(codes), sizes) != described["checksum"]:
+    if (
+        not np.array_equal(counts, sizes)
+        or checksum_of(_pieces(codes), sizes) != described["checksum"]
+    ):
         raise ValueError(f"{source} holds another vocabulary than these data; segregate it again")
     check_free_disk(folder, codes.nbytes, "the vocabulary")
     manifest = pack_manifest({VOCABULARY: described})
