@@ -20,7 +20,7 @@ def test_nothing_is_wrong():
     assert status == 0 and not [line for line in lines if line.startswith("FAULT")], lines
     table = [line.split() for line in lines]
     assert [words[1] for words in table[1:4]] == ["1", "1", "1"], "kills"
-    assert [words[1] for words in table[5:9]] == ["2", "2", "2", "2"], "damages"
+    assert [words[1] for words in table[5:9]] == ["1", "1", "1", "1"], "damages"
     forged = [line for line in lines if line.startswith(("checkpoint, ", "segregated", "encoded"))]
     assert len(forged) == 6, "four of them of checkpoints"
 

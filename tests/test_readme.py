@@ -17,7 +17,7 @@ import data_utils
 from slipstream.tools.npz import open_npz
 
 __all__ = ["checkout"]
-IN_PROCESS = ("bench.days",)
+IN_PROCESS = ("bench.days", "bench.quality", "bench.figures", "bench.report")
 OPTIONAL = ("--save-onnx", "--tensor-board-filename", "bench.serve_onnx")
 HAS_OPTIONAL = all(
     map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime", "tensorboard"))
