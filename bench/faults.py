@@ -250,7 +250,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--scenes", type=cli.nonnegative_int, default=1, help="times each scene of SCENES is run"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="3 kills, 4 spoiled files, 10 forgeries and no scene"
+        "--quick", action="store_true", help="3 kills, 4 spoiled files, 3 forgeries and no scene"
     )
     parser.add_argument(
         "--work-dir", default=None, help="folder for the data; not given: a temporary one"
@@ -261,7 +261,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_flag(parser, cli.SEED)
     args = parser.parse_args(argv)
     if args.quick:
-        args.kills, args.damages, args.forgeries, args.scenes = 3, 4, 10, 0
+        args.kills, args.damages, args.forgeries, args.scenes = 3, 4, 3, 0
     return args
 
 

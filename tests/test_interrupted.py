@@ -73,7 +73,7 @@ def run_job(job, *prefix):
 
 
 @pytest.mark.parametrize(
-    ("what", "num_kills"), [("kaggle", 7), ("terabyte", 7), ("taobao", 6), ("segregation", 20)]
+    ("what", "num_kills"), [("kaggle", 7), ("terabyte", 7), ("taobao", 6), ("segregation", 10)]
 )
 def test_kill_9_and_again(tmp_path, what, num_kills):
     rng = np.random.default_rng(len(what))
