@@ -20,21 +20,14 @@ from typing import Any
 
 from slipstream.logs.flags import bad_lines_of
 from slipstream.serving import scores
-from slipstream.serving.model import BATCH_SIZE, load_model
+from slipstream.serving.model import BATCH_SIZE, CORRECTION, LOAD_MODEL, NETWORK, load_model
 from slipstream.tools import cli
 from slipstream.tools.device import PRECISIONS
 from slipstream.tools.runlog import finite
 from slipstream.tools.runtime import write_json
 
 FLAGS = (
-    cli.Flag(
-        "--load-model",
-        str,
-        cli.REQUIRED,
-        "the folder of --save-model: its best checkpoint where validation chose one, else the "
-        "newest; or one checkpoint in it",
-        "DIR",
-    ),
+    LOAD_MODEL,
     cli.Flag(
         "--raw-data-file",
         str,
@@ -66,19 +59,8 @@ FLAGS = (
         "COLUMN",
     ),
     cli.Flag("--report", str, None, "write what is printed to this file, as JSON", "FILE"),
-    cli.Flag(
-        "--correct-sub-sampling",
-        cli.boolean,
-        True,
-        "of a model whose training rows without a click were thinned: probabilities of whole rows",
-    ),
-    cli.Flag(
-        "--model",
-        str,
-        None,
-        "a network of your own, which the model was trained with",
-        "FILE:CLASS",
-    ),
+    CORRECTION,
+    NETWORK,
     cli.Flag(
         "--test-mini-batch-size",
         cli.positive_int,

@@ -36,7 +36,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def _fresh(job: Job, what: str) -> Iterator[tuple[Job, Path]]:
+def fresh_job(job: Job, what: str) -> Iterator[tuple[Job, Path]]:
     """A job of one script on the same data, and a folder for what links lead to."""
     fresh, away = type(job)(job.folder, what), job.folder / "elsewhere"
     shutil.rmtree(away, ignore_errors=True)
@@ -63,7 +63,7 @@ def _linked(place: Path, target: Path) -> None:
 
 def linked_checkpoint(job: Job, rng: np.random.Generator) -> str | None:
     """A checkpoint that was moved away for safety, and linked, is rotated out."""
-    with _fresh(job, "FAE") as (run, away):
+    with fresh_job(job, "FAE") as (run, away):
         run.run("--num-batches", "21")
         link = checkpoints_in(run.output)[int(rng.integers(2))]
         archive = away / link.name
@@ -79,7 +79,7 @@ def linked_checkpoint(job: Job, rng: np.random.Generator) -> str | None:
 
 def files_of_others(job: Job, rng: np.random.Generator) -> str | None:
     """A user's files in a checkpoint, and in folders named almost as ours, stay."""
-    with _fresh(job, "FAE") as (run, _):
+    with fresh_job(job, "FAE") as (run, _):
         run.run("--num-batches", "21")
         step = checkpoints_in(run.output)[0].name
         ends = ("partial", "old", "damaged")
@@ -101,7 +101,7 @@ def files_of_others(job: Job, rng: np.random.Generator) -> str | None:
 def linked_best(job: Job, rng: np.random.Generator) -> str | None:
     """The best model lies elsewhere; whether anything is there yet is drawn."""
     stops = [["--num-batches", str(number)] for number in (rng.integers(41, 80), 100)]
-    with _fresh(job, "FAE") as (run, away):
+    with fresh_job(job, "FAE") as (run, away):
         for stop in stops:
             run.run(*stop)
         expected = _contents(run.output / "best")
@@ -122,7 +122,7 @@ def linked_best(job: Job, rng: np.random.Generator) -> str | None:
 
 def linked_output(job: Job, rng: np.random.Generator) -> str | None:
     """Segregation into a link, again and again, with other budgets and with the first."""
-    with _fresh(job, "segregation") as (run, away):
+    with fresh_job(job, "segregation") as (run, away):
         run.run()
         expected, target = run.result(), away / "hc"
         if rng.random() < 0.5:
@@ -143,7 +143,7 @@ def linked_output(job: Job, rng: np.random.Generator) -> str | None:
 
 def runs_nowhere(job: Job, rng: np.random.Generator) -> str | None:
     """--runs-dir is a link to what cannot be made, or lies under a file."""
-    with _fresh(job, "baseline") as (run, away):
+    with fresh_job(job, "baseline") as (run, away):
         (away / "link").symlink_to("gone/runs")
         (away / "file").touch()
         name = ("link", "link/deeper", "file", "file/deeper")[int(rng.integers(4))]
@@ -154,7 +154,7 @@ def runs_nowhere(job: Job, rng: np.random.Generator) -> str | None:
 
 def endless_files(job: Job, rng: np.random.Generator) -> str | None:
     """A pipe, or a link to a device, where a trainer looks for a file."""
-    with _fresh(job, "FAE") as (run, away):
+    with fresh_job(job, "FAE") as (run, away):
         names = [path.name for path in sorted((job.folder / "hot_cold").iterdir())]
         name = names[int(rng.integers(len(names)))]
         path = job.folder / "hot_cold" / name
@@ -171,7 +171,7 @@ def endless_files(job: Job, rng: np.random.Generator) -> str | None:
 
 def endless_notes(job: Job, rng: np.random.Generator) -> str | None:
     """A pipe, or a link to a device, where notes of a raw log would lie."""
-    with _fresh(job, "segregation") as (run, away):
+    with fresh_job(job, "segregation") as (run, away):
         log = away / "train.txt"
         head = (job.folder / "train.txt").read_bytes()[:400_000]
         log.write_bytes(head[: head.rindex(b"\n") + 1])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bench.fault_links import _fresh
+from bench.fault_links import fresh_job
 from bench.faults import Job, spoil
 
 NUM_LINES = 300
@@ -14,7 +14,7 @@ NUM_LINES = 300
 
 def damaged_model(job: Job, rng: np.random.Generator) -> str | None:
     """A byte of a checkpoint or of the vocabulary is another, or the file is cut short."""
-    with _fresh(job, "FAE") as (run, away):
+    with fresh_job(job, "FAE") as (run, away):
         status, said = run.run("--num-batches", "20", "--checkpoint-every", "0")
         if status:
             return f"training: status {status}: {said[-300:]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from urllib.parse import unquote
 
@@ -84,6 +85,12 @@ def _is_copy(path: Path, columns: Path) -> bool:
     """Whether a file is the column file, or one of the same text."""
     is_same = path.stat().st_size == columns.stat().st_size
     return path.samefile(columns) or (is_same and path.read_bytes() == columns.read_bytes())
+
+
+def root_of(path: Path, given: Sequence[str | Path]) -> Path | None:
+    """The folder that was given and holds a file; None: the file itself was."""
+    folders = (Path(root) for root in given if Path(root).is_dir())
+    return next((folder for folder in folders if folder in path.parents), None)
 
 
 def name_in(root: Path | None, path: Path) -> str:

@@ -54,16 +54,18 @@ def merge_tables(
 
     def merged(table: int) -> dict[str, Any]:
         path = folder / f"table_{table:05}.json"
-        if not path.exists():
-            modulus = schema.moduli[table] if schema.moduli else 0
-            how = Merge(max_bytes // num_workers, modulus, min_count, folder)
-            if known is not None:
-                numbers = known.described["numbers"][table]
-                how = how._replace(known=known.tables[table], numbers=numbers)
-            write_json(path, merge_table(parts, table, how))
-        found = read_json(path, Table)
-        maps = [np.fromfile(part.folder / f"map_{table}", np.int32) for part in parts]
-        check_map(found, maps, path, extends=known is not None)
+        if path.exists():
+            found = read_json(path, Table)
+            maps = [np.fromfile(part.folder / f"map_{table}", np.int32) for part in parts]
+            check_map(found, maps, path, extends=known is not None)
+            return found
+        modulus = schema.moduli[table] if schema.moduli else 0
+        how = Merge(max_bytes // num_workers, modulus, min_count, folder)
+        if known is not None:
+            numbers = known.described["numbers"][table]
+            how = how._replace(known=known.tables[table], numbers=numbers)
+        found = merge_table(parts, table, how)
+        write_json(path, found)
         return found
 
     with ThreadPoolExecutor(num_workers) as pool:

@@ -25,6 +25,7 @@ from typing import Any
 
 from slipstream.logs import sources, taobao
 from slipstream.logs.columnfile import read_column_file
+from slipstream.logs.folders import root_of
 from slipstream.logs.formats import (
     FORMATS,
     LogFormat,
@@ -37,7 +38,7 @@ from slipstream.logs.formats import (
 from slipstream.logs.jobs import Reading, check_bad_lines, encode_files
 from slipstream.logs.manifests import manifest_of_log
 from slipstream.logs.parquet import check_types
-from slipstream.logs.rawfile import RawFile, is_same_file
+from slipstream.logs.rawfile import BLOCK_BYTES, RawFile, is_same_file
 from slipstream.logs.report import print_summary
 from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, remove_work, work_folder
@@ -53,7 +54,6 @@ from slipstream.tools.runtime import (
 )
 
 VERSION = 3
-BLOCK_BYTES = 1 << 23
 MAX_NOTES_BYTES = 1 << 20
 PROCESS_BYTES = 150 << 20  # Python and its libraries
 MIN_STAGE_BYTES = 128 << 20
@@ -241,12 +241,6 @@ def target_of(
     if extend is not None and os.path.realpath(extend) == os.path.realpath(processed):
         raise ValueError(f"--extend {extend} is the file to write; choose another to write")
     return resolved(processed)
-
-
-def root_of(path: Path, given: Sequence[str | Path]) -> Path | None:
-    """The folder that was given and holds a file; None: the file itself was."""
-    folders = (Path(root) for root in given if Path(root).is_dir())
-    return next((folder for folder in folders if folder in path.parents), None)
 
 
 @contextmanager

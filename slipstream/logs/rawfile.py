@@ -26,6 +26,7 @@ from slipstream.logs.parsing import BYTE_ORDER_MARK, parse_block, typed
 from slipstream.logs.rows import BadBlock, Rows, no_rows, rows_of
 from slipstream.tools.runtime import ordered
 
+BLOCK_BYTES = 1 << 23  # of a file, read at once
 MAX_LINE_BYTES = 1 << 16  # a valid line of Criteo has 500 at most
 
 

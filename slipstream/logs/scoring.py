@@ -44,6 +44,12 @@ class Encoded(NamedTuple):
     unseen: np.ndarray
 
 
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """The rows of several, at least one, in their order."""
+    dense, ids, unseen = zip(*parts, strict=True)
+    return Encoded(np.concatenate(dense), np.concatenate(ids), np.sum(unseen, axis=0))
+
+
 @dataclass(frozen=True)
 class Block:
     """Lines of a log.
@@ -170,6 +176,8 @@ class Reader:
         (Where lines have no names, as Criteo's: or others, in the order of a line.) Raises
         `ValueError` for a column that is not there, and for a value that is none of its kind.
         """
+        is_taobao, history = self.data_set == "taobao", taobao.History()
+        modulus = -1 if is_taobao else self.modulus  # the history's, of Taobao
         fields, known = list(frame.columns), self.log_format
         log_format = replace(known, separator=None, header=False, quote=False)
         names = list(known.names)
@@ -182,25 +190,21 @@ class Reader:
                 fields, frame = names, frame.rename(dict(zip(frame.columns, names, strict=True)))
         # Labels and weights decide nothing here, and may be empty.
         fields = [name for name in fields if name not in self._judging]
-        if self.data_set != "taobao":
+        if not is_taobao:
             log_format, _ = for_scoring("the frame", log_format, fields, "")
             frame = frame.select(fields)
         log_format = replace(log_format, integers=self._integers)
-        history, modulus = taobao.History(), self.modulus
         dense = np.empty((0, len(self.schema.dense_names)), self.schema.dense_type)
         codes = np.empty((0, self.schema.num_columns), np.uint64)
         found, first = [self.encode(Rows(np.empty(0, np.int8), dense, codes))], 1
         for block in frame_blocks("the frame", frame.lazy(), log_format, lambda *_: None):
-            is_taobao = self.data_set == "taobao"
-            parsed = parse_checked(block, log_format, -1 if is_taobao else modulus, skip=False)
+            parsed = parse_checked(block, log_format, modulus, skip=False)
             for index, reason in parsed.faults[:1]:
                 raise ValueError(f"the frame, row {first + index}{reason}")
-            rows = history.candidates(parsed.rows, modulus) if is_taobao else parsed.rows
+            rows = history.candidates(parsed.rows, self.modulus) if is_taobao else parsed.rows
             found.append(self.encode(rows))
             first += parsed.num_lines
-        parts = found[1:] or found
-        dense, ids, unseen = zip(*parts, strict=True)
-        return Encoded(np.concatenate(dense), np.concatenate(ids), np.sum(unseen, axis=0))
+        return joined(found)
 
     def _candidates(
         self, raw: RawFile, tally: Tally, block_bytes: int, group: str

@@ -97,16 +97,12 @@ class Vocabulary:
     @property
     def lineage(self) -> list[str]:
         """Checksums of the files that this one extends, and its own, oldest first."""
-        return [*self.described["lineage"], self.checksum]
+        return lineage_of(self.described)
 
     def number_tables(self, names: Sequence[str]) -> set[str]:
         """Of the tables, by name, those in which 17.0 is 17."""
         are = zip(names, self.described["numbers"], strict=True)
         return {name for name, numbers in are if numbers}
-
-    def is_extended_by(self, other: Mapping[str, Any]) -> bool:
-        """Whether a file with that vocabulary keeps all of this one's ids."""
-        return self.checksum in (*other.get("lineage", ()), other.get("checksum"))
 
 
 @dataclass(frozen=True)
@@ -134,6 +130,11 @@ def known_of(path: str | Path) -> Known:
             f"--extend: {path} keeps no vocabulary; preprocess its log again with this version"
         )
     return Known(found, transforms_of(manifest, arrays["X_int"].shape[1], str(path)))
+
+
+def lineage_of(described: Mapping[str, Any]) -> list[str]:
+    """Of what a manifest says: checksums of the files that its own extends, and its own."""
+    return [*described["lineage"], described["checksum"]]
 
 
 def checksum_of(codes: Iterable[np.ndarray], table_sizes: np.ndarray) -> str:

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +32,11 @@ from torch.nn.functional import embedding
 
 from slipstream.logs.transforms import KINDS, TRANSFORMS, Transforms
 from slipstream.logs.vocabulary import VOCABULARY
-from slipstream.serving.model import TrainedModel, load_model
+from slipstream.serving.model import CORRECTION, LOAD_MODEL, NETWORK, TrainedModel, load_model
 from slipstream.tools import cli
 from slipstream.tools.optional import need
 from slipstream.tools.pictures import check_picture, draw
+from slipstream.tools.places import remove_ours
 from slipstream.tools.runtime import check_free_disk, sync_file, sync_folder
 from slipstream.training.sets import PreparedData
 from slipstream.training.vocabulary_file import NO_SCORES
@@ -46,14 +46,7 @@ INPUTS, OUTPUT = ("dense", "ids"), "probability"
 MOST_BYTES = 2_000_000_000  # of a graph in one file: protobuf reads no more than 2 GB
 EXAMPLE_INPUTS = 3
 FLAGS = (
-    cli.Flag(
-        "--load-model",
-        str,
-        cli.REQUIRED,
-        "the folder of --save-model: its best checkpoint where validation chose one, else the "
-        "newest; or one checkpoint in it",
-        "DIR",
-    ),
+    LOAD_MODEL,
     cli.Flag("--save-onnx", str, cli.REQUIRED, "the file to write", "FILE"),
     cli.Flag(
         "--plot-onnx-graph",
@@ -62,19 +55,8 @@ FLAGS = (
         "draw the exported graph, too: SVG or PDF by the file's end; needs Graphviz's dot",
         "FILE",
     ),
-    cli.Flag(
-        "--correct-sub-sampling",
-        cli.boolean,
-        True,
-        "of a model whose training rows without a click were thinned: probabilities of whole rows",
-    ),
-    cli.Flag(
-        "--model",
-        str,
-        None,
-        "a network of your own, which the model was trained with",
-        "FILE:CLASS",
-    ),
+    CORRECTION,
+    NETWORK,
 )
 
 
@@ -223,8 +205,10 @@ def _replace(graph: Any, file: Path, about: dict[str, Any], most_bytes: int) -> 
     data = f"{file.name}.{os.urandom(6).hex()}.data"
     values = [value.const_value for value in graph.graph.initializers.values()]
     is_large = sum(value.nbytes for value in values if value is not None) > most_bytes
+    data_name = re.compile(re.escape(file.name) + r"\.[0-9a-f]{12}\.data")
+    own = re.compile(rf"{re.escape(file.name)}|{data_name.pattern}")
     partial = file.with_name(file.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_ours(partial, own)
     try:
         partial.mkdir()
         onnx_ir.save(graph, partial / file.name, external_data=data if is_large else None)
@@ -236,10 +220,9 @@ def _replace(graph: Any, file: Path, about: dict[str, Any], most_bytes: int) -> 
             os.replace(path, file.with_name(path.name))
         sync_folder(file.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    own = re.compile(re.escape(file.name) + r"\.[0-9a-f]{12}\.data")
+        remove_ours(partial, own)
     for old in file.parent.iterdir():
-        if own.fullmatch(old.name) and not (is_large and old.name == data):
+        if data_name.fullmatch(old.name) and not (is_large and old.name == data):
             old.unlink()
 
 

@@ -24,12 +24,31 @@ from slipstream.logs.sub_sampling import SUB_SAMPLING, sub_sampling_of
 from slipstream.logs.transforms import Transforms, transforms_of
 from slipstream.model.features import features_of
 from slipstream.model.networks import ClickModel, build_network, find_network
+from slipstream.tools import cli
+from slipstream.tools.cli import Flag
 from slipstream.tools.device import choose_device, tune_process
 from slipstream.tools.metrics import probabilities
 from slipstream.training.resume import PRECISION
 from slipstream.training.saved import BEST, DESCRIPTION, Saved, found_checkpoint, open_checkpoint
 from slipstream.training.vocabulary_file import kept_vocabulary
 
+LOAD_MODEL = Flag(
+    "--load-model",
+    str,
+    cli.REQUIRED,
+    "the folder of --save-model: its best checkpoint where validation chose one, else the newest; "
+    "or one checkpoint in it",
+    "DIR",
+)
+CORRECTION = Flag(
+    "--correct-sub-sampling",
+    cli.boolean,
+    True,
+    "of a model whose training rows without a click were thinned: probabilities of whole rows",
+)
+NETWORK = Flag(
+    "--model", str, None, "a network of your own, which the model was trained with", "FILE:CLASS"
+)
 BATCH_SIZE = 16384  # as the trainers' --test-mini-batch-size
 
 

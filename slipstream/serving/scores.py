@@ -19,10 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from slipstream.logs import sources
-from slipstream.logs.folders import log_files
-from slipstream.logs.rawfile import RawFile, Tally
+from slipstream.logs.containers import PACKED
+from slipstream.logs.folders import log_files, root_of
+from slipstream.logs.rawfile import BLOCK_BYTES, RawFile, Tally
 from slipstream.logs.rows import import_polars
-from slipstream.logs.scoring import Block, Encoded
+from slipstream.logs.scoring import Block, Encoded, joined
 from slipstream.serving.model import TrainedModel
 from slipstream.tools.metrics import (
     calibration,
@@ -33,11 +34,9 @@ from slipstream.tools.metrics import (
 from slipstream.tools.places import output_file, regular_file, room_for
 from slipstream.training.vocabulary_file import VOCABULARY_FILE
 
-BLOCK_BYTES = 1 << 23
 COLUMN = "probability"
 MAX_GROUPS = 10_000
 STANDARD_OUTPUT = "-"
-PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 NO_ROW = "nan"  # until it is Parquet, whose reader takes an empty line for none
 
 
@@ -48,6 +47,7 @@ class Judged:
     Attributes:
         logits, labels, weights, groups: of all rows so far, in pieces.
         numbers: of the groups' values.
+        is_weighted: any file has weights; else they are all 1.
     """
 
     logits: list[np.ndarray] = field(default_factory=list)
@@ -121,7 +121,7 @@ def score_log(
     has labels, `metrics`. Raises `ValueError` and `OSError` as preprocessing does.
     """
     paths = files_of(model.reader.data_set, raw_data_file)
-    raws = [RawFile(path, root=_root_of(path, raw_data_file)) for path in paths]
+    raws = [RawFile(path, root=root_of(path, [raw_data_file])) for path in paths]
     if output != STANDARD_OUTPUT:
         check_output(model, "--output", output, raw_data_file)
     tally, judged, shift = Tally(bad_lines), Judged(), model.shift if corrects else 0.0
@@ -145,7 +145,7 @@ def score_log(
 
 def check_output(model: TrainedModel, flag: str, path: str, raw_data_file: str | Path) -> None:
     """Raise `ValueError` for a file that is, or lies in, the log or the model."""
-    if Path(path).suffix in PACKED:
+    if Path(path).suffix in (*PACKED, ".zst"):
         raise ValueError(f"{flag} {path}: it is written plain; expected .csv or .parquet")
     saved = model.saved.folder
     folder = saved.parent if (saved.parent / VOCABULARY_FILE).exists() else saved
@@ -162,10 +162,6 @@ def files_of(data_set: str, raw_data_file: str | Path) -> list[Path]:
     if path.is_dir() or not path.exists():
         return sources.find_raw_files(data_set, path, 1)
     return [regular_file(path)]
-
-
-def _root_of(path: Path, given: str | Path) -> Path | None:
-    return Path(given) if Path(given).is_dir() and Path(given) in path.parents else None
 
 
 def _logits(
@@ -202,7 +198,7 @@ def _logits(
                     ready = ready[num:]
                 bar.update(raw.num_read - shown)
                 shown = raw.num_read
-        logits = model.logits(_joined(encoded)) if encoded else ready[:0]
+        logits = model.logits(joined(encoded)) if encoded else ready[:0]
         judged.logits += [logits] if judged.labels else []
         ready = np.concatenate([ready, logits])
         for block in waiting:
@@ -213,15 +209,10 @@ def _logits(
 
 def _whole_batches(model: TrainedModel, encoded: list[Encoded]) -> tuple[list[Encoded], np.ndarray]:
     """The rows behind the last whole mini-batch, and the logits of those before."""
-    joined = _joined(encoded)
-    num = len(joined.ids) // model.batch_size * model.batch_size
-    logits = model.logits(joined._replace(dense=joined.dense[:num], ids=joined.ids[:num]))
-    return [joined._replace(dense=joined.dense[num:], ids=joined.ids[num:])], logits
-
-
-def _joined(parts: Sequence[Encoded]) -> Encoded:
-    dense, ids, _ = zip(*parts, strict=True)
-    return Encoded(np.concatenate(dense), np.concatenate(ids), parts[0].unseen)
+    rows = joined(encoded)
+    num = len(rows.ids) // model.batch_size * model.batch_size
+    logits = model.logits(rows._replace(dense=rows.dense[:num], ids=rows.ids[:num]))
+    return [rows._replace(dense=rows.dense[num:], ids=rows.ids[num:])], logits
 
 
 def _by_feature(model: TrainedModel, unseen: np.ndarray) -> dict[str, int]:

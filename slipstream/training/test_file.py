@@ -16,7 +16,7 @@ import numpy as np
 from slipstream.logs.inputs import CHECK_ROWS, ClickInputs
 from slipstream.logs.processed import ClickLog, load_processed
 from slipstream.logs.sub_sampling import sub_sampling_of
-from slipstream.logs.vocabulary import RARE, VOCABULARY
+from slipstream.logs.vocabulary import RARE, VOCABULARY, lineage_of
 from slipstream.tools.cli import Flag
 from slipstream.tools.npz import open_npz
 from slipstream.training.sets import PreparedData
@@ -72,7 +72,7 @@ def _shift(prepared: PreparedData, log: ClickLog, path: str | Path) -> float:
 def _check_lineage(here: dict[str, Any], there: dict[str, Any], path: str | Path) -> None:
     described = [manifest.get(VOCABULARY) for manifest in (here, there)]
     if all(one is not None for one in described):
-        lineages = [[*one["lineage"], one["checksum"]] for one in described]  # type: ignore[index]
+        lineages = [lineage_of(one) for one in described if one is not None]
         if lineages[0][-1] in lineages[1] or lineages[1][-1] in lineages[0]:
             return
     raise ValueError(

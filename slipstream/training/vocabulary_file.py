@@ -6,21 +6,19 @@ each checkpoint says how they are read, and their checksum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slipstream.logs.vocabulary import VOCABULARY, Vocabulary, checksum_of, vocabulary_of
-from slipstream.tools.npz import ArrayStream, open_npz, pack_manifest, unpack_manifest, write_npz
+from slipstream.tools.npz import open_npz, pack_manifest, unpack_manifest, write_npz
 from slipstream.tools.runtime import check_free_disk
 from slipstream.tools.schema import check_fields
 from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
 
 VOCABULARY_FILE = "vocabulary.npz"
-PIECE = 1 << 20
 NO_SCORES = "the model can be evaluated and trained on, but cannot score new rows"
 
 
@@ -47,15 +45,12 @@ def keep_vocabulary(folder: Path, prepared: PreparedData) -> dict[str, Any] | No
     check_fields(source, arrays, {"codes": ("uint64", 1), "counts": ("int64", 1)})
     codes, counts = arrays["codes"], arrays["counts"]
     sizes = prepared.table_sizes
-    if (
-        not np.array_equal(counts, sizes)
-        or checksum_of(_pieces(codes), sizes) != described["checksum"]
-    ):
+    is_same = np.array_equal(counts, sizes)
+    if not is_same or checksum_of([codes], sizes) != described["checksum"]:
         raise ValueError(f"{source} holds another vocabulary than these data; segregate it again")
     check_free_disk(folder, codes.nbytes, "the vocabulary")
     manifest = pack_manifest({VOCABULARY: described})
-    stream = ArrayStream(codes.shape, codes.dtype, _pieces(codes))
-    write_npz(target, {"codes": stream, "counts": counts, "manifest": manifest})
+    write_npz(target, {"codes": codes, "counts": counts, "manifest": manifest})
     return described
 
 
@@ -64,11 +59,6 @@ def _kept(path: Path) -> Any:
         return unpack_manifest(open_npz(path, others=False)).get(VOCABULARY)
     except (OSError, ValueError):
         return None
-
-
-def _pieces(codes: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(codes), PIECE):
-        yield codes[start : start + PIECE]
 
 
 def kept_vocabulary(saved: Saved) -> Vocabulary:
