@@ -9,7 +9,8 @@ left out, and named at the end.
     python -m bench.throughput --model kaggle --mini-batch-size 128 512 2048 16384
 
 A method is a name and options joined by `+`: plain, baseline, fae, slipstream; bf16, tf32, compile,
-eager (no CUDA graph), resident (all rows on the device), hot (train hot inputs alone), budget=BYTES
+eager (no CUDA graph), serial (no overlap of
+staging and training), resident (all rows on the device), hot (train hot inputs alone), budget=BYTES
 (hot rows), adaptive (row-wise Adagrad and Adam; else SGD); for plain: tuned (our CPU settings),
 fbgemm, hybrid, gpu. For instance `plain+hybrid`, `fae+budget=268435456+bf16`.
 
@@ -358,7 +359,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         job |= {**shape, "processed": str(processed), "device": device.type}
         results = compare(args.methods, job)
         report["sizes"][str(batch_size)] = results
-        print_table(batch_size, results, args.methods)
+        if len(results) > 2:  # a method ran
+            print_table(batch_size, results, args.methods)
         if args.output_dir:  # after each size: a failure loses no other
             path = Path(args.output_dir)
             path.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ from slipstream.training.progress import Progress  # noqa: E402
 from slipstream.training.sets import baseline_data, load_segregated  # noqa: E402
 from slipstream.training.trainer import Trainer  # noqa: E402
 
-ENGINE_OPTIONS = {"bf16", "tf32", "compile", "eager", "resident", "budget", "adaptive"}
+ENGINE_OPTIONS = {"bf16", "tf32", "compile", "eager", "serial", "resident", "budget", "adaptive"}
 OPTIONS = {
     "plain": {"bf16", "tf32", "tuned", "fbgemm", "hybrid", "gpu"},
     "baseline": ENGINE_OPTIONS - {"budget"},
@@ -264,6 +264,7 @@ def _build_engine(
         f"--seed {job['seed']} --print-freq {job['block_steps']} --device {job['device']} "
         f"--precision {precision} --num-threads {job['num_threads']} "
         f"--compile {'compile' in options} --cuda-graph {'eager' not in options} "
+        f"--overlap {'false' if 'serial' in options else 'auto'} "
         f"--drop-percentage {job['drop_percentage']} --lr-decay-share 0 "
         f"--optimizer {optimizer}"
     )
