@@ -1,8 +1,8 @@
 """Does the GPU compute what the CPU does? Loss curves, staging, and how fast copies are.
 
 Trains a small synthetic log several ways on the CPU and on the GPU, from the same weights and in
-the same order, and compares the losses along the way and the weights at the end; then measures the
-copy bandwidth that staging is held against. Exits with status 1 when a difference is too large.
+the same order, and compares the losses along the way and the weights at the end; then measures what
+staging and steps are held against, the bandwidth of copies and the time of a launch. Exits with status 1 when a difference is too large.
 
     python -m bench.gpu_check
 
@@ -36,6 +36,7 @@ from slipstream.tools.runtime import describe_machine, git_commit  # noqa: E402
 from slipstream.training.saved import find_checkpoint  # noqa: E402
 
 COPY_BYTES = 1 << 28
+NUM_LAUNCHES = 1000
 MIN_ROWS = 6000
 # Small: at 0.3, a hundred steps make of another order of summation what bf16 makes of rounding.
 LEARNING_RATE = "0.01"
@@ -78,7 +79,8 @@ class Bench:
             + ["--runs-dir", str(self.folder), "--run-name", name, "--test-freq", "10"]
             + ["--mini-batch-size", "512", "--save-model", str(self.folder / name)]
             + ["--optimizer", "sgd", "--lr-decay-share", "0"]
-            + ["--learning-rate", LEARNING_RATE, *flags]
+            # The usual precision is that of the device: a reference must not follow it.
+            + ["--precision", "fp32", "--learning-rate", LEARNING_RATE, *flags]
         )
         lines = (self.folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
@@ -154,6 +156,19 @@ def copy_bandwidth(device: torch.device) -> dict[str, float]:
     }
 
 
+def launch_us(device: torch.device) -> float:
+    """Microseconds that giving the device one small kernel takes Python."""
+    value, times = torch.zeros(1, device=device), []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(NUM_LAUNCHES):
+            value.add_(1)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 1e6 * float(np.median(times)) / NUM_LAUNCHES
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
@@ -182,6 +197,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "machine": machine,
         "checks": found,
         "copies_gb_per_s": copy_bandwidth(device),
+        "launch_us": launch_us(device),
     }
     print(f"\n{'check':<34}{'loss':>10}{'weight':>10}   (largest difference)")
     failed = []
@@ -195,7 +211,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             + ("" if good else f"TOO LARGE, allowed {loss:g}, {weight:g}")
         )
     copies = (f"{way} {rate:.1f}" for way, rate in report["copies_gb_per_s"].items())
-    print(f"copies, GB/s: {', '.join(copies)}")
+    print(f"copies, GB/s: {', '.join(copies)}; a launch takes {report['launch_us']:.1f} us")
     if args.output_dir:
         path = Path(args.output_dir) / f"gpu_check_{hardware_name(machine)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -284,9 +284,11 @@ class DropRule:
         A cold input's number is its own plus that of the hot inputs.
         """
         num_hot = plan.num_hot_inputs
-        of_kind = (self._pool < num_hot) == hot
         left = plan.remaining(hot)
-        return np.concatenate([left if hot else left + np.int64(num_hot), self._pool[of_kind]])
+        left = left if hot else left + np.int64(num_hot)
+        if not len(self._pool):
+            return left
+        return np.concatenate([left, self._pool[(self._pool < num_hot) == hot]])
 
     def _labels(self, plan: EpochPlan, reach: Reach, candidates: np.ndarray) -> np.ndarray:
         num_hot = plan.num_hot_inputs
@@ -305,9 +307,10 @@ class DropRule:
         """The policy's scores of candidates, hot ones first, chunk by chunk."""
         num_hot, found = plan.num_hot_inputs, []
         device = rows.change.device
+        is_hot = candidates < num_hot
         for hot in KIND_NAMES:
             inputs = reach.hot if hot else reach.cold
-            chosen = candidates[(candidates < num_hot) == hot] - (0 if hot else num_hot)
+            chosen = candidates[is_hot] if hot else candidates[~is_hot] - num_hot
             for start in range(0, len(chosen), CHUNK):
                 part = chosen[start : start + CHUNK]
                 slots = inputs.slots_of(part).to(device)

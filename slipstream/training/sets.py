@@ -353,7 +353,7 @@ def move_resident_inputs(
     """Copy the training inputs whose rows are all on the device there too.
 
     Those are the hot inputs, and all of them where every row is resident. Unless `always`, a set
-    that takes more than half of the device's free memory stays where it is.
+    that takes more than half of the device's free memory stays where it is. Says what it takes.
     """
     moved: dict[str, Any] = {}
     resident = {
@@ -365,4 +365,6 @@ def move_resident_inputs(
         needed = DeviceInputs.bytes_needed(inputs)
         if always or 2 * needed <= free_device_bytes(table.device):
             moved[name] = DeviceInputs(inputs, table.device)
+            if needed:
+                print(f"and {needed / 1e6:,.0f} MB of device memory for the {name} inputs there")
     return replace(prepared.data, **moved)
