@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import math
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -46,15 +45,19 @@ from bench.methods import (  # noqa: E402
     script_of,
     texts_of,
 )
-from bench.run_records import check_records  # noqa: E402
+from bench.run_records import (  # noqa: E402
+    Records,
+    all_training_s,
+    claim_runs,
+    curve_of,
+    run_once,
+)
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint, open_npz  # noqa: E402
-from slipstream.tools.places import own_names, remove_ours  # noqa: E402
-from slipstream.tools.runlog import OVERHEAD, read_log  # noqa: E402
-from slipstream.tools.runtime import git_commit, read_json, write_json  # noqa: E402
+from slipstream.tools.runlog import OVERHEAD  # noqa: E402
+from slipstream.tools.runtime import git_commit  # noqa: E402
 from slipstream.training.flags import recipe_of  # noqa: E402
-from slipstream.training.inspection import TRACE  # noqa: E402
 
 MARGIN = 0.0005  # of AUC: a run is there when it comes so near the first method's final one
 METRICS = {
@@ -72,25 +75,7 @@ METRICS = {
 }
 SMOKE_ROWS, SMOKE_BUDGET = 20_000, 200_000  # bytes of hot rows
 
-Records = list[dict[str, Any]]
 Run = tuple[str, str, int]  # method, setting, seed
-RUN_FILES = own_names(("log.jsonl", TRACE))
-
-
-def finished_records(folder: Path) -> Records | None:
-    """The records of a finished run's log; None for one that did not finish or does not exist.
-
-    `ValueError`: a field of one that did is not what a run writes.
-    """
-    path = folder / "log.jsonl"
-    try:
-        records = read_log(path)
-    except (OSError, ValueError):
-        return None
-    if records[-1]["kind"] != "summary":
-        return None
-    check_records(records, path)
-    return records
 
 
 def run_name(run: Run) -> str:
@@ -104,24 +89,15 @@ def train(run: Run, args: argparse.Namespace, flags: list[str]) -> Records:
     """Run one training, unless it has finished before; its log's records."""
     method, setting, seed = run
     folder = Path(args.runs_dir) / run_name(run)
-    if (records := finished_records(folder)) is not None:
-        return records
-    remove_ours(folder, RUN_FILES)
     script, words = command_of((method, setting), args, flags)
-    command = [sys.executable, str(REPOSITORY / f"{script}.py"), *words]
-    command += ["--runs-dir", args.runs_dir, "--run-name", folder.name, "--seed", str(seed)]
+    command = [sys.executable, str(REPOSITORY / f"{script}.py"), *words, "--seed", str(seed)]
     command += ["--print-freq", "0", "--test-freq", str(args.test_freq)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    records = finished_records(folder)
-    if done.returncode or records is None:
-        raise ValueError(f"{folder.name} failed: {done.stderr.strip() or 'no summary in its log'}")
-    return records
+    return run_once(folder, command)
 
 
 def claim(args: argparse.Namespace, flags: list[str]) -> None:
     """Note in `--runs-dir` what is compared there; `ValueError` where finished runs were others."""
     folder = Path(args.runs_dir)
-    path = folder / "comparison.json"
     compared: dict[str, Any] = {
         "processed": fingerprint(args.processed_data_file),
         "segregated": fingerprint(Path(args.segregated_data_dir) / "embedding_rows.npz"),
@@ -136,25 +112,8 @@ def claim(args: argparse.Namespace, flags: list[str]) -> None:
     for method in args.methods:  # by folder: another file's runs would lie in the same one
         for text in texts_of(script_of(method)[1]).values():
             compared["own files"][folder_of(method)] = text
-    if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
-        before = read_json(path) if path.exists() else {}
-        named = ("settings", "own files")  # a later call may bring more
-        differing = [
-            key for key in compared if key not in named and compared[key] != before.get(key)
-        ]
-        for key in named:
-            known, now = before.get(key, {}), compared[key]
-            differing += [
-                f"{key[:-1]} {name}" for name in known.keys() & now if known[name] != now[name]
-            ]
-            compared[key] = {**known, **now}
-        if differing:
-            raise ValueError(
-                f"{folder} holds runs of another comparison ({', '.join(differing)} differ);"
-                " choose another --runs-dir, or delete it"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, compared)
+    # A later call may bring more of these.
+    claim_runs(folder, compared, ("settings", "own files"))
 
 
 def metrics_of(records: Records, first: Records) -> dict[str, float]:
@@ -174,16 +133,6 @@ def metrics_of(records: Records, first: Records) -> dict[str, float]:
     found["auc_first_at_samples"] = float(np.interp(summary["samples"], samples, aucs))
     found["auc_first_at_time"] = float(np.interp(found["training_s"], times, aucs))
     return {name: math.nan if found[name] is None else float(found[name]) for name in METRICS}
-
-
-def curve_of(records: Records) -> Records:
-    """The evaluations on the test set, in order."""
-    return [r for r in records if r["kind"] == "evaluation" and r["auc"] is not None]
-
-
-def all_training_s(record: Mapping[str, Any]) -> float:
-    """Training time up to a record; the clocks count choosing inputs beside it."""
-    return record["training_s"] + sum(record.get(name, 0.0) for name in OVERHEAD)
 
 
 def standard_deviation(values: np.ndarray) -> float:

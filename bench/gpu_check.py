@@ -2,7 +2,8 @@
 
 Trains a small synthetic log several ways on the CPU and on the GPU, from the same weights and in
 the same order, and compares the losses along the way and the weights at the end; then measures what
-staging and steps are held against, the bandwidth of copies and the time of a launch. Exits with status 1 when a difference is too large.
+staging and steps are held against, the bandwidth of copies and the time of a launch. Exits with
+status 1 when a difference is too large.
 
     python -m bench.gpu_check
 

@@ -8,6 +8,10 @@ faster of PyTorch's ways to pick entries.
 
     python -m bench.plain_dlrm --processed-data-file input/synthetic/train_processed.npz
 
+`--optimizer rwsadagrad` takes our recipe's optimizers in place of SGD: row-wise Adagrad for the
+tables, written for PyTorch's sparse gradients as DLRM has it, and PyTorch's fused Adam for the
+MLPs; `--tuned true` our settings of a CPU. The run is logged as those of our trainers are.
+
 With CUDA, `--placement hybrid` (tables and their update on the CPU, MLPs on the GPU, what users do
 when the tables are too large) or `gpu` (all there). `--fbgemm true` takes FBGEMM's fused tables
 instead of EmbeddingBags, where that package is installed.
@@ -17,10 +21,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,25 @@ from slipstream.model.features import plain_features  # noqa: E402
 from slipstream.model.interaction import interaction_pairs  # noqa: E402
 from slipstream.model.networks import autocast, build_network, find_network  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
-from slipstream.tools.device import choose_device  # noqa: E402
+from slipstream.tools.cpu import tune_cpu  # noqa: E402
+from slipstream.tools.device import choose_device, peak_device_bytes  # noqa: E402
 from slipstream.tools.metrics import click_metrics  # noqa: E402
-from slipstream.training.embedding import initial_rows  # noqa: E402
+from slipstream.tools.runlog import Clocks, RunLog  # noqa: E402
+from slipstream.tools.runtime import describe_machine, git_commit, peak_rss_bytes  # noqa: E402
+from slipstream.training.embedding import ADAGRAD_EPS, initial_rows  # noqa: E402
+from slipstream.training.schedule import LearningRate  # noqa: E402
 
 PLACEMENTS = ("cpu", "hybrid", "gpu")
+JUDGED = (
+    "step",
+    "samples",
+    "dropped",
+    "dropped_share",
+    "training_s",
+    "auc",
+    "log_loss",
+    "accuracy",
+)
 
 
 class ClickDataset(Dataset):
@@ -170,14 +186,59 @@ class PlainDLRM(nn.Module):
         return self.top_l(kept).squeeze(1)
 
 
+class RowWiseAdagrad(torch.optim.Optimizer):
+    """DLRM's RWSAdagrad for the sparse gradients of `nn.EmbeddingBag`: one sum a row."""
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step the rows that have a gradient."""
+        for group in self.param_groups:
+            for rows in group["params"]:
+                gradient = rows.grad.coalesce()
+                [index], values = gradient.indices(), gradient.values()
+                if not self.state[rows]:
+                    self.state[rows]["sums"] = rows.new_zeros(len(rows))
+                sums = self.state[rows]["sums"]
+                sums.index_add_(0, index, values.pow(2).mean(1))
+                deviation = sums.index_select(0, index).sqrt_().add_(ADAGRAD_EPS)
+                rows.index_add_(0, index, values.div_(deviation.unsqueeze(1)).mul_(-group["lr"]))
+
+
 class PlainTraining:
-    """A model and its optimizer, one `step` a mini-batch."""
+    """A model and its optimizers, one `step` a mini-batch.
+
+    SGD at `learning_rate`, or the tables by row-wise Adagrad at it and the MLPs by Adam at
+    `adam_rate`.
+    """
 
     def __init__(
-        self, model: PlainDLRM, learning_rate: float, batch_size: int, precision: str = "fp32"
+        self,
+        model: PlainDLRM,
+        learning_rate: float,
+        batch_size: int,
+        precision: str = "fp32",
+        adam_rate: float | None = None,
     ) -> None:
         self.model, self.batch_size, self.precision = model, batch_size, precision
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+        self.rates = [learning_rate]
+        self.optimizers: list[torch.optim.Optimizer]
+        if adam_rate is None:
+            self.optimizers = [torch.optim.SGD(model.parameters(), lr=learning_rate)]
+            return
+        self.rates.append(adam_rate)
+        mlps = [*model.bot_l.parameters(), *model.top_l.parameters()]
+        self.optimizers = [
+            RowWiseAdagrad(model.rows.parameters(), learning_rate),
+            torch.optim.Adam(mlps, lr=adam_rate, fused=True),
+        ]
+
+    def set_rates(self, share: float) -> None:
+        """Take so much of each learning rate from now on."""
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = share * rate
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         """Train on one mini-batch, its loss divided by the full size as in our trainers."""
@@ -188,9 +249,11 @@ class PlainTraining:
         loss = nn.functional.binary_cross_entropy_with_logits(
             logits.float(), labels, reduction="sum"
         )
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         (loss / self.batch_size).backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 @torch.no_grad()
@@ -206,76 +269,104 @@ def evaluate(model: PlainDLRM, dataset: ClickDataset, batch_size: int) -> dict[s
     return click_metrics(logits, dataset.labels.numpy())
 
 
+FLAGS = (
+    cli.Flag("--processed-data-file", str, cli.REQUIRED, "a processed .npz"),
+    cli.Flag("--arch-mlp-bot", cli.layer_sizes, "13-512-256-64-16", "bottom MLP"),
+    cli.Flag("--arch-mlp-top", cli.layer_sizes, "512-256-1", "top MLP"),
+    cli.Flag("--mini-batch-size", cli.positive_int, 1024, "inputs a mini-batch"),
+    cli.Flag("--test-mini-batch-size", cli.positive_int, 16384, "in evaluation"),
+    cli.Flag("--optimizer", ("sgd", "rwsadagrad"), "sgd", "of the tables; see above"),
+    cli.Flag("--learning-rate", cli.positive_float, 0.3, "of the tables; sgd: of all weights"),
+    cli.Flag("--dense-learning-rate", cli.positive_float, 0.002, "of the MLPs by Adam"),
+    cli.Flag(
+        "--lr-decay-share",
+        cli.share,
+        0.0,
+        "share of the run, at its end, over which rates fall to 0",
+    ),
+    cli.Flag(
+        "--num-batches", cli.nonnegative_int, 0, "stop after so many mini-batches; 0: an epoch"
+    ),
+    cli.Flag(
+        "--test-freq", cli.nonnegative_int, 0, "mini-batches between evaluations; 0: at the end"
+    ),
+    cli.Flag("--placement", PLACEMENTS, "cpu", "where tables and MLPs lie"),
+    cli.Flag("--num-workers", cli.nonnegative_int, 0, "processes of the DataLoader"),
+    cli.Flag("--tuned", cli.boolean, False, "our settings of a CPU"),
+    cli.Flag("--fbgemm", cli.boolean, False, "FBGEMM's fused tables"),
+    cli.Flag("--runs-dir", str, "runs", "folder of all runs' logs"),
+    cli.Flag("--run-name", str, None, "folder of the log there; not given: plain, date and time"),
+    cli.SEED,
+)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--processed-data-file", required=True, help="a processed .npz")
-    parser.add_argument(
-        "--arch-mlp-bot", type=cli.layer_sizes, default="13-512-256-64-16", help="bottom MLP"
-    )
-    parser.add_argument("--arch-mlp-top", type=cli.layer_sizes, default="512-256-1", help="top MLP")
-    parser.add_argument(
-        "--mini-batch-size", type=cli.positive_int, default=1024, help="inputs a mini-batch"
-    )
-    parser.add_argument(
-        "--test-mini-batch-size", type=cli.positive_int, default=16384, help="in evaluation"
-    )
-    parser.add_argument(
-        "--learning-rate", type=cli.positive_float, default=0.3, help="of all weights"
-    )
-    parser.add_argument(
-        "--placement", choices=PLACEMENTS, default="cpu", help="where tables and MLPs lie"
-    )
-    parser.add_argument(
-        "--num-workers", type=cli.nonnegative_int, default=0, help="processes of the DataLoader"
-    )
-    parser.add_argument(
-        "--fbgemm",
-        type=cli.boolean,
-        default="false",
-        metavar="true|false",
-        help="FBGEMM's fused tables",
-    )
-    cli.add_flag(parser, cli.SEED)
+    cli.add_flags(parser, "training", FLAGS)
     args = parser.parse_args(argv)
     model_flags.check_mlp_top(parser, args.arch_mlp_top)
     if args.fbgemm and importlib.util.find_spec("fbgemm_gpu") is None:
         parser.error("--fbgemm true: the package fbgemm-gpu is not installed")
+    if args.fbgemm and (args.optimizer != "sgd" or args.lr_decay_share):
+        parser.error("--fbgemm true keeps one rate of sgd: leave --optimizer and --lr-decay-share")
     return args
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train one epoch and evaluate; prints and returns the result."""
-    args = parse_args(argv)
-    choose_device("cpu" if args.placement == "cpu" else "cuda")
-    log = load_processed(args.processed_data_file)
-    features = plain_features(log.inputs.num_dense, len(log.table_sizes), args.arch_mlp_bot[-1])
-    args.arch_mlp_bot = bottom_sizes(args.arch_mlp_bot, features)
-    train, test, _ = (ClickDataset(part) for part in log.splits())
-    model = PlainDLRM(
-        args.arch_mlp_bot,
-        args.arch_mlp_top,
-        log.table_sizes.tolist(),
-        args.seed,
-        args.placement,
-        args.learning_rate if args.fbgemm else None,
-    )
-    training = PlainTraining(model, args.learning_rate, args.mini_batch_size)
+def train(args: argparse.Namespace, log: RunLog, clocks: Clocks) -> dict[str, Any]:
+    """Train one epoch, evaluating on the way; the last evaluation's record."""
+    data = load_processed(args.processed_data_file)
+    features = plain_features(data.inputs.num_dense, len(data.table_sizes), args.arch_mlp_bot[-1])
+    sizes = (bottom_sizes(args.arch_mlp_bot, features), args.arch_mlp_top)
+    train, test, _ = (ClickDataset(part) for part in data.splits())
+    fbgemm_rate = args.learning_rate if args.fbgemm else None
+    tables = data.table_sizes.tolist()
+    model = PlainDLRM(*sizes, tables, args.seed, args.placement, fbgemm_rate)
+    adam_rate = None if args.optimizer == "sgd" else args.dense_learning_rate
+    size = args.mini_batch_size
+    training = PlainTraining(model, args.learning_rate, size, adam_rate=adam_rate)
+    rates = LearningRate(1.0, decay_share=args.lr_decay_share)
     pin = args.placement != "cpu"
-    loader = batches(train, args.mini_batch_size, args.seed, args.num_workers, pin)
-    start = time.perf_counter()
-    for batch in loader:
-        training.step(batch)
-    if model.mlp_device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    result = {
-        "training_s": seconds,
-        "samples_per_s": len(train) / seconds,
-        **evaluate(model, test, args.test_mini_batch_size),
-    }
-    print(json.dumps(result))
-    return result
+    num_inputs = min(len(train), args.num_batches * size or len(train))
+    record: dict[str, Any] = {"step": 0, "samples": 0, "dropped": 0, "dropped_share": 0.0}
+    stream = iter(batches(train, size, args.seed, args.num_workers, pin))
+    while record["samples"] < num_inputs:
+        with clocks.count("training"):
+            training.set_rates(rates.at(record["step"], 1 - record["samples"] / num_inputs))
+            batch = next(stream)
+            training.step(batch)
+            record["step"] += 1
+            record["samples"] += len(batch[2])
+            if args.test_freq == 0 or record["step"] % args.test_freq:
+                continue
+        measured = evaluate(model, test, args.test_mini_batch_size)
+        log.write("evaluation", **record, **measured, training_s=clocks.seconds()["training_s"])
+    return record | evaluate(model, test, args.test_mini_batch_size)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train one epoch and evaluate; prints and returns the summary."""
+    args = parse_args(argv)
+    device = choose_device("cpu" if args.placement == "cpu" else "cuda")
+    if args.tuned:
+        tune_cpu()
+    log = RunLog(args.runs_dir, args.run_name, "plain")
+    clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
+    machine, commit = describe_machine(device), git_commit()
+    log.write("start", method="plain", flags=vars(args), commit=commit, machine=machine)
+    with log.until_the_end(lambda: 0):
+        summary = train(args, log, clocks) | clocks.seconds()
+        summary |= {"method": "plain", "peak_rss_bytes": peak_rss_bytes()}
+        summary |= {"peak_device_bytes": peak_device_bytes()}
+        summary["samples_per_s"] = summary["samples"] / summary["training_s"]
+        log.write("evaluation", **{key: summary[key] for key in JUDGED})
+        log.write("summary", **summary)
+    print(
+        f"plain: test AUC {summary['auc']:.4f}, log loss {summary['log_loss']:.4f}; training "
+        f"{summary['training_s']:.1f} s ({summary['samples_per_s']:,.0f} samples/s)"
+    )
+    print(f"log: {log.path}")
+    return summary
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from bench import compare
+from bench.run_records import Records, all_training_s, curve_of, finished_records
 
 Rows = list[dict[str, Any]]
-Named = list[tuple[str, compare.Records]]  # runs, by their folders
+Named = list[tuple[str, Records]]  # runs, by their folders
 LEGEND_WIDTH, TICK_WIDTH = 110, 44  # characters
 # Okabe and Ito's, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,7 +36,7 @@ UNTOLD = {
 ENDS_APART = 0.02
 
 
-def runs_by_kind(folder: Path) -> dict[str, list[compare.Records]]:
+def runs_by_kind(folder: Path) -> dict[str, list[Records]]:
     """The finished runs below a folder, by a label that tells their kinds apart.
 
     A comparison's are named by its methods and settings. Runs of one kind are in one list where
@@ -44,7 +45,7 @@ def runs_by_kind(folder: Path) -> dict[str, list[compare.Records]]:
     """
     finished, num_left_out = [], 0
     for log in sorted(folder.glob("*/log.jsonl")):
-        records = compare.finished_records(log.parent)
+        records = finished_records(log.parent)
         if records is None:
             num_left_out += 1
         else:
@@ -62,7 +63,7 @@ def runs_by_kind(folder: Path) -> dict[str, list[compare.Records]]:
         by_kind.setdefault(kind, []).append((name, records))
     told = [json.loads(kind) for kind in by_kind if kind.startswith("{")]
     labels = iter(_labels(told))
-    found: dict[str, list[compare.Records]] = {}
+    found: dict[str, list[Records]] = {}
     for kind, named in by_kind.items():
         label = next(labels) if kind.startswith("{") else kind
         for alike in _averaged(named):
@@ -152,9 +153,9 @@ def _averaged(named: Named) -> list[Named]:
     return lines
 
 
-def _is_aligned(first: compare.Records, second: compare.Records) -> bool:
+def _is_aligned(first: Records, second: Records) -> bool:
     """Whether two runs were evaluated at the same steps, up to where one of them ended."""
-    steps = [[r["step"] for r in compare.curve_of(records)] for records in (first, second)]
+    steps = [[r["step"] for r in curve_of(records)] for records in (first, second)]
     if not all(steps):
         return not any(steps)
     ends = [own[-1] for own in steps]
@@ -162,9 +163,9 @@ def _is_aligned(first: compare.Records, second: compare.Records) -> bool:
     return first_way == second_way and max(ends) - min(ends) <= ENDS_APART * max(ends)
 
 
-def _points(logs: list[compare.Records]) -> list[tuple[dict[str, Any], ...]]:
+def _points(logs: list[Records]) -> list[tuple[dict[str, Any], ...]]:
     """Evaluations of aligned runs, side by side: on the way, and last where each ended."""
-    found = [compare.curve_of(records) for records in logs]
+    found = [curve_of(records) for records in logs]
     on_way = min(map(len, found)) - 1
     if on_way < 0:
         return []
@@ -183,7 +184,7 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
     for number, (name, logs) in enumerate(runs_by_kind(Path(args.runs_dir)).items()):
         for row in _points(logs):
             aucs = [record["auc"] for record in row]
-            seconds = [compare.all_training_s(record) for record in row]
+            seconds = [all_training_s(record) for record in row]
             found.append(
                 {"run": name, "n": len(row), "samples": round(np.mean([r["samples"] for r in row]))}
                 | {"training_s": float(np.mean(seconds)), "auc": float(np.mean(aucs))}
@@ -218,7 +219,7 @@ def speed(args: argparse.Namespace, axes: Any) -> Rows:
             part: float(np.mean([records[-1].get(part, 0.0) for records in logs])) for part in parts
         }
         samples = float(np.mean([records[-1]["samples"] for records in logs]))
-        whole_s = np.array([compare.all_training_s(records[-1]) for records in logs])
+        whole_s = np.array([all_training_s(records[-1]) for records in logs])
         sd = float(np.nan_to_num(compare.standard_deviation(whole_s)))  # of one seed: no whisker
         found.append({"run": name, "n": len(logs), "samples": samples, **seconds, "sd": sd})
     places, whole = np.arange(len(found)), np.zeros(len(found))

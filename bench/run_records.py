@@ -1,15 +1,25 @@
-"""What a run's `log.jsonl` must hold where figures and tables are made of it."""
+"""Runs that tables and figures are made of: what a `log.jsonl` must hold, and runs done once."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from slipstream.tools.places import own_names, remove_ours
+from slipstream.tools.runlog import OVERHEAD, read_log
+from slipstream.tools.runtime import read_json, write_json
 from slipstream.tools.schema import Amount, Count, Positive, Share, conform, decode_json
+from slipstream.training.inspection import TRACE
 
 MAX_LOG_BYTES = 1 << 30
+RUN_FILES = own_names(("log.jsonl", TRACE))
+CLAIM = "comparison.json"
+
+Records = list[dict[str, Any]]
 
 
 class Machine(Struct):
@@ -83,3 +93,71 @@ def check_records(records: list[dict[str, Any]], path: Path) -> None:
     for number, record in enumerate(records, 1):
         conform(record, Other, f"{path}, line {number}")
         conform(record, KINDS.get(record["kind"], Other), f"{path}, line {number}")
+
+
+def finished_records(folder: Path) -> Records | None:
+    """The records of a finished run's log; None for one that did not finish or does not exist.
+
+    `ValueError`: a field of one that did is not what a run writes.
+    """
+    path = folder / "log.jsonl"
+    try:
+        records = read_log(path)
+    except (OSError, ValueError):
+        return None
+    if records[-1]["kind"] != "summary":
+        return None
+    check_records(records, path)
+    return records
+
+
+def run_once(folder: Path, command: Sequence[str]) -> Records:
+    """Run a training into `folder`, unless one has finished there before; its log's records.
+
+    `ValueError`, with what it said: it failed.
+    """
+    if (records := finished_records(folder)) is not None:
+        return records
+    remove_ours(folder, RUN_FILES)
+    words = [*command, "--runs-dir", str(folder.parent), "--run-name", folder.name]
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", check=False)
+    records = finished_records(folder)
+    if done.returncode or records is None:
+        raise ValueError(f"{folder.name} failed: {done.stderr.strip() or 'no summary in its log'}")
+    return records
+
+
+def claim_runs(folder: Path, compared: dict[str, Any], growing: Sequence[str]) -> None:
+    """Note in `folder` what its runs compare; `ValueError` where finished ones were others.
+
+    `growing` parts are tables by name, to which a later call may add.
+    """
+    path = folder / CLAIM
+    if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
+        before = read_json(path) if path.exists() else {}
+        differing = [
+            key for key in compared if key not in growing and compared[key] != before.get(key)
+        ]
+        for key in growing:
+            known, now = before.get(key, {}), compared[key]
+            differing += [
+                f"{key[:-1]} {name}" for name in known.keys() & now if known[name] != now[name]
+            ]
+            compared[key] = {**known, **now}
+        if differing:
+            raise ValueError(
+                f"{folder} holds runs of another comparison ({', '.join(differing)} differ);"
+                " choose another --runs-dir, or delete it"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, compared)
+
+
+def curve_of(records: Records) -> Records:
+    """The evaluations on the test set, in order."""
+    return [r for r in records if r["kind"] == "evaluation" and r["auc"] is not None]
+
+
+def all_training_s(record: Mapping[str, Any]) -> float:
+    """Training time up to a record; the clocks count choosing inputs beside it."""
+    return record["training_s"] + sum(record.get(name, 0.0) for name in OVERHEAD)

@@ -191,10 +191,9 @@ def _work_plain(connection: Connection, method: str, job: dict[str, Any]) -> Non
     be_ready(connection)
     alone: dict[str, Any] = {"loader": rates(batch_size, _times_of(loader(), job["seconds_alone"]))}
     batch = next(iter(loader()))
-    [group] = training.optimizer.param_groups
-    group["lr"] = 0.0  # (FBGEMM's tables keep their own rate)
+    training.set_rates(0.0)  # (FBGEMM's tables keep their own rate)
     alone["step"] = rates(batch_size, repeat_for(job["seconds_alone"], step))
-    group["lr"] = job["learning_rate"]
+    training.set_rates(1.0)
     connection.send(alone)
     pace, trained, num_steps = Pace(connection, len(train), job), 0, 0
     pace.begin()
