@@ -18,11 +18,13 @@ there, too; else on the CPU) and `engine-resident`, `bf16-resident` (all our row
 
 The target is what the first method reaches at its end, mean over seeds, unless `--target` says it.
 A method is there at its first evaluation, on a grid of inputs that all share, at or above it (the
-first one at its end); evaluations are not counted. `--shorten true` then looks for the shortest schedule, in steps of a
-twentieth of an epoch, whose final AUC, mean over seeds, is at or above the target; of methods that
-drop nothing, for dropping is a way to shorten. One process at a time; a run that finished is not
-repeated, so an interrupted measurement goes on. Without `--processed-data-file` a synthetic log of
-`--rows`. About 25 minutes for 1 M rows and 3 seeds on 2 cores; `--smoke` takes a minute.
+first one at its end); evaluations are not counted, the start of an engine is. `--shorten true` then
+looks for the shortest schedule, in steps of a twentieth of an epoch, whose final AUC, mean over
+seeds, is at or above the target; of methods that drop nothing, for dropping is a way to shorten.
+
+One process at a time; a run that finished is not repeated, so an interrupted measurement goes on.
+Without `--processed-data-file` a synthetic log of `--rows`. About 25 minutes for 1 M rows and 3
+seeds on 2 cores; `--smoke true` takes a minute.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from slipstream.training.dropping import CHOICE_BYTES
 from slipstream.training.embedding import bytes_per_row
 
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
+# cuBLAS takes 8 of 4 MB (CUBLAS_WORKSPACE_CONFIG) for each stream: the main one, the graph's.
+WORKSPACE_BYTES = 2 * (8 << 22)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def training_needs(
         ),
         Need("the network", "--model or --arch-mlp-bot and --arch-mlp-top", device=network),
         Need("activations", "--mini-batch-size and --test-mini-batch-size", device=per_input),
+        Need("matrix products", "--device", device=WORKSPACE_BYTES if on_device else 0),
         Need("snapshots", "--hot-emb-gpu-mem", device=num_snapshot_rows * (8 * dim + 5)),
         Need("choice of inputs", "--drop-policy", host=CHOICE_BYTES * num_choice_inputs),
         Need("order of the inputs", "--data-sub-sample-rate", host=8 * num_train),
