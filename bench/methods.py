@@ -14,7 +14,7 @@ from typing import Any
 import dlrm_s_pytorch
 import fae_train
 import slipstream_train
-from slipstream.model.networks import find_network
+from slipstream.model.networks import NETWORKS, find_network
 from slipstream.tools import cli
 from slipstream.training.policies import BUILT_IN, find_policy
 
@@ -151,7 +151,7 @@ def check_flags(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -
     for kind in kinds:
         script, words = command_of(kind, args, flags)
         parsed = SCRIPTS[script].parse_args(words)
-        if parsed.model != "dlrm":
+        if parsed.model not in NETWORKS:
             find_network(parsed.model, dict(parsed.model_args))
         if script == "slipstream_train":
             find_policy(parsed.drop_policy, parsed.alpha)

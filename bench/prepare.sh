@@ -8,11 +8,11 @@
 # and SLIPSTREAM_LOCKS, by which two runs that use the same files take turns: see `hold`.
 # It reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), TEST_DATA (a log of held-out rows), SPLIT (last-day, random:SEED, none), MAX_IND_RANGE,
-# MIN_COUNT, DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES (stop, skip:N), MAX_MEMORY (of preprocessing, as
-# 2G), JOBS (files read at once), SYNTHETIC_ROWS (rows of the synthetic log), EMB_DIM (values of an embedding
-# row), OPTIMIZER (rwsadagrad, sgd), LEARNING_RATE (of the rows). Relative paths in these variables
-# start where the script was called; those of SYNTHETIC_DIR and of flags at the repository, which it
-# goes to.
+# MIN_COUNT, HISTORY (taobao: clicks before, as sequences), DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES
+# (stop, skip:N), MAX_MEMORY (of preprocessing, as 2G), JOBS (files read at once), SYNTHETIC_ROWS (rows
+# of the synthetic log), EMB_DIM (values of an embedding row), OPTIMIZER (rwsadagrad, sgd),
+# LEARNING_RATE (of the rows). Relative paths in these variables start where the script was called;
+# those of SYNTHETIC_DIR and of flags at the repository, which it goes to.
 
 # What cannot be said (`| head -1`, a full disk under `> file`) does not end the run.
 trap '' PIPE
@@ -44,7 +44,7 @@ export EMB_DIM="${EMB_DIM:-16}" OPTIMIZER="${OPTIMIZER:-rwsadagrad}"
 more=()
 if [ -n "${LEARNING_RATE:-}" ]; then more+=(--learning-rate "$LEARNING_RATE"); fi
 # Of Taobao's few columns each vector meets itself, too: AUC 0.85 for 0.83 (bench/README.md).
-if [ "$DATA_SET" = taobao ]; then more+=(--arch-interaction-itself true); fi
+if [ "$DATA_SET" = taobao ] && [ "${HISTORY:-0}" = 0 ]; then more+=(--arch-interaction-itself true); fi
 hot_cold=hot_cold
 if [ "$OPTIMIZER" != rwsadagrad ]; then hot_cold="hot_cold_$OPTIMIZER"; fi
 
@@ -143,7 +143,8 @@ prepare() {
   fi
   mkdir -p "$(dirname "$PROCESSED_DATA")"
   local pair
-  for pair in MAX_IND_RANGE:--max-ind-range MIN_COUNT:--min-count NUM_DAYS:--num-days SPLIT:--split \
+  for pair in MAX_IND_RANGE:--max-ind-range MIN_COUNT:--min-count HISTORY:--history \
+    NUM_DAYS:--num-days SPLIT:--split \
     DATA_SUB_SAMPLE_RATE:--data-sub-sample-rate COLUMNS_FILE:--columns TEST_DATA:--test-data-file \
     BAD_LINES:--bad-lines MAX_MEMORY:--max-memory JOBS:--jobs; do
     name="${pair%%:*}"

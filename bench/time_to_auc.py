@@ -52,9 +52,11 @@ from bench.run_records import (  # noqa: E402
 )
 from bench.throughput import make_log  # noqa: E402
 from slipstream.logs.processed import load_processed  # noqa: E402
+from slipstream.logs.sub_sampling import SUB_SAMPLING  # noqa: E402
+from slipstream.logs.transforms import TRANSFORMS  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.device import choose_device  # noqa: E402
-from slipstream.tools.npz import fingerprint, open_npz, write_npz  # noqa: E402
+from slipstream.tools.npz import fingerprint, open_npz, pack_manifest, write_npz  # noqa: E402
 from slipstream.tools.runtime import describe_machine, git_commit  # noqa: E402
 from slipstream.training.recipe import decide  # noqa: E402
 
@@ -100,9 +102,14 @@ def method_of(text: str) -> str:
 def merge_rare(processed: Path, min_count: int, target: Path) -> None:
     """Write the log anew, values with fewer than `min_count` training inputs as one row a table.
 
-    For logs whose raw form is not at hand; else preprocessing's `--min-count` does it.
+    For logs whose raw form is not at hand; else preprocessing's `--min-count` does it. Raises
+    `ValueError` for a log whose features have several columns.
     """
     log = load_processed(processed)
+    if not log.layout.is_plain:
+        raise ValueError(
+            f"{processed} has lists or sequences: give --rare-data-file, or --min-count 1"
+        )
     train = log.splits()[0]
     columns, sizes = [], []
     for number, size in enumerate(log.table_sizes.tolist()):
@@ -111,9 +118,14 @@ def merge_rare(processed: Path, min_count: int, target: Path) -> None:
         new = np.where(kept, np.cumsum(kept), 0)  # the shared row is 0
         columns.append(new[np.asarray(log.inputs.categories[:, number])])
         sizes.append(1 + int(kept.sum()))
-    members = dict(open_npz(processed, ("X_int", "y", "days")))
+    found = open_npz(processed, ("X_int", "y"))
+    members = {name: found[name] for name in ("X_int", "y", "days", "weights") if name in found}
+    kept_parts = {
+        key: log.manifest[key] for key in (TRANSFORMS, SUB_SAMPLING) if key in log.manifest
+    }
     ids = np.stack(columns, axis=1).astype(np.int32)
-    write_npz(target, {**members, "X_cat": ids, "counts": np.array(sizes, np.int64)})
+    members |= {"X_cat": ids, "counts": np.array(sizes, np.int64)}
+    write_npz(target, {**members, "manifest": pack_manifest(kept_parts)})
 
 
 class Plan:

@@ -35,8 +35,11 @@ CASES = {
     "cat": [*LAYERS, "--arch-interaction-op", "cat", "--loss-threshold", "0.1"],
     "itself": [*LAYERS, "--arch-interaction-itself", "true"],
     "deepfm": ["--model", "deepfm.py:DeepFM", "--model-args", "hidden=8"],
+    "dcnv2": [*LAYERS, "--model", "dcnv2", "--model-args", "rank=3"],
     "attends": ["--model", f"{OWN}:Attends"],
+    "tbsm": [*LAYERS, "--model", "tbsm"],
 }
+SEQUENCES = ("attends", "tbsm")
 COLUMNS = {
     "label": "bought",
     "dense": [
@@ -119,7 +122,7 @@ def models(tmp_path_factory):
         kept = functools.cache(ONNXRegistry.from_torchlib)
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(kept))
         for name in CASES:
-            processed = "sequences.npz" if name == "attends" else "pooled.npz"
+            processed = "sequences.npz" if name in SEQUENCES else "pooled.npz"
             if name == "dot":  # as a trainer does it
                 train(folder, name, processed, "--save-onnx", folder / "dot.onnx")
             else:
@@ -130,7 +133,9 @@ def models(tmp_path_factory):
                 most = 1000 if name == "cat" else export.MOST_BYTES
                 export.export_model(model, folder / f"{name}.onnx", most_bytes=most)
             expected[name] = model.predict(frame)
-            assert model.unseen[:2].min() >= 0 and model.shift == (name != "attends") * np.log(0.5)
+            assert model.unseen[:2].min() >= 0 and model.shift == (name not in SEQUENCES) * np.log(
+                0.5
+            )
     return folder, expected
 
 

@@ -116,7 +116,11 @@ def test_other_kinds_of_networks(processed, tmp_path, name):
         ("OWN:Nothing", [], "has no Nothing"),
         ("OWN:Attends", ["--model-args", "width=3", "width=4"], "names an option twice"),
         ("nowhere.py:Net", [], "nowhere.py does not exist"),
-        ("dcn", [], "expected dlrm, or path/to/file.py:Class"),
+        ("dcn", [], "expected dlrm, dcnv2, tbsm, or path/to/file.py:Class"),
+        ("dcnv2", ["--model-args", "width=3"], "dcnv2 has no width; it has layers, rank"),
+        ("dcnv2", ["--model-args", "rank=wide"], "rank of dcnv2: got 'wide'; expected one like 0"),
+        ("dcnv2", ["--model-args", "layers=0"], "got 0 layers"),
+        ("tbsm", [], "tbsm reads what came before, as sequences"),
         ("dlrm", ["--model-args", "width=3"], "the --arch flags shape dlrm"),
         ("TEXT:Net", [], "line 2: SyntaxError"),
     ],
@@ -147,7 +151,7 @@ def test_a_saved_file_is_compared_and_never_run(processed, tmp_path):
 def test_flags_that_a_network_does_not_read_are_said(processed, capsys):
     flags = ["--num-batches", "1", "--arch-mlp-top", "7-1", "--arch-mlp-bot", "auto-512-256-64-8"]
     train(processed, *flags)
-    assert "note: --arch-mlp-top shape dlrm alone" in capsys.readouterr().out
+    assert "does not read --arch-mlp-top" in capsys.readouterr().out
 
 
 def test_optimizer_arrays_are_all_consumed(processed, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import fae_train
 import predict
 from slipstream.logs import taobao
 from slipstream.logs.columnfile import read_column_file
-from slipstream.logs.rows import Rows
+from slipstream.logs.rows import ABSENT, Rows
 from slipstream.logs.scoring import Reader, for_scoring
 from slipstream.logs.transforms import log_of_all
 from slipstream.logs.vocabulary import Described, TableCodes, Vocabulary, vocabulary_of
@@ -359,7 +359,7 @@ def test_a_frame_of_taobaos_lines():
     described = {"checksum": "0" * 64, "lineage": [], "numbers": [None] * 7, "data_set": "taobao"}
     tables = tuple(TableCodes(np.arange(9, dtype=np.uint64), "t") for _ in range(7))
     vocabulary = Vocabulary(tables, described | {"max_ind_range": -1, "columns": None})
-    reader = Reader(vocabulary, taobao.SCHEMA.layout, log_of_all(1))
+    reader = Reader(vocabulary, taobao.schema_of(0).layout, log_of_all(1))
     names = ["user", "item", "category", "behaviour", "time"]
     rows = [(1, 2, 3, "pv", taobao.START), (1, 4, 5, "buy", taobao.START + 3600)]
     found = reader.of_frame(pl.DataFrame(rows, schema=names, orient="row"))
@@ -367,9 +367,10 @@ def test_a_frame_of_taobaos_lines():
     assert found.dense.tolist() == [[0], [1]]
 
 
-def test_a_candidates_history_is_the_clicks_before_it():
-    rng = np.random.default_rng(0)
-    history, known = taobao.History(), {}
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_a_candidates_history_is_the_clicks_before_it(length):
+    rng = np.random.default_rng(length)
+    history, known = taobao.History(length), {}
     for number in (7, 1, 60, 0, 40):
         user, item, category = rng.integers(1, 6, (3, number))
         clicked = rng.integers(0, 2, number)
@@ -378,13 +379,16 @@ def test_a_candidates_history_is_the_clicks_before_it():
         lines = Rows(clicked.astype(np.int8), dense, np.empty((number, 0), np.uint64), times)
         found = history.candidates(lines, -1)
         for at in range(number):
-            num, last = known.get(user[at], (0, (-1, -1)))
+            past = known.setdefault(user[at], [])
             hour = (times[at] - taobao.START) // 3600
-            wanted = [user[at], item[at], category[at], hour % 24, (hour // 24 + 5) % 7, *last]
-            assert found.codes[at].tolist() == [value + 1 for value in wanted]
-            assert found.dense[at].tolist() == [num]
+            wanted = [user[at], item[at], category[at], hour % 24, (hour // 24 + 5) % 7]
+            last = past[-length:] if length else past[-1:] or [(-1, -1)]
+            absent = [int(ABSENT) - 1] * (length - len(last))
+            wanted += [*(one[0] for one in last), *absent, *(one[1] for one in last), *absent]
+            assert found.codes[at].tolist() == [int(value) + 1 for value in wanted]
+            assert found.dense[at].tolist() == [len(past)]
             if clicked[at]:
-                known[user[at]] = (num + 1, (item[at], category[at]))
+                past.append((item[at], category[at]))
 
 
 @pytest.mark.parametrize("key", Described.__struct_fields__)

@@ -109,15 +109,17 @@ def check(folder, what, data, log, limit, block_bytes, **options):
     given |= {"max_ind_range": options["modulus"], "min_count": options["min_count"]}
     given |= {"data_sub_sample_rate": options["rate"], "split": options["split"]}
     if what == "taobao":
+        history = options["min_count"] - 1  # 0, 1 or 2
         options |= {"split": "none", "rate": 0.0, "min_count": 1}
         given |= {"split": "none", "data_sub_sample_rate": 0.0, "min_count": 1}
+        given["history"] = history
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "PART_ROWS", options.pop("part_rows"))
         arrays, said = build(folder, what, data, log, **given)
     try:
         rows, bad, blank = plain_rows(data, log, limit)
         if what == "taobao":
-            expected = plain_clicks(rows, options["modulus"])
+            expected = plain_clicks(rows, options["modulus"], history)
         else:
             expected = plain_arrays(rows, log, seed=5, **options)
     except Bad as fault:
@@ -164,8 +166,14 @@ def check_read_again(folder, arrays, manifest, limit):
     np.testing.assert_array_equal(*in_order)
 
 
-def plain_clicks(rows, modulus):
-    """Positive rows of Taobao's log in order, (user, item, ...) each, and their times."""
+ABSENT = "absent"
+
+
+def plain_clicks(rows, modulus, history):
+    """Positive rows of Taobao's log in order, (user, item, ...) each, and their times.
+
+    Of a history of L the last L items, then their categories, oldest first, ABSENT behind them.
+    """
     clicks = []
     for number, row in enumerate(rows):
         user, item, category, is_click, time = (value for _, _, value in row)
@@ -180,27 +188,37 @@ def plain_clicks(rows, modulus):
             time, datetime.timezone(datetime.timedelta(0, 28800))
         )
         previous = past[-1] if past else (None, None)
+        if history:
+            last = past[-history:]
+            gap = [ABSENT] * (history - len(last))
+            previous = [*(one[0] for one in last), *gap, *(one[1] for one in last), *gap]
         values = (user, item, category, moment.hour, moment.weekday(), *previous)
         lines.append((time, user, number, values, len(past), moment.date()))
         past.append((item, category))
     lines.sort(key=lambda line: line[:3])
-    return lines, modulus
+    return lines, modulus, history
 
 
-def check_clicks(arrays, lines, modulus):
+def check_clicks(arrays, lines, modulus, history):
     def code(value):
-        if value is None:
-            return -1
+        if value is None or value == ABSENT:
+            return -1 if value is None else ABSENT
         return value % modulus if modulus > 0 else value
 
-    codes = np.array([[code(value) for value in line[3]] for line in lines])
-    ranks = [{c: i for i, c in enumerate(sorted(set(column)))} for column in codes.T.tolist()]
-    ids = [[r[c] for r, c in zip(ranks, row, strict=True)] for row in codes.tolist()]
+    codes = [[code(value) for value in line[3]] for line in lines]
+    tables = [*range(5), *(history * [1] + history * [2] or [5, 6])]
+    seen = [set() for _ in range(1 + max(tables))]
+    for row in codes:
+        for table, value in zip(tables, row, strict=True):
+            seen[table] |= {value} - {ABSENT}
+    ranks = [{c: i for i, c in enumerate(sorted(values))} | {ABSENT: -1} for values in seen]
+    ids = [[ranks[t][c] for t, c in zip(tables, row, strict=True)] for row in codes]
+    assert arrays["counts"].tolist() == [len(values) for values in seen]
     assert arrays["y"].tolist() == [1, 0] * len(lines)
     np.testing.assert_array_equal(arrays["X_cat"][::2], ids)
     assert arrays["X_int"][::2, 0].tolist() == [line[4] for line in lines]
     np.testing.assert_array_equal(arrays["X_int"][1::2], arrays["X_int"][::2])
-    others = [0, 3, 4, 5, 6]  # all but item and category
+    others = [0, *range(3, len(tables))]  # all but item and category
     np.testing.assert_array_equal(arrays["X_cat"][1::2][:, others], arrays["X_cat"][::2][:, others])
     pairs = {tuple(row) for row in arrays["X_cat"][::2, 1:3].tolist()}
     assert {tuple(row) for row in arrays["X_cat"][1::2, 1:3].tolist()} <= pairs

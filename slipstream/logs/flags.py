@@ -116,10 +116,18 @@ MAX_IND_RANGE, SUB_SAMPLE_RATE = (
         "share of the negative training rows to drop, from 0 (off) to less than 1",
     ),
 )
+HISTORY = cli.Flag(
+    "--history",
+    cli.nonnegative_int,
+    0,
+    "taobao: the last so many items that the user clicked, and their categories, as sequences for "
+    "--model tbsm; 0: the last one's as two features",
+)
 ROW_FLAGS = (
     SPLIT,
     MAX_IND_RANGE,
     MIN_COUNT,
+    HISTORY,
     SUB_SAMPLE_RATE,
     cli.Flag(
         "--sub-sample-held-out",

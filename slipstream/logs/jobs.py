@@ -64,6 +64,7 @@ class Reading:
                     self.choice.seed,
                     self.block_bytes,
                     self.max_ind_range,
+                    taobao.history_of(self.schema.layout),
                 ),
                 tally,
             )

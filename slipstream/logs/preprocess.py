@@ -78,6 +78,7 @@ def preprocess(
     seed: int = 123,
     jobs: int = 1,
     extend: str | Path | None = None,
+    history: int = 0,
     block_bytes: int = BLOCK_BYTES,
 ) -> bool:
     """Build `processed_data_file` from a raw log; False when it was up to date already.
@@ -95,16 +96,11 @@ def preprocess(
     rates = (data_sub_sample_rate, seed, sub_sample_held_out, min_count)
     choice = Choice(*rates, first_test, len(paths))
     log_format = sources.as_found(log_format, paths) if data_set == "custom" else log_format
-    schema = schema_of(data_set, log_format, split, test_data_file is not None, max_ind_range)
+    split_by = (split, test_data_file is not None)
+    schema = schema_of(data_set, log_format, *split_by, max_ind_range, history)
     processed = target_of(data_set, raw_data_file, processed_data_file, extend)
-    options = {
-        "max_ind_range": max_ind_range,
-        "data_sub_sample_rate": data_sub_sample_rate,
-        "seed": seed if data_sub_sample_rate or data_set == "taobao" else None,
-        "num_days": num_days if data_set == "terabyte" else None,
-        "bad_lines": bad_lines,
-        **unusual_options(choice, schema, max_ind_range),
-    }
+    options: dict[str, Any] = {"max_ind_range": max_ind_range, "bad_lines": bad_lines}
+    options |= options_of(data_set, choice, schema, num_days, max_ind_range, history)
     known = None
     if extend is not None:
         log_format, known = extending(log_format, schema, extend, data_set, max_ind_range)
@@ -152,10 +148,17 @@ def check_numbers(
 
 
 def schema_of(
-    data_set: str, log_format: LogFormat, split: str | None, has_test_file: bool, modulus: int
+    data_set: str,
+    log_format: LogFormat,
+    split: str | None,
+    has_test_file: bool,
+    modulus: int,
+    history: int,
 ) -> Schema:
     """What the rows become, by the flags that say which are held out."""
-    schema = taobao.SCHEMA if data_set == "taobao" else log_format.schema
+    if history and data_set != "taobao":
+        raise ValueError("--history goes with --data-set taobao; other logs name their sequences")
+    schema = taobao.schema_of(history) if data_set == "taobao" else log_format.schema
     if split is not None:
         try:
             schema = dataclasses.replace(schema, split=split_of(split))
@@ -197,9 +200,17 @@ def extending(
     return dataclasses.replace(log_format, integers=log_format.of_tables(whole)), known
 
 
-def unusual_options(choice: Choice, schema: Schema, modulus: int) -> dict[str, Any]:
-    """Options that older processed files have no word of: only where they say something."""
-    options: dict[str, Any] = {}
+def options_of(
+    data_set: str, choice: Choice, schema: Schema, num_days: int, modulus: int, history: int
+) -> dict[str, Any]:
+    """Options as a manifest has them; those that older files have no word of only where they say
+    something.
+    """
+    options: dict[str, Any] = {
+        "data_sub_sample_rate": choice.rate,
+        "seed": choice.seed if choice.rate or data_set == "taobao" else None,
+        "num_days": num_days if data_set == "terabyte" else None,
+    }
     if choice.min_count > 1:
         options["min_count"] = choice.min_count
     if schema.split.rule != "last day":
@@ -210,6 +221,8 @@ def unusual_options(choice: Choice, schema: Schema, modulus: int) -> dict[str, A
         options["held_out"] = "whole"
     if modulus > 0:
         options["empty"] = "a value of its own"  # it was hash 0 once
+    if history:
+        options["history"] = history
     return options
 
 
@@ -403,7 +416,7 @@ def check_disk(
     num_lines, positive_share = sources.estimate_rows(paths, log_format)
     num_rows = round(num_lines * (1 - data_sub_sample_rate * (1 - positive_share)))
     needed_bytes = 0
-    if schema is taobao.SCHEMA:
+    if log_format is taobao.FORMAT:
         needed_bytes = num_lines * taobao.DISK_BYTES
         num_rows = 2 * num_lines
     is_unsorted = log_format.key_kind in ("order", "time") or schema.split.rule == "random"

@@ -95,7 +95,10 @@ class Reader:
             self.log_format = FORMATS[self.data_set]
         else:
             raise ValueError(f"its log is of data set {self.data_set!r}, which is not known")
-        self.schema = taobao.SCHEMA if self.data_set == "taobao" else self.log_format.schema
+        self.history = taobao.history_of(layout)
+        self.schema = self.log_format.schema
+        if self.data_set == "taobao":
+            self.schema = taobao.schema_of(self.history)
         self._check()
         self._moduli = (0,) * len(vocabulary.tables)
         if self.modulus > 0 and self.log_format.lax:
@@ -176,7 +179,7 @@ class Reader:
         (Where lines have no names, as Criteo's: or others, in the order of a line.) Raises
         `ValueError` for a column that is not there, and for a value that is none of its kind.
         """
-        is_taobao, history = self.data_set == "taobao", taobao.History()
+        is_taobao, history = self.data_set == "taobao", taobao.History(self.history)
         modulus = -1 if is_taobao else self.modulus  # the history's, of Taobao
         fields, known = list(frame.columns), self.log_format
         log_format = replace(known, separator=None, header=False, quote=False)
@@ -212,7 +215,7 @@ class Reader:
         """Taobao's lines: each a candidate, the clicks before it in the file its user's history."""
         if group:
             raise ValueError("--by: Taobao's lines say what was clicked, not what was not")
-        history = taobao.History()
+        history = taobao.History(self.history)
         for parsed in parsed_blocks(raw, self.log_format, block_bytes, -1, tally):
             rows = history.candidates(parsed.rows, self.modulus)
             yield Block(parsed.has_row(), self.encode(rows), None, None, None)

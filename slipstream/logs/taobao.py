@@ -9,12 +9,18 @@ The log says what users did, not what they were shown and passed over. So, as th
   times at most). Popular items are drawn as often as they are clicked, so popularity alone does not
   tell clicks from negatives;
 - the features are user, item, category, hour of day and weekday (UTC+8), the user's previous
-  clicked item and its category, and, dense, the number of clicks the user made before.
+  clicked item and its category, and, dense, the number of clicks the user made before. With a
+  `history` of L, in place of the previous item and category: the last L clicked items and their
+  categories, as two sequences (the oldest first) that share the tables of item and category.
+
+What came *before* a click are the same user's clicks at earlier times, and those at the same time
+that stand before it in the log; a negative sees what its click does. Clicks outside the nine days
+are no history either.
 
 Rows are sorted by time; a day is a date (UTC+8), the last one, 2017-12-03, held out.
 
 Price: 60 bytes of disk a click until its rows are encoded; memory for one of the groups
-of users, `USERS_CLICKS` clicks.
+of users, `USERS_CLICKS` clicks. A history of L adds 8 L bytes a row to the processed file.
 """
 
 from __future__ import annotations
@@ -26,9 +32,10 @@ from pathlib import Path
 
 import numpy as np
 
+from slipstream.logs.features import Feature, FeatureLayout
 from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
-from slipstream.logs.rows import Rows
+from slipstream.logs.rows import ABSENT, Rows
 from slipstream.logs.work_files import Clicks
 from slipstream.tools.places import regular_file, remove_ours
 from slipstream.tools.runtime import read_json, sync_file, write_json
@@ -43,27 +50,65 @@ DAY = 86400
 START = 1511539200  # 2017-11-25 in UTC+8
 END = START + 9 * DAY
 WEEKDAY_OF_START = 5  # a Saturday; Monday is 0
-TABLES = ("user", "item", "category", "hour of day", "weekday", "previous item")
-SCHEMA = Schema(
-    ("position",),
-    (*TABLES, "previous category"),
-    np.dtype(np.int32),
-    has_keys=True,
-    day_rule="keys",
-    day_length=DAY,
-    day_start=START,
-)
+TABLES = ("user", "item", "category", "hour of day", "weekday")
+PREVIOUS = ("previous item", "previous category")
+HISTORY = ("items before", "categories before")
+MAX_HISTORY = 1000
 CLICK = np.dtype([("user", "i4"), ("item", "i4"), ("category", "i4"), ("time", "i8")])
 PAIR = np.dtype([("click", CLICK), ("item", "i4"), ("category", "i4"), ("number", "i8")])
 CLICK_FILES = re.compile(r"clicks|clicks\.json(\.partial)?|users_[0-9]+")
 DISK_BYTES = CLICK.itemsize + PAIR.itemsize  # a click
+CHUNK_VALUES = 1 << 21  # of codes made at once
 CHUNK = 1 << 18
 USERS_CLICKS = 1 << 21
 MAX_DRAWS = 32
 
 
+def schema_of(history: int) -> Schema:
+    """What the rows become; `history`: clicks before, as sequences; 0: the last one's features.
+
+    Raises `ValueError` for a history below 0 or above `MAX_HISTORY`.
+    """
+    if not 0 <= history <= MAX_HISTORY:
+        raise ValueError(f"--history: got {history}; expected 0 to {MAX_HISTORY}")
+    tables: tuple[str, ...] = (*TABLES, *PREVIOUS)
+    features: tuple[Feature, ...] = ()
+    if history:
+        tables = TABLES
+        shared = (TABLES.index("item"), TABLES.index("category"))
+        starts = (len(TABLES), len(TABLES) + history)
+        features = (
+            *(Feature(name, (at,), at) for at, name in enumerate(TABLES)),
+            *(
+                Feature(name, tuple(range(start, start + history)), table, "sequence")
+                for name, start, table in zip(HISTORY, starts, shared, strict=True)
+            ),
+        )
+    return Schema(
+        ("position",),
+        tables,
+        np.dtype(np.int32),
+        has_keys=True,
+        day_rule="keys",
+        day_length=DAY,
+        day_start=START,
+        features=features,
+    )
+
+
+def history_of(layout: FeatureLayout) -> int:
+    """The history that a log of this layout was made with."""
+    return next((len(f.columns) for f in layout.features if f.pooling == "sequence"), 0)
+
+
 def read_rows(
-    raw: RawFile, folder: Path, seed: int, block_bytes: int, max_ind_range: int, tally: Tally
+    raw: RawFile,
+    folder: Path,
+    seed: int,
+    block_bytes: int,
+    max_ind_range: int,
+    history: int,
+    tally: Tally,
 ) -> Iterator[Rows]:
     """Yield the rows of a log; its clicks are kept in `folder`, and found there by a later run."""
     try:
@@ -74,7 +119,7 @@ def read_rows(
         raw.restore(noted["source"])
         tally.dropped, tally.examples = noted["dropped"], noted["examples"]
         tally.num_lines = noted["num_lines"]
-    yield from _rows_of_clicks(folder, seed, max_ind_range)
+    yield from _rows_of_clicks(folder, seed, max_ind_range, history)
     (folder / "clicks.json").unlink()  # first: without the clicks it must not be found
     remove_ours(folder, CLICK_FILES)
 
@@ -99,7 +144,7 @@ def _keep_clicks(raw: RawFile, folder: Path, block_bytes: int, tally: Tally) -> 
     write_json(folder / "clicks.json", {**about, "source": raw.describe()})
 
 
-def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int) -> Iterator[Rows]:
+def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int, history: int) -> Iterator[Rows]:
     """Rows of the clicks in `folder` and of their negatives, by groups of users."""
     num_clicks = (folder / "clicks").stat().st_size // CLICK.itemsize
     if not num_clicks:
@@ -117,7 +162,7 @@ def _rows_of_clicks(folder: Path, seed: int, max_ind_range: int) -> Iterator[Row
                 file.write(pairs[group_of == group].data)
     for name in names:
         pairs = np.fromfile(name, PAIR)
-        yield from _rows_of_users(pairs, max_ind_range)
+        yield from _rows_of_users(pairs, max_ind_range, history)
         name.unlink()
 
 
@@ -136,40 +181,61 @@ def _with_negatives(clicks: np.ndarray, start: int, rng: np.random.Generator) ->
     return pairs
 
 
-def _rows_of_users(pairs: np.ndarray, max_ind_range: int) -> Iterator[Rows]:
+def _rows_of_users(pairs: np.ndarray, max_ind_range: int, history: int) -> Iterator[Rows]:
     """Rows of all clicks of some users: clicks by user and time, each before its negative."""
     click = pairs["click"]
     order = np.lexsort((pairs["number"], click["time"], click["user"]))
     pairs, click = pairs[order], click[order]
     num_clicks, user = len(pairs), click["user"]
     first = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1]])) if num_clicks else user
-    lengths = np.diff(first, append=num_clicks)
-    position = np.arange(num_clicks) - np.repeat(first, lengths)
-    previous = np.stack([click["item"], click["category"]], axis=1).astype(np.int64)
-    previous = np.concatenate([np.full((1, 2), -1), previous[:-1]])
-    previous[first] = -1
-    hours, weekdays = hours_of(click["time"])
-    for start in range(0, num_clicks, CHUNK):
-        among = slice(start, start + CHUNK)
+    first = np.repeat(first, np.diff(first, append=num_clicks))
+    clicked = np.stack([click["item"], click["category"]], axis=1)
+    size = max(1, min(CHUNK, CHUNK_VALUES // schema_of(history).num_columns))
+    for start in range(0, num_clicks, size):
+        among = slice(start, start + size)
+        at = np.arange(start, min(start + size, num_clicks))
+        before = clicks_before(clicked, first[among], at, history)
         both = []
         for item, category in ((click["item"], click["category"]), _negative(pairs)):
-            columns = [user, item, category, hours, weekdays, *previous.T]
-            both.append(np.column_stack([column[among] for column in columns]))
-        # (clicks, 2, F): a click, then its negative.
-        values = np.stack(both, axis=1).reshape(-1, len(SCHEMA.table_names)).astype(np.int64)
+            own = (user[among], item[among], category[among])
+            both.append(codes_of(*own, click["time"][among], before, history, max_ind_range))
+        # (clicks, 2, C): a click, then its negative.
+        codes = np.stack(both, axis=1).reshape(2 * len(at), -1)
         yield Rows(
-            np.tile(np.array([1, 0], np.int8), len(both[0])),
-            np.repeat(position[among], 2)[:, None].astype(np.int32),
-            codes_of(values, max_ind_range),
+            np.tile(np.array([1, 0], np.int8), len(at)),
+            np.repeat(at - first[among], 2)[:, None].astype(np.int32),
+            codes,
             np.repeat(click["time"][among], 2),
         )
 
 
-class History:
-    """Each user's clicks in a log that is read line by line: how many, and the last one."""
+def clicks_before(
+    clicked: np.ndarray, first: np.ndarray, at: np.ndarray, history: int
+) -> np.ndarray:
+    """The last clicks of `clicked` (all, 2), a user's in order, in [first, at), for each of n.
 
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[int, int, int]] = {}
+    (n, L, 2) int64, the oldest first, with -1 behind the newest where there are fewer; `history` 0
+    is the last one alone, as one of 1.
+    """
+    length = max(history, 1)
+    number = np.minimum(at - first, length)[:, None]
+    places = at[:, None] - number + np.arange(length)
+    is_there = np.arange(length) < number
+    if not len(clicked):
+        return np.full((len(at), length, 2), -1, np.int64)
+    found = clicked[np.where(is_there, places, 0)]
+    return np.where(is_there[:, :, None], found, -1).astype(np.int64)
+
+
+class History:
+    """Each user's clicks in a log that is read line by line: how many, and the last ones.
+
+    `history` as of `schema_of`.
+    """
+
+    def __init__(self, history: int) -> None:
+        self.history = history
+        self._known: dict[int, tuple[int, np.ndarray]] = {}  # number, (at most L, 2) last ones
 
     def candidates(self, rows: Rows, max_ind_range: int) -> Rows:
         """Lines as `FORMAT` has them, as inputs of the model; clicks among them are then history.
@@ -178,43 +244,37 @@ class History:
         """
         assert rows.keys is not None
         user, item, category = (column.astype(np.int64) for column in rows.dense.T)
-        number = len(user)
         order = np.argsort(user, kind="stable")
-        is_first = np.ones(number, bool)
-        is_first[1:] = user[order[1:]] != user[order[:-1]]
+        sorted_user, clicked = user[order], (rows.labels == 1)[order]
+        is_first = np.ones(len(user), bool)
+        is_first[1:] = sorted_user[1:] != sorted_user[:-1]
         starts = np.flatnonzero(is_first)
-        clicked = (rows.labels == 1)[order]
-        # Clicks before each line, of all users in this order, then less those of earlier users.
-        before = np.concatenate([[0], np.cumsum(clicked)])
-        lengths = np.diff(starts, append=number)
-        known = [self._known.get(one, (0, -1, -1)) for one in user[order[starts]].tolist()]
-        old = np.repeat(np.array(known, np.int64).reshape(-1, 3), lengths, axis=0)
-        base = np.repeat(before[starts], lengths)
-        count = before[:-1] - base
-        clicks = np.flatnonzero(clicked)
-        # The last click among these lines, where there is one.
-        at = order[clicks[np.maximum(before[:-1] - 1, 0)]] if len(clicks) else order
-        has_new = count > 0
-        previous = [
-            np.where(has_new, new[at], old[:, i + 1]) for i, new in ((0, item), (1, category))
-        ]
-        position = old[:, 0] + count
-        for start, end in zip(starts.tolist(), (starts + lengths).tolist(), strict=True):
-            one, last = order[start], end - 1
-            num = int(position[last]) + int(clicked[last])
-            newest = order[last] if clicked[last] else None
-            of_last = (previous[0][last], previous[1][last])
-            if newest is not None:
-                of_last = (item[newest], category[newest])
-            self._known[int(user[one])] = (num, int(of_last[0]), int(of_last[1]))
-        back = np.empty(number, np.int64)
-        back[order] = np.arange(number)
-        hours, weekdays = hours_of(rows.keys)
-        columns = [user, item, category, hours, weekdays, *(column[back] for column in previous)]
-        dense = position[back][:, None].astype(np.int32)
-        return Rows(
-            rows.labels, dense, codes_of(np.column_stack(columns), max_ind_range), rows.keys
-        )
+        of_user = is_first.cumsum() - 1  # (n,) which user
+        none = (0, np.empty((0, 2), np.int64))
+        known = [self._known.get(one, none) for one in sorted_user[starts].tolist()]
+        num_old = np.array([len(last) for _, last in known], np.int64)
+        so_far = clicked.cumsum()
+        num_new = np.diff(np.append(so_far[starts] - clicked[starts], so_far[-1:]))
+        # All clicks, user by user: those known from before, then those of these lines.
+        first = np.cumsum(num_old + num_new) - num_old - num_new
+        events = np.empty((int((num_old + num_new).sum()), 2), np.int64)
+        rank = so_far - clicked - (so_far - clicked)[starts][of_user]
+        at = (first + num_old)[of_user] + rank
+        events[at[clicked]] = np.stack([item, category], axis=1)[order[clicked]]
+        position = np.array([number for number, _ in known], np.int64)[of_user] + rank
+        for one, (number, last), start, new in zip(
+            sorted_user[starts].tolist(), known, first.tolist(), num_new.tolist(), strict=True
+        ):
+            end = start + len(last) + new
+            events[start : start + len(last)] = last
+            kept = events[max(start, end - max(self.history, 1)) : end].copy()
+            self._known[one] = (number + new, kept)
+        before = clicks_before(events, first[of_user], at, self.history)
+        back = np.empty(len(user), np.int64)
+        back[order] = np.arange(len(user))
+        own = (user, item, category, rows.keys, before[back])
+        codes = codes_of(*own, self.history, max_ind_range)
+        return Rows(rows.labels, position[back][:, None].astype(np.int32), codes, rows.keys)
 
 
 def hours_of(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,11 +283,27 @@ def hours_of(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return seconds // 3600 % 24, (seconds // DAY + WEEKDAY_OF_START) % 7
 
 
-def codes_of(values: np.ndarray, max_ind_range: int) -> np.ndarray:
-    """Codes uint64 of values; -1 is no value."""
+def codes_of(
+    user: np.ndarray,
+    item: np.ndarray,
+    category: np.ndarray,
+    time: np.ndarray,
+    before: np.ndarray,
+    history: int,
+    max_ind_range: int,
+) -> np.ndarray:
+    """Codes (n, C) of the features; `before` (n, L, 2) as `clicks_before` gives it."""
+    own = np.column_stack([user, item, category, *hours_of(time)]).astype(np.int64)
+    # (n, 2 L): all items, then all categories.
+    values = np.concatenate(
+        [own, before.swapaxes(1, 2).reshape(len(own), 2 * before.shape[1])], axis=1
+    )
     if max_ind_range > 0:  # of all but what is empty, -1
         values = np.where(values < 0, -1, values % max_ind_range)
-    return (values + 1).astype(np.uint64)
+    codes = (values + 1).astype(np.uint64)
+    if history:
+        codes[:, len(TABLES) :][values[:, len(TABLES) :] < 0] = ABSENT
+    return codes
 
 
 def _negative(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

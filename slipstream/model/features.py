@@ -24,12 +24,14 @@ class Features:
         names: of the F vectors (B, F, dim), in their order.
         dim: values of a vector.
         sequences: name -> L, of the features that arrive as rows (B, L, dim) with a mask (B, L).
+        tables: name -> number of the table whose rows they are, of all; some may share one.
     """
 
     num_dense: int
     names: tuple[str, ...]
     dim: int
     sequences: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, int] = field(default_factory=dict)
 
 
 def features_of(layout: FeatureLayout, num_dense: int, dim: int) -> Features:
@@ -43,6 +45,7 @@ def features_of(layout: FeatureLayout, num_dense: int, dim: int) -> Features:
             for feature in layout.features
             if feature.pooling == "sequence"
         },
+        {feature.name: feature.table for feature in layout.features},
     )
 
 

@@ -18,6 +18,13 @@ def bottom_sizes(text: str) -> list[int]:
     return cli.layer_sizes(text)
 
 
+# The networks of ours, and which of the --arch flags shape each.
+MLPS = ("arch_mlp_bot", "arch_mlp_top")
+SHAPED_BY = {
+    "dlrm": (*MLPS, "arch_interaction_op", "arch_interaction_itself"),
+    "dcnv2": MLPS,
+    "tbsm": MLPS,
+}
 DIM = cli.Flag(
     "--arch-sparse-feature-size", cli.positive_int, 16, "dim: values of an embedding row"
 )
@@ -26,14 +33,16 @@ FLAGS = (
         "--model",
         str,
         "dlrm",
-        "the network: dlrm, shaped by the --arch flags, or one of your own, path/to/file.py:Class",
-        "dlrm|FILE:CLASS",
+        "the network: dlrm, dcnv2 (low-rank cross network), tbsm (attention over sequences of what "
+        "came before), or one of your own, path/to/file.py:Class",
+        f"{'|'.join(SHAPED_BY)}|FILE:CLASS",
     ),
     cli.Flag(
         "--model-args",
         cli.option,
         [],
-        "options of your own network's constructor, as width=64 dropout=0.1",
+        "options of the network's constructor: dcnv2's layers=3 rank=0 (a quarter of the width); "
+        "tbsm's step_width=32 attention=dot (or mlp); your own's, as width=64 dropout=0.1",
         "NAME=VALUE",
         "+",
     ),
@@ -43,7 +52,7 @@ FLAGS = (
         bottom_sizes,
         None,
         "bottom MLP: dense features (auto: as many as the data have), hidden sizes, last dim; not "
-        "given: 512-256-64 between the two",
+        "given: 512-256-64 between the two (tbsm: 16)",
     ),
     cli.Flag(
         "--arch-mlp-top",
@@ -55,7 +64,7 @@ FLAGS = (
         "--arch-interaction-op",
         ("dot", "cat"),
         "dot",
-        "dot: inner products of all pairs of vectors; cat: the vectors side by side",
+        "of dlrm; dot: inner products of all pairs of vectors; cat: the vectors side by side",
     ),
     cli.Flag(
         "--arch-interaction-itself",
@@ -92,13 +101,14 @@ def take_saved(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse layer sizes and options that do not fit together, by `parser.error`."""
-    if args.model != "dlrm" and ".py:" not in args.model:
-        parser.error(f"--model: got {args.model!r}; expected dlrm, or path/to/file.py:Class")
+    if args.model not in SHAPED_BY and ".py:" not in args.model:
+        known = ", ".join(SHAPED_BY)
+        parser.error(f"--model: got {args.model!r}; expected {known}, or path/to/file.py:Class")
     names = [name for name, _ in args.model_args]
     if len(set(names)) < len(names):
         parser.error("--model-args names an option twice")
     if names and args.model == "dlrm":
-        parser.error("--model-args goes with a --model of your own; the --arch flags shape dlrm")
+        parser.error("--model-args goes with another --model; the --arch flags shape dlrm")
     bottom, dim = args.arch_mlp_bot, args.arch_sparse_feature_size
     if bottom is not None and bottom[-1] != dim:
         parser.error(

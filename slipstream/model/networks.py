@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slipstream.logs.features import FeatureLayout
+from slipstream.model.dcnv2 import DCNv2
 from slipstream.model.dlrm import DLRM_Net
 from slipstream.model.features import Features, Pooling, features_of
+from slipstream.model.tbsm import TBSM
 from slipstream.tools.plugins import Plugin, find_plugin
 from slipstream.tools.streams import torch_seed
 
-NETWORKS: dict[str, type[nn.Module]] = {"dlrm": DLRM_Net}
+NETWORKS: dict[str, type[nn.Module]] = {"dlrm": DLRM_Net, "dcnv2": DCNv2, "tbsm": TBSM}
 PROBE_INPUTS = (2, 4)  # a network is tried on so many before anything large is allocated
 
 
@@ -57,7 +59,23 @@ def find_network(name: str, options: Mapping[str, Any]) -> NetworkSpec:
     plugin = find_plugin(name, NETWORKS, "--model")
     if not (inspect.isclass(plugin.found) and issubclass(plugin.found, nn.Module)):
         raise ValueError(f"--model {name} is no class of torch.nn.Module")
+    if name in NETWORKS:
+        _check_options(name, options)
     return NetworkSpec(plugin, dict(options))
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for an option that a network of ours has not, or of another type."""
+    taken = inspect.signature(NETWORKS[name]).parameters
+    for option, value in options.items():
+        if option not in taken or option == "features":
+            known = [n for n in taken if n != "features" and not n.startswith("arch_")]
+            raise ValueError(f"--model-args: {name} has no {option}; it has {', '.join(known)}")
+        usual = taken[option].default
+        if isinstance(usual, (int, str)) and type(value) is not type(usual):
+            raise ValueError(
+                f"--model-args: {option} of {name}: got {value!r}; expected one like {usual!r}"
+            )
 
 
 def build_network(spec: NetworkSpec, features: Features, seed: int) -> nn.Module:

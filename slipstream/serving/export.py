@@ -32,6 +32,7 @@ from torch.nn.functional import embedding
 
 from slipstream.logs.transforms import KINDS, TRANSFORMS, Transforms
 from slipstream.logs.vocabulary import VOCABULARY
+from slipstream.model.networks import NETWORKS
 from slipstream.serving.model import CORRECTION, LOAD_MODEL, NETWORK, TrainedModel, load_model
 from slipstream.tools import cli
 from slipstream.tools.optional import need
@@ -269,7 +270,7 @@ def exported_after(args: argparse.Namespace, prepared: PreparedData) -> Iterator
         raise ValueError(f"--save-onnx: these data keep no vocabulary: {NO_SCORES}")
     yield
     folder = args.load_model if args.inference_only else args.save_model
-    network = None if args.model == "dlrm" else args.model
+    network = None if args.model in NETWORKS else args.model
     write_onnx(folder, args.save_onnx, network, args.correct_sub_sampling)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from slipstream.logs.transforms import TRANSFORMS
 from slipstream.model.dlrm import HIDDEN_BOT, TOP
 from slipstream.model.features import Features, features_of
-from slipstream.model.flags import ModelSettings
+from slipstream.model.flags import SHAPED_BY, ModelSettings
 from slipstream.model.networks import (
     ClickModel,
     NetworkSpec,
@@ -49,19 +49,19 @@ def network_of(settings: ModelSettings) -> NetworkSpec:
         "arch_interaction_op": settings.arch_interaction_op,
         "arch_interaction_itself": settings.arch_interaction_itself,
     }
-    if settings.model == "dlrm":
-        return find_network("dlrm", shape)
-    usual = {
+    usual: dict[str, Any] = {
         "arch_mlp_bot": [0, *HIDDEN_BOT, settings.arch_sparse_feature_size],
         "arch_mlp_top": list(TOP),
         "arch_interaction_op": "dot",
         "arch_interaction_itself": False,
     }
-    unread = [name for name, value in shape.items() if value not in (None, usual[name])]
-    if unread:
+    taken = SHAPED_BY.get(settings.model, ())
+    given = [name for name, value in shape.items() if value not in (None, usual[name])]
+    if unread := [name for name in given if name not in taken]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
-        print(f"note: {flags} shape dlrm alone; --model {settings.model} takes --model-args")
-    return find_network(settings.model, dict(settings.model_args))
+        print(f"note: --model {settings.model} does not read {flags}")
+    mine = {name: shape[name] for name in taken}
+    return find_network(settings.model, {**mine, **dict(settings.model_args)})
 
 
 def features_seen(prepared: PreparedData, dim: int) -> Features:

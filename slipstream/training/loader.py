@@ -1,11 +1,12 @@
 """Mini-batches for the training loop: cut, staged and put on the device, ahead of it on a host
 thread.
 
-With `overlap` one thread works through, in this order for each cold batch k: cut k + 1 and stage
-its rows, write the rows of k back. So the rows of k + 1 travel while the device trains k and the
-hot batches after it; what k changes of them after they were gathered is handed on by the device
-(`EmbeddingTable.enter`). Another thread cuts hot batches ahead, for the first one waits for the
-device; a batch that the drop rule replaces meanwhile is cut again.
+With `overlap` one thread works through, in this order for each cold batch k: stage the rows of k +
+1, write the rows of k back. So the rows of k + 1 travel while the device trains k and the hot
+batches after it; what k changes of them after they were gathered is handed on by the device
+(`EmbeddingTable.enter`). Another thread cuts batches ahead, for the first one waits for the device,
+and is what bounds a stream of cold ones; a batch that the drop rule replaces meanwhile is cut
+again.
 
 Without `overlap` everything happens in the calling thread, in the order of the batches. Both give
 the same weights bit for bit on a CPU.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -61,7 +62,7 @@ class _Cut:
     weights: Tensor | None
     weight_sum: float
     slots: Tensor
-    staged: StagedBatch | None
+    staged: StagedBatch | None = None
 
 
 class Loader:
@@ -191,7 +192,7 @@ class Loader:
             cut = future.result()
             if cut.planned.key == planned.key:
                 return cut
-        return self._cut(planned, None)
+        return self._cut(planned)
 
     def _cut_ahead(self, hot: bool) -> None:
         """Let the host thread prepare the next batch of a kind."""
@@ -201,18 +202,20 @@ class Loader:
         planned = self._plan.peek(hot)
         if planned is None:
             return
+        cut = self._cutter.submit(lambda: self._cut(planned))
         if hot or not self.hot_rows_resident:
-            self._ahead[hot] = self._cutter.submit(lambda: self._cut(planned, None))
+            self._ahead[hot] = cut
             return
         self._num_staged += 1
         area, before, after = self._num_staged % 2, self._current, self.table.lane.mark()
 
-        def stage(slots: Tensor) -> StagedBatch:
-            return self.table.stage(slots, area, before, after)
+        def stage() -> _Cut:
+            ready = cut.result()
+            return replace(ready, staged=self.table.stage(ready.slots, area, before, after))
 
-        self._ahead[hot] = self._submit(lambda: self._cut(planned, stage))
+        self._ahead[hot] = self._submit(stage)
 
-    def _cut(self, planned: PlannedBatch, stage: Callable[[Tensor], StagedBatch] | None) -> _Cut:
+    def _cut(self, planned: PlannedBatch) -> _Cut:
         inputs = self._inputs[planned.hot]
         dense, slots, labels = inputs.batch(planned.inputs)
         # Of host memory, wherever the inputs are: their sum is asked for without waiting.
@@ -221,13 +224,12 @@ class Loader:
             found = own if found is None else own * found
         weight_sum = float(len(labels)) if found is None else float(found.sum())
         weights = None if found is None else torch.from_numpy(found)
-        staged = stage(slots) if stage is not None else None
         if self.table.device.type == "cuda":
             # Page-locked, so that their copies need not wait for the device.
             weights = None if weights is None else weights.pin_memory()
             if dense.device.type == "cpu":
                 dense, labels = dense.pin_memory(), labels.pin_memory()
-        return _Cut(planned, dense, labels, weights, weight_sum, slots, staged)
+        return _Cut(planned, dense, labels, weights, weight_sum, slots)
 
     def _in_turn(self, task: Callable[[], T]) -> T:
         """Run a task behind all staging and writing back that was asked for before."""
