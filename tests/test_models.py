@@ -182,6 +182,9 @@ def test_goes_on_with_cold_rows_and_drops(folder, tmp_path, model):
         again = ["--load-model", "auto", "--num-batches", steps, "--num-resident", steps]
         train(slipstream_train, folder, runs[1], *flags, *again, hot="some", model=model)
     assert_same_weights(*runs)
+    bf16 = ["--precision", "bf16", "--num-batches", 30]
+    summary = train(slipstream_train, folder, tmp_path / "c", *bf16, hot="some", model=model)
+    assert 0.3 < summary["log_loss"] < 0.9
 
 
 def test_a_new_line_is_scored_by_what_came_before_it(folder):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from slipstream.model.dlrm import TOP, bottom_sizes, mlp
 from slipstream.model.features import Features
-from slipstream.model.interaction import DotInteraction, interaction_pairs
+from slipstream.model.interaction import interaction_pairs
 
 STEP = 32
 BOT = (16,)
@@ -47,6 +47,7 @@ class TBSM(nn.Module):
 
     candidate: Tensor
     others: Tensor
+    pairs: Tensor
 
     def __init__(
         self,
@@ -72,9 +73,8 @@ class TBSM(nn.Module):
         others = [number for number in range(len(features.names)) if number not in candidate]
         self.register_buffer("candidate", torch.tensor(candidate), persistent=False)
         self.register_buffer("others", torch.tensor(others, dtype=torch.long), persistent=False)
-        pairs, pair_of = interaction_pairs(num_steps, False)
+        pairs, _ = interaction_pairs(num_steps, False)
         self.register_buffer("pairs", pairs, persistent=False)
-        self.register_buffer("pair_of", pair_of, persistent=False)
         generator = torch.Generator().manual_seed(torch.initial_seed())
         bot = bottom_sizes(arch_mlp_bot or [features.num_dense, *BOT, dim], features)
         self.bot_l = mlp(bot, generator, relu_last=True)
@@ -86,10 +86,8 @@ class TBSM(nn.Module):
 
     def step(self, rows: Tensor) -> Tensor:
         """One small DLRM: rows (N, S, dim) of a step to z (N, dim)."""
-        if len(self.sequence_names) == 1:
-            return self.step_l(rows.flatten(1))
-        products = DotInteraction.apply(rows, self.pairs, self.pair_of, False)
-        return self.step_l(torch.cat([rows.flatten(1), products], dim=1))
+        products = torch.bmm(rows, rows.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
+        return self.step_l(torch.cat([rows.flatten(1).to(products.dtype), products], dim=1))
 
     def attend(self, z: Tensor, history: Tensor, mask: Tensor) -> Tensor:
         """The context (B, dim) of z (B, dim) over history (B, L, dim), as far as mask (B, L) goes.
