@@ -89,12 +89,13 @@ def test_tbsm_is_its_definition(attention, num_sequences):
     mask = torch.arange(L) < torch.tensor(lengths)[:, None]
     names = [f.name for f in layout.features[3:]]
     rows = [torch.randn(B, L, DIM, dtype=torch.double, requires_grad=True) for _ in names]
+    torch.nn.init.normal_(network.of_age)
     got = network(dense, vectors, {n: (r, mask) for n, r in zip(names, rows, strict=True)})
 
     def step(parts):
         products = [parts[1] @ parts[0]] if len(parts) == 2 else []
         seen = torch.cat([*parts, *(p[None] for p in products)])
-        return mlp(seen, layers_of(network, "step_l"))
+        return mlp(seen, layers_of(network, "step_l")) + sum(parts)
 
     expected = []
     for i, length in enumerate(lengths):
@@ -106,13 +107,16 @@ def test_tbsm_is_its_definition(attention, num_sequences):
             layers = layers_of(network, "attention_l")
             scores = [mlp(torch.cat([z, one, z * one]), layers)[0] for one in before]
         context = torch.zeros(DIM, dtype=torch.double)
+        scores = [score + network.of_age[length - 1 - t] for t, score in enumerate(scores)]
         if before:
             shares = torch.softmax(torch.stack(scores), dim=0)
             context = sum(share * one for share, one in zip(shares, before, strict=True))
         others = [vectors[i, n] for n in range(3) if n == 0 or n > num_sequences]
         dense_vector = mlp(dense[i], layers_of(network, "bot_l"), True)
-        seen = [z, context, (z @ context)[None], dense_vector, *others]
-        expected.append(mlp(torch.cat(seen), layers_of(network, "top_l"))[0])
+        seen = [z, context, dense_vector, *others]
+        products = [seen[a] @ seen[b] for a in range(len(seen)) for b in range(a + 1)]
+        seen = torch.cat([*seen, torch.stack(products)])
+        expected.append(mlp(seen, layers_of(network, "top_l"))[0])
     assert_alike(network, got, torch.stack(expected), (dense, vectors, *rows))
     for part in rows:  # nothing reaches what is not there
         (gradient,) = torch.autograd.grad(
