@@ -88,14 +88,15 @@ def tabulate(runs: Runs, cold_cost: float) -> list[dict[str, Any]]:
             line["interval"] = half_interval(np.array(differences))
             line["tie"] = bool(abs(line["less_shorter"]) <= line["interval"])
         lines.append(line)
-    return sorted(lines, key=lambda line: (family_of(line["kind"]), -line["cost"]))
+    return sorted(lines, key=lambda line: (family_of(line["kind"]) or line["kind"], -line["cost"]))
 
 
-def family_of(kind: str) -> str:
-    """What is one line in the figure: a policy with the settings d10, d20, ...; else the kind."""
+def family_of(kind: str) -> str | None:
+    """What is one line in the figure: training less, or a policy with the settings d10, d20, ..."""
     name, _, setting = kind.rpartition("-")
-    is_share = setting[:1] == "d" and setting[1:].isdecimal()
-    return WHOLE if kind.startswith((WHOLE, SHORTER)) else name if is_share else kind
+    if kind == WHOLE or kind.startswith(SHORTER):
+        return WHOLE
+    return name if setting[:1] == "d" and setting[1:].isdecimal() else None
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
@@ -105,41 +106,41 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     print(f"{'':<{width}}  n   cost     AUC     less training less at that cost")
     for line in lines:
         said = f"{line['kind']:<{width}}{line['n']:>3}  {line['cost']:.3f}  {line['auc']:.4f}"
-        if "less_shorter" in line:
+        if "less_shorter" in line and np.isfinite(line["less_shorter"]):
             said += f"  {line['less_shorter']:+.4f} ± {line['interval']:.4f}"
             said += " (tie)" if line["tie"] else ""
         print(said)
 
 
 def draw(tables: Mapping[float, list[dict[str, Any]]], path: Path) -> None:
-    """A panel a cost."""
+    """A panel a cost, of what `family_of` knows."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(
-        *(1, len(tables)), figsize=(4 * len(tables), 4.2), sharey=True, squeeze=False
-    )
+    size = {"figsize": (3.4 * len(tables), 4.0), "sharey": True, "squeeze": False}
+    figure, panels = pyplot.subplots(1, len(tables), layout="constrained", **size)
     for axes, (cold_cost, lines) in zip(panels[0], tables.items(), strict=True):
-        families = sorted(
-            {family_of(line["kind"]) for line in lines}, key=lambda f: (f != WHOLE, f)
-        )
-        for number, family in enumerate(families):
+        found = {family for line in lines if (family := family_of(line["kind"]))}
+        for number, family in enumerate(sorted(found, key=lambda name: (name != WHOLE, name))):
             points = [line for line in lines if family_of(line["kind"]) == family]
-            points.sort(key=lambda line: line["cost"])
             label = "training less (FAE)" if family == WHOLE else family.removeprefix("slipstream-")
-            style = {"color": COLOURS[number % len(COLOURS)], "label": label}
-            style |= {"marker": "o" if number < len(COLOURS) else "s", "markersize": 4}
-            style |= {"linewidth": 2 if family == WHOLE else 1}
-            axes.plot([p["cost"] for p in points], [p["auc"] for p in points], **style)
-        axes.set_title(f"a cold input costs {cold_cost:g}")
+            axes.plot(
+                [point["cost"] for point in points],
+                [point["auc"] for point in points],
+                color=COLOURS[-1 if family == WHOLE else number - 1],
+                linewidth=2.2 if family == WHOLE else 1.2,
+                marker="o",
+                markersize=4,
+                label=label,
+            )
+        axes.set_title(f"a cold input costs {cold_cost:g}", fontsize=10)
         axes.set_xlabel("cost, share of FAE's epoch")
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("test AUC")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=8)
-    figure.tight_layout(rect=(0, 0.06 + 0.03 * (len(labels) > 5), 1, 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)

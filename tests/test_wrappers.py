@@ -166,13 +166,25 @@ def test_recipes(checkout, tmp_path, data_set, method):
     assert last.nepochs == 2
     assert parsed["data_utils"].data_set == data_set
     assert last.arch_mlp_bot[0] == {"avazu": 1, "taobao": 0}.get(data_set, 13)
-    assert last.arch_interaction_itself == (data_set == "taobao")
+    assert last.model == ("tbsm" if data_set == "taobao" else "dlrm")
+    assert last.model_args == ([("attention", "mlp")] if data_set == "taobao" else [])
+    assert parsed["data_utils"].history == (20 if data_set == "taobao" else 0)
+    assert not last.arch_interaction_itself
     assert (last.optimizer, last.learning_rate) == ("rwsadagrad", None)
     if data_set == "terabyte":
         assert parsed["data_utils"].max_ind_range == 10_000_000
         assert last.arch_mlp_bot == [13, 512, 256, 64]
         if method != "baseline":
             assert parsed["input_segregation"].arch_sparse_feature_size == 64
+
+
+def test_taobao_without_a_history(checkout, tmp_path):
+    raw = {"RAW_DATA": str(tmp_path / RAW_NAMES["taobao"]), "HISTORY": "0"}
+    calls = recorded(checkout, tmp_path, "bench/dlrm_s_taobao.sh", "baseline", **raw)
+    parsed = check_calls(calls, WRAPPERS["run_dlrm_baseline.sh"])
+    assert parsed["data_utils"].history == 0
+    last = parsed["dlrm_s_pytorch"]
+    assert (last.model, last.arch_interaction_itself) == ("dlrm", True)
 
 
 def test_a_custom_log_and_its_options_reach_the_script(checkout, tmp_path):
