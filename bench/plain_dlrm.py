@@ -271,7 +271,7 @@ def evaluate(model: PlainDLRM, dataset: ClickDataset, batch_size: int) -> dict[s
 
 FLAGS = (
     cli.Flag("--processed-data-file", str, cli.REQUIRED, "a processed .npz"),
-    cli.Flag("--arch-mlp-bot", cli.layer_sizes, "13-512-256-64-16", "bottom MLP"),
+    cli.Flag("--arch-mlp-bot", model_flags.bottom_sizes, "auto-512-256-64-16", "bottom MLP"),
     cli.Flag("--arch-mlp-top", cli.layer_sizes, "512-256-1", "top MLP"),
     cli.Flag("--mini-batch-size", cli.positive_int, 1024, "inputs a mini-batch"),
     cli.Flag("--test-mini-batch-size", cli.positive_int, 16384, "in evaluation"),
