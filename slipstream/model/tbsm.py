@@ -129,7 +129,7 @@ class TBSM(nn.Module):
         """Logits (B,) of a click."""
         parts = [sequences[name] for name in self.sequence_names]
         rows = torch.stack([part for part, _ in parts], dim=2)  # (B, L, S, dim)
-        mask = parts[0][1]
+        mask = torch.stack([present for _, present in parts]).all(0)  # (B, L): all of a step's rows
         num_inputs, length, num_steps, dim = rows.shape
         z = self.step(vectors.index_select(1, self.candidate))
         history = self.step(rows.reshape(num_inputs * length, num_steps, dim))
