@@ -284,11 +284,9 @@ class DropRule:
         A cold input's number is its own plus that of the hot inputs.
         """
         num_hot = plan.num_hot_inputs
+        of_kind = (self._pool < num_hot) == hot
         left = plan.remaining(hot)
-        left = left if hot else left + np.int64(num_hot)
-        if not len(self._pool):
-            return left
-        return np.concatenate([left, self._pool[(self._pool < num_hot) == hot]])
+        return np.concatenate([left if hot else left + np.int64(num_hot), self._pool[of_kind]])
 
     def _labels(self, plan: EpochPlan, reach: Reach, candidates: np.ndarray) -> np.ndarray:
         num_hot = plan.num_hot_inputs
