@@ -42,6 +42,11 @@ def runs_of(folder: Path) -> Runs:
     for log in sorted(folder.glob("*-seed*/log.jsonl")):
         kind, _, seed = log.parent.name.rpartition("-seed")
         if (records := finished_records(log.parent)) is not None:
+            lacking = [n for n in ("auc", "samples", "hot_share") if records[-1].get(n) is None]
+            if lacking:
+                raise ValueError(
+                    f"{log}: its summary has no {lacking[0]}: there is nothing to compare"
+                )
             found.setdefault(kind, {})[seed] = records
     if WHOLE not in found or not any(kind.startswith(SHORTER) for kind in found):
         raise ValueError(
@@ -86,7 +91,8 @@ def tabulate(runs: Runs, cold_cost: float) -> list[dict[str, Any]]:
         if not kind.startswith(WHOLE):
             line |= {"less_shorter": np.mean(differences)}
             line["interval"] = half_interval(np.array(differences))
-            line["tie"] = bool(abs(line["less_shorter"]) <= line["interval"])
+            if np.isfinite(line["interval"]):  # else nothing is known
+                line["tie"] = bool(abs(line["less_shorter"]) <= line["interval"])
         lines.append(line)
     return sorted(lines, key=lambda line: (family_of(line["kind"]) or line["kind"], -line["cost"]))
 
@@ -108,7 +114,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         said = f"{line['kind']:<{width}}{line['n']:>3}  {line['cost']:.3f}  {line['auc']:.4f}"
         if "less_shorter" in line and np.isfinite(line["less_shorter"]):
             said += f"  {line['less_shorter']:+.4f} ± {line['interval']:.4f}"
-            said += " (tie)" if line["tie"] else ""
+            said += " (tie)" if line.get("tie") else ""
         print(said)
 
 

@@ -331,16 +331,19 @@ def train(args: argparse.Namespace, log: RunLog, clocks: Clocks) -> dict[str, An
     record: dict[str, Any] = {"step": 0, "samples": 0, "dropped": 0, "dropped_share": 0.0}
     stream = iter(batches(train, size, args.seed, args.num_workers, pin))
     while record["samples"] < num_inputs:
+        # Of steps up to an evaluation, for a clock waits for the device.
         with clocks.count("training"):
-            training.set_rates(rates.at(record["step"], 1 - record["samples"] / num_inputs))
-            batch = next(stream)
-            training.step(batch)
-            record["step"] += 1
-            record["samples"] += len(batch[2])
-            if args.test_freq == 0 or record["step"] % args.test_freq:
-                continue
-        measured = evaluate(model, test, args.test_mini_batch_size)
-        log.write("evaluation", **record, **measured, training_s=clocks.seconds()["training_s"])
+            for batch in stream:
+                training.set_rates(rates.at(record["step"], 1 - record["samples"] / num_inputs))
+                training.step(batch)
+                record["step"] += 1
+                record["samples"] += len(batch[2])
+                is_due = args.test_freq and record["step"] % args.test_freq == 0
+                if is_due or record["samples"] >= num_inputs:
+                    break
+        if record["samples"] < num_inputs:
+            measured = evaluate(model, test, args.test_mini_batch_size)
+            log.write("evaluation", **record, **measured, training_s=clocks.seconds()["training_s"])
     return record | evaluate(model, test, args.test_mini_batch_size)
 
 

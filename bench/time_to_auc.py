@@ -17,10 +17,11 @@ Each method adds one thing to the one before, and trains an epoch with a schedul
 there, too; else on the CPU) and `engine-resident`, `bf16-resident` (all our rows there).
 
 The target is what the first method reaches at its end, mean over seeds, unless `--target` says it.
-A method is there at its first evaluation, on a grid of inputs that all share, at or above it (the
-first one at its end); evaluations are not counted, the start of an engine is. `--shorten true` then
-looks for the shortest schedule, in steps of a twentieth of an epoch, whose final AUC, mean over
-seeds, is at or above the target; of methods that drop nothing, for dropping is a way to shorten.
+A method is there at its first evaluation, on a grid of inputs that all share (as near as a
+mini-batch allows), at or above it (the first one at its end); evaluations are not counted, the
+start of an engine is. `--shorten true` then looks for the shortest schedule, in steps of a
+twentieth of an epoch, whose final AUC, mean over seeds, is at or above the target; of methods that
+drop nothing, for dropping is a way to shorten.
 
 One process at a time; a run that finished is not repeated, so an interrupted measurement goes on.
 Without `--processed-data-file` a synthetic log of `--rows`. About 25 minutes for 1 M rows and 3
@@ -31,6 +32,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -135,10 +138,17 @@ class Plan:
         self.args, self.flags, self.device = args, flags, choose_device(args.device)
         self.log = Path(args.processed_data_file or self._synthetic())
         log = load_processed(self.log)
-        self.num_train = len(log.splits()[0])
+        self.num_train, test = (len(part) for part in log.splits()[:2])
+        if not test:
+            raise ValueError(f"{self.log} holds nothing out: there is no AUC to reach")
+        for method in args.methods:
+            if base_of(method).endswith(("-gpu", "-resident")) and self.device.type != "cuda":
+                raise ValueError(f"{method} is for CUDA; --device is {self.device.type}")
         self.rare = Path(args.rare_data_file or self.log)
         if args.min_count > 1 and args.rare_data_file is None and self._uses(USE_RARE):
-            self.rare = Path(args.work_dir) / f"{self.log.stem}_min_count{args.min_count}.npz"
+            digest = hashlib.sha256(json.dumps(fingerprint(self.log)).encode()).hexdigest()[:12]
+            name = f"{self.log.stem}_{digest}_min_count{args.min_count}.npz"
+            self.rare = Path(args.work_dir) / name
             if not self.rare.exists():
                 self.rare.parent.mkdir(parents=True, exist_ok=True)
                 merge_rare(self.log, args.min_count, self.rare)
@@ -150,8 +160,10 @@ class Plan:
             )
 
     def _dim(self) -> list[str]:
+        """The rows' size as the runs get it, for segregation."""
         name = "--arch-sparse-feature-size"
-        return self.flags[self.flags.index(name) :][:2] if name in self.flags else []
+        found = [at for at, word in enumerate(self.flags) if word.partition("=")[0] == name]
+        return self.flags[found[-1] :][: 1 if "=" in self.flags[found[-1]] else 2] if found else []
 
     def _uses(self, names: tuple[str, ...]) -> bool:
         return any(base_of(method) in names for method in self.args.methods)

@@ -203,3 +203,11 @@ def test_a_new_line_is_scored_by_what_came_before_it(folder):
     kept = pl.read_csv(folder / "s.csv")
     clicks = kept.filter(pl.col("label") == 1)["probability"].to_numpy()
     np.testing.assert_allclose(found[-len(clicks) :], clicks, rtol=0, atol=1e-6)
+
+
+def test_a_log_is_extended_with_the_same_history(folder, tmp_path):
+    words = ("taobao", folder / "UserBehavior.csv", tmp_path / "next.npz")
+    for history in (0, 2):
+        with pytest.raises(ValueError, match=f"--extend: history is 3 there, and {history} here"):
+            data_utils.preprocess(*words, extend=folder / "p.npz", history=history)
+    data_utils.preprocess(*words, extend=folder / "p.npz", history=3)

@@ -120,6 +120,7 @@ def test_other_kinds_of_networks(processed, tmp_path, name):
         ("dcnv2", ["--model-args", "width=3"], "dcnv2 has no width; it has layers, rank"),
         ("dcnv2", ["--model-args", "rank=wide"], "rank of dcnv2: got 'wide'; expected one like 0"),
         ("dcnv2", ["--model-args", "layers=0"], "got 0 layers"),
+        ("tbsm", ["--model-args", "arch_mlp_top=5"], "give --arch-mlp-top"),
         ("tbsm", [], "tbsm reads what came before, as sequences"),
         ("dlrm", ["--model-args", "width=3"], "the --arch flags shape dlrm"),
         ("TEXT:Net", [], "line 2: SyntaxError"),

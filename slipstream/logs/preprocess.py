@@ -184,6 +184,10 @@ def extending(
     columns = describe_format(log_format) if data_set == "custom" else None
     asked = {"data_set": data_set, "max_ind_range": max_ind_range}
     there, here = {**described}, {**asked}
+    if data_set == "taobao":
+        options = manifest_of_log(open_npz(extend), extend).get("options") or {}
+        there["history"] = options.get("history", 0)
+        here["history"] = taobao.history_of(schema.layout)
     if columns is not None and isinstance(there["columns"], dict):
         # What a file looks like may change from day to day, and what is held out.
         here |= {key: columns[key] for key in ("order", "details")}

@@ -105,6 +105,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         known = ", ".join(SHAPED_BY)
         parser.error(f"--model: got {args.model!r}; expected {known}, or path/to/file.py:Class")
     names = [name for name, _ in args.model_args]
+    if args.model in SHAPED_BY and (arch := [name for name in names if name.startswith("arch_")]):
+        parser.error(f"--model-args {arch[0]}: give --{arch[0].replace('_', '-')}")
     if len(set(names)) < len(names):
         parser.error("--model-args names an option twice")
     if names and args.model == "dlrm":
