@@ -32,8 +32,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -46,6 +44,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/time_to_auc.py`
 
 import input_segregation  # noqa: E402
+from bench.compare import standard_deviation  # noqa: E402
 from bench.run_records import (  # noqa: E402
     Records,
     all_training_s,
@@ -64,7 +63,7 @@ from slipstream.tools.runtime import describe_machine, git_commit  # noqa: E402
 from slipstream.training.recipe import decide  # noqa: E402
 
 META = ("--learning-rate", "0.1", "--mini-batch-size", "128")
-# A method's script and flags; what it is not given follows from its name, see `command_of`.
+# A method's script and flags; what it is not given follows from its name, see `Plan.command`.
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain": ("bench/plain_dlrm.py", META),
     "plain-gpu": ("bench/plain_dlrm.py", META),
@@ -146,8 +145,8 @@ class Plan:
                 raise ValueError(f"{method} is for CUDA; --device is {self.device.type}")
         self.rare = Path(args.rare_data_file or self.log)
         if args.min_count > 1 and args.rare_data_file is None and self._uses(USE_RARE):
-            digest = hashlib.sha256(json.dumps(fingerprint(self.log)).encode()).hexdigest()[:12]
-            name = f"{self.log.stem}_{digest}_min_count{args.min_count}.npz"
+            known_by = fingerprint(self.log)[:12]
+            name = f"{self.log.stem}_{known_by}_min_count{args.min_count}.npz"
             self.rare = Path(args.work_dir) / name
             if not self.rare.exists():
                 self.rare.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +261,7 @@ def tabulate(
         found = [reached(records, target) for records in logs]
         line: dict[str, Any] = {"method": method, "mini_batch": plan.mini_batch(method)}
         line |= {"n": len(logs), "num_there": sum(np.isfinite(one["samples"]) for one in found)}
-        line |= {"final_auc": np.mean(aucs), "sd": np.std(aucs, ddof=1) if len(aucs) > 1 else 0.0}
+        line |= {"final_auc": np.mean(aucs), "sd": standard_deviation(np.array(aucs))}
         whole = [all_training_s(records[-1]) for records in logs]
         line |= {"epoch_s": median(whole)}
         line |= {name: median([one[name] for one in found]) for name in ("samples", "training_s")}
