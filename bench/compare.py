@@ -51,6 +51,7 @@ from bench.run_records import (  # noqa: E402
     claim_runs,
     curve_of,
     run_once,
+    save_table,
 )
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
@@ -311,12 +312,7 @@ def main(argv: list[str] | None = None) -> Records:
     if args.markdown:
         print(markdown(rows) + "".join(f"\n\n{line}" for line in left_out))
     if args.csv:
-        import pandas
-
-        path = Path(args.csv)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
-        print(f"table: {path}")
+        save_table(rows, args.csv)
     return rows
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/front.py`
 
 from bench.compare import half_interval  # noqa: E402
 from bench.run_figures import COLOURS  # noqa: E402
-from bench.run_records import Records, finished_records  # noqa: E402
+from bench.run_records import Records, finished_records, save_table  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 
 WHOLE, SHORTER = "fae", "fae-less"
@@ -180,11 +180,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         draw(tables, Path(args.output))
     found = [line for lines in tables.values() for line in lines]
     if args.csv:
-        import pandas
-
-        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(found).to_csv(args.csv, index=False, float_format="%.6g")
-        print(f"table: {args.csv}")
+        save_table(found, args.csv)
     return found
 
 

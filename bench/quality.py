@@ -29,6 +29,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/quality.py`
 
+from bench.run_records import save_table  # noqa: E402
 from slipstream.logs.processed import load_processed  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.metrics import click_metrics  # noqa: E402
@@ -244,11 +245,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     lines += measure(scored, np.concatenate(labels), "the whole held-out day", *common)
     print_table(lines)
     if args.csv:
-        import pandas
-
-        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(lines).to_csv(args.csv, index=False, float_format="%.6g")
-        print(f"table: {args.csv}")
+        save_table(lines, args.csv)
     return lines
 
 

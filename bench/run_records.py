@@ -161,3 +161,13 @@ def curve_of(records: Records) -> Records:
 def all_training_s(record: Mapping[str, Any]) -> float:
     """Training time up to a record; the clocks count choosing inputs beside it."""
     return record["training_s"] + sum(record.get(name, 0.0) for name in OVERHEAD)
+
+
+def save_table(rows: Sequence[Mapping[str, Any]], file: str | Path) -> None:
+    """Write a bench's table as CSV, in a folder made for it, and say where it is."""
+    import pandas
+
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+    print(f"table: {path}")

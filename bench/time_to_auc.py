@@ -51,6 +51,7 @@ from bench.run_records import (  # noqa: E402
     claim_runs,
     curve_of,
     run_once,
+    save_table,
 )
 from bench.throughput import make_log  # noqa: E402
 from slipstream.logs.processed import load_processed  # noqa: E402
@@ -363,13 +364,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         lines = tabulate(plan, runs, target, seeds)
     print_table(lines, target)
     if args.csv:
-        import pandas
-
-        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
         where = machine.get("gpu") or machine["cpu"]
-        table = pandas.DataFrame(lines).assign(target=target, machine=where, commit=git_commit())
-        table.to_csv(args.csv, index=False, float_format="%.6g")
-        print(f"table: {args.csv}")
+        about = {"target": target, "machine": where, "commit": git_commit()}
+        save_table([{**line, **about} for line in lines], args.csv)
     return lines
 
 
