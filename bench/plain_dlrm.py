@@ -47,7 +47,7 @@ from slipstream.tools.device import choose_device, peak_device_bytes  # noqa: E4
 from slipstream.tools.metrics import click_metrics  # noqa: E402
 from slipstream.tools.runlog import Clocks, RunLog  # noqa: E402
 from slipstream.tools.runtime import describe_machine, git_commit, peak_rss_bytes  # noqa: E402
-from slipstream.training.embedding import ADAGRAD_EPS, initial_rows  # noqa: E402
+from slipstream.training.rows import ADAGRAD_EPS, initial_rows  # noqa: E402
 from slipstream.training.schedule import LearningRate  # noqa: E402
 
 PLACEMENTS = ("cpu", "hybrid", "gpu")

@@ -35,8 +35,8 @@ from slipstream.tools.runtime import peak_rss_bytes  # noqa: E402
 from slipstream.training import flags as flags_of  # noqa: E402
 from slipstream.training.build import build_model, build_trainer, network_of  # noqa: E402
 from slipstream.training.dropping import DropRule, DropSettings  # noqa: E402
-from slipstream.training.embedding import bytes_per_row  # noqa: E402
 from slipstream.training.progress import Progress  # noqa: E402
+from slipstream.training.rows import bytes_per_row  # noqa: E402
 from slipstream.training.sets import baseline_data, load_segregated  # noqa: E402
 from slipstream.training.trainer import Trainer  # noqa: E402
 

@@ -18,8 +18,9 @@ from torch import nn
 import dlrm_s_pytorch
 from dlrm_data_pytorch import baseline_data, load_processed
 from slipstream.training.batching import epoch_order
-from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.optimizers import make_optimizer
+from slipstream.training.rows import initial_rows
 from slipstream.training.step import TrainStep
 
 

@@ -3,13 +3,8 @@ import pytest
 import torch
 from helpers import dlrm
 
-from slipstream.training.embedding import (
-    EVALUATION,
-    EmbeddingTable,
-    _sum_by_row,
-    bytes_per_row,
-    initial_rows,
-)
+from slipstream.training.embedding import EVALUATION, EmbeddingTable
+from slipstream.training.rows import bytes_per_row, initial_rows, sum_by_row
 
 CPU = torch.device("cpu")
 
@@ -146,7 +141,7 @@ def test_gradients_of_equal_rows_are_added_by_place_as_by_sorting():
         gradient = torch.randn(300, 8, generator=generator)
         sums = [torch.zeros(40, 8) for _ in range(2)]
         for total, by in zip(sums, (None, place), strict=True):
-            total.index_add_(0, *_sum_by_row(index, gradient, by))
+            total.index_add_(0, *sum_by_row(index, gradient, by))
         assert torch.equal(*sums) and sums[0].any()
 
 

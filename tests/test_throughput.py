@@ -16,9 +16,10 @@ from bench import plain_dlrm, throughput
 from bench.turns import parse_method
 from dlrm_data_pytorch import baseline_data, load_processed
 from slipstream.tools import cli
-from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.evaluation import evaluate
 from slipstream.training.optimizers import make_optimizer
+from slipstream.training.rows import initial_rows
 from slipstream.training.step import TrainStep
 
 BOT, TOP = [3, 16, 8], [16, 1]

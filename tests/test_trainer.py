@@ -13,9 +13,10 @@ from dlrm_data_pytorch import load_processed
 from slipstream.tools import runlog
 from slipstream.tools.metrics import click_metrics
 from slipstream.tools.runlog import Clocks, RunLog
-from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.evaluation import evaluate
 from slipstream.training.progress import Progress, drop_report
+from slipstream.training.rows import initial_rows
 from slipstream.training.schedule import LearningRate
 
 

@@ -26,7 +26,7 @@ from slipstream.tools.runtime import StopRequest, available_memory_bytes
 from slipstream.tools.streams import torch_seed
 from slipstream.training.checkpoint import Checkpoints
 from slipstream.training.dropping import DropRule
-from slipstream.training.embedding import EmbeddingTable, initial_rows
+from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.evaluation import Ends
 from slipstream.training.flags import Settings
 from slipstream.training.growth import grown_rows, is_extended
@@ -34,6 +34,7 @@ from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.optimizers import make_optimizer
 from slipstream.training.policies import Policy
 from slipstream.training.progress import Progress
+from slipstream.training.rows import initial_rows
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import PreparedData, move_resident_inputs

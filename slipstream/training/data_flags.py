@@ -20,8 +20,8 @@ from slipstream.tools.locks import exclusive
 from slipstream.tools.npz import fingerprint, open_npz, unpack_manifest
 from slipstream.tools.places import resolved
 from slipstream.training.batching import SCHEDULES
-from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import recipe_of
+from slipstream.training.rows import bytes_per_row
 from slipstream.training.saved import Saved, found_checkpoint
 from slipstream.training.segregation import HOT_ROW_FLAGS, ROWS_FILE, default_folder, segregate
 from slipstream.training.sets import PreparedData, baseline_data, load_segregated

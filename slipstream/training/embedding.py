@@ -38,46 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.tools.streams import torch_seed
+from slipstream.training.rows import OPTIMIZERS, distinct, step_rows, sum_by_row
 
-ADAGRAD_EPS = 1e-10
-OPTIMIZERS = ("sgd", "rwsadagrad")
-DRAWN_ROWS = 1 << 16  # initial weights are drawn so many rows at a time
 EVALUATION = 2  # the area of batches that are only read; 0 and 1 are for training
-
-
-def bytes_per_row(dim: int, optimizer: str) -> int:
-    """Memory of one row in bytes: fp32 weights, and one fp32 sum for row-wise Adagrad."""
-    return 4 * dim + (4 if optimizer == "rwsadagrad" else 0)
-
-
-def initial_rows(
-    table_sizes: list[int],
-    dim: int,
-    slot_of_row: Tensor | None,
-    seed: int,
-    null_row: bool = False,
-) -> Tensor:
-    """Initial weights (num_rows, dim), in slot order: U(-sqrt(1/n), sqrt(1/n)) for a table of n
-    rows.
-
-    Values are drawn table by table in id order, so a row starts the same whatever its slot.
-    `slot_of_row` (num_rows,) maps table offset + id to slot; None numbers slots by table, then id.
-    With `null_row` a row of zeros follows.
-    """
-    generator = torch.Generator().manual_seed(torch_seed(seed, "rows"))
-    weight = torch.empty(sum(table_sizes) + null_row, dim)
-    weight[sum(table_sizes) :] = 0
-    start = 0
-    for size in table_sizes:
-        bound, end = size**-0.5, start + size
-        for first in range(start, end, DRAWN_ROWS):
-            part = slice(first, min(first + DRAWN_ROWS, end))
-            rows = torch.empty(part.stop - first, dim)
-            rows.uniform_(-bound, bound, generator=generator)
-            weight[part if slot_of_row is None else slot_of_row[part].long()] = rows
-        start = end
-    return weight
 
 
 class CopyLane:
@@ -241,7 +204,7 @@ class EmbeddingTable:
         on_host = raw.numpy() >= self.num_resident
         if not on_host.any():
             return StagedBatch(self._locked(slots))
-        host_rows, place = _distinct(places[on_host] - self.num_resident, self._place[area])
+        host_rows, place = distinct(places[on_host] - self.num_resident, self._place[area])
         if len(host_rows) > self._area_rows[area]:
             raise ValueError(
                 f"a batch needs {len(host_rows)} host rows; the staging area holds "
@@ -346,20 +309,13 @@ class EmbeddingTable:
         Of many small steps those below half a unit in a weight's last place would be lost. Adding
         up takes SGD 0 to 4 % of a step of Kaggle's model on a CPU, up to 8 % of a small one's.
 
-        `gradient` is (B, C, dim) and may be overwritten. SGD: w -= lr * g. Row-wise Adagrad:
-        s += mean(g^2); w -= lr * g / (sqrt(s) + 1e-10), as in DLRM's RWSAdagrad.
+        `gradient` is (B, C, dim) and may be overwritten; the formulas: `step_rows`.
         """
-        weight = self._device_arrays[0]
-        index, gradient = _sum_by_row(
+        index, gradient = sum_by_row(
             staged.index.reshape(-1), gradient.view(-1, self.dim), self._row_place
         )
-        if len(self._device_arrays) > 1:
-            sums = self._device_arrays[1]
-            sums.index_add_(0, index, gradient.pow(2).mean(1))
-            step = sums.index_select(0, index).sqrt_().add_(ADAGRAD_EPS)
-            gradient = gradient.div_(step.unsqueeze(1))
-        # Scaling first: index_add_ with alpha is six times slower on a CPU.
-        weight.index_add_(0, index, gradient.mul_(-learning_rate))
+        sums = self._device_arrays[1] if len(self._device_arrays) > 1 else None
+        step_rows(self._device_arrays[0], sums, index, gradient, learning_rate)
 
     def row_sums(self, staged: StagedBatch) -> Tensor | None:
         """A copy of Adagrad's sums of the batch's rows (B * C,), for `set_row_sums`; SGD: None."""
@@ -407,37 +363,3 @@ class EmbeddingTable:
         chosen = numbers[resident].to(self.device)
         self._device_arrays[0].index_copy_(0, chosen, rows[resident].to(self.device))
         self._host_arrays[0].index_copy_(0, numbers[~resident] - self.num_resident, rows[~resident])
-
-
-def _distinct(rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows, and where each of `rows` is among them; several times a sort's speed.
-
-    `place`, an int32 for every row there is, holds whatever and is left with that of each row.
-    """
-    order = np.arange(len(rows), dtype=np.int32)
-    place[rows] = order
-    distinct = rows[place[rows] == order]  # of equal rows one is left
-    place[distinct] = order[: len(distinct)]
-    return distinct, place[rows]
-
-
-def _sum_by_row(index: Tensor, gradient: Tensor, place: np.ndarray | None) -> tuple[Tensor, Tensor]:
-    """Add up the gradients (n, dim) of equal rows, in the order in which they come.
-
-    With `place`, see `_distinct`, by it. Else sorted: n rows again, of which the surplus ones add
-    0, as `torch.unique` would have the device waited for. The same bits.
-    """
-    if place is not None:
-        distinct, numbers = _distinct(index.numpy(), place)
-        sums = gradient.new_zeros((len(distinct), gradient.shape[1]))
-        # An index of 32 bits is six times slower.
-        sums.index_add_(0, torch.from_numpy(numbers).long(), gradient)
-        return torch.from_numpy(distinct), sums
-    # A device sorts by so many bits at a time: half the bits, half the time.
-    ordered, order = torch.sort(index.int(), stable=True)
-    starts = torch.ones_like(ordered)
-    starts[1:] = ordered[1:] != ordered[:-1]
-    group = starts.cumsum(0) - 1  # (n,) which distinct row
-    rows = torch.zeros_like(index).scatter_(0, group, ordered.long())
-    sums = torch.zeros_like(gradient).index_add_(0, group, gradient.index_select(0, order))
-    return rows, sums

@@ -15,7 +15,6 @@ from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
 from slipstream.training import output_flags
 from slipstream.training.batching import RANDOMIZE
-from slipstream.training.embedding import OPTIMIZERS
 from slipstream.training.held_out import CORRECTION, SAVE_PREDICTIONS
 from slipstream.training.optimizers import DENSE_OPTIMIZERS
 from slipstream.training.output_flags import OUTPUTS, OutputSettings
@@ -29,6 +28,7 @@ from slipstream.training.recipe import (
     Recipe,
     decide,
 )
+from slipstream.training.rows import OPTIMIZERS
 
 
 def loss_weights(text: str) -> list[float]:

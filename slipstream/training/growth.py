@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slipstream.logs.vocabulary import VOCABULARY
-from slipstream.training.embedding import initial_rows
+from slipstream.training.rows import initial_rows
 from slipstream.training.saved import Saved, row_chunks
 from slipstream.training.sets import PreparedData
 from slipstream.training.vocabulary_file import kept_vocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slipstream.training.dropping import CHOICE_BYTES
-from slipstream.training.embedding import bytes_per_row
+from slipstream.training.rows import bytes_per_row
 
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
 # cuBLAS takes 8 of 4 MB (CUBLAS_WORKSPACE_CONFIG) for each stream: the main one, the graph's.

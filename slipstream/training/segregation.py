@@ -50,7 +50,6 @@ from slipstream.tools.places import (
     resolved,
 )
 from slipstream.tools.runtime import check_free_disk, ordered, write_json
-from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import OPTIMIZER
 from slipstream.training.min_counts import merge_rare, min_counts_after, rare_ids_of
 from slipstream.training.popularity import (
@@ -61,6 +60,7 @@ from slipstream.training.popularity import (
     rank_inputs,
     slots_of_rows,
 )
+from slipstream.training.rows import bytes_per_row
 from slipstream.training.set_files import (
     RANKING_FILE,
     ROWS_FILE,
