@@ -14,7 +14,7 @@ from typing import Any
 
 from slipstream.model.dlrm import DLRM_Net
 from slipstream.serving.export import exported_after
-from slipstream.tools import cli
+from slipstream.tools import cli, processes
 from slipstream.training import data_flags, dlrm_flags, flags
 from slipstream.training.run import run_training
 
@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train the baseline; returns the summary."""
     args = parse_args(argv)
+    processes.start(args.processes, __file__, argv)
     data_flags.take_saved_model(args)
     prepared = data_flags.open_baseline(args)
     settings = flags.settings_of(args, prepared.data.num_train)
@@ -44,4 +45,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run_script(main)
+    processes.run_script(main)

@@ -40,7 +40,7 @@ def train_baseline(prepared: PreparedData, words: list[str]) -> tuple[Trainer, S
 
 def predict(trainer: Trainer, inputs: Any) -> np.ndarray:
     """A trained model's logits (n,) of some inputs."""
-    return outputs_of(trainer.step.model, trainer.table, inputs, trainer.judge.batch_size)
+    return outputs_of(trainer.judge.logits_of, inputs, trainer.judge.batch_size)
 
 
 def with_training(prepared: PreparedData, start: int, stop: int) -> PreparedData:

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from slipstream.training.batching import EpochPlan, epoch_order
-from slipstream.training.dropping import DropRule, DropSettings, Reach
+from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.reach import Reach
+from slipstream.training.team import Alone
 
 NUM_HOT, NUM_FEATURES = 30, 6
 
@@ -39,6 +41,7 @@ def reach(hot, table, cold=None, counts=None):
         table.leading_rows,
         lambda inputs, chosen: inputs.slots_of(chosen)[:, 0].float(),
         lambda name: nullcontext(),
+        Alone(None, None, None),
         counts,
     )
 

@@ -70,8 +70,8 @@ def test_the_next_cold_batch_is_prepared_before_this_one_is_done():
     loader, _, _, cold = make(True)
     prepared, stage = threading.Event(), loader.table.stage
 
-    def spied(*values):
-        staged = stage(*values)
+    def spied(*values, **more):
+        staged = stage(*values, **more)
         if threading.current_thread().name.startswith("loader"):
             prepared.set()
         return staged
@@ -87,7 +87,7 @@ def test_the_next_cold_batch_is_prepared_before_this_one_is_done():
 def test_an_error_on_the_host_thread_ends_the_epoch(fails):
     loader, *_ = make(True)
 
-    def broken(*values):
+    def broken(*values, **more):
         raise ValueError("broken")
 
     setattr(loader.table, fails, broken)

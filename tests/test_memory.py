@@ -7,6 +7,7 @@ SIZES = {
     "dim": 16,
     "optimizer": "sgd",
     "dense_optimizer": "adam",
+    "num_ranks": 1,
     "num_resident": 100,
     "num_features": 3,
     "batch_size": 8,

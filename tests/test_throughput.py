@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from bench.turns import parse_method
 from dlrm_data_pytorch import baseline_data, load_processed
 from slipstream.tools import cli
 from slipstream.training.embedding import EmbeddingTable
-from slipstream.training.evaluation import evaluate
+from slipstream.training.evaluation import evaluate, logits_of
 from slipstream.training.optimizers import make_optimizer
 from slipstream.training.rows import initial_rows
 from slipstream.training.step import TrainStep
@@ -49,7 +50,7 @@ def test_the_yardstick_is_the_same_model(processed):
     assert not torch.allclose(learned, initial_rows(TABLE_SIZES.tolist(), 8, None, 1), atol=1e-3)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(plain_model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
-    expected = evaluate(click_model(model, len(TABLE_SIZES)), table, test, 100)
+    expected = evaluate(partial(logits_of, click_model(model, len(TABLE_SIZES)), table), test, 100)
     got = plain_dlrm.evaluate(plain_model, plain_dlrm.ClickDataset(test), 100)
     assert got["auc"] == pytest.approx(expected["auc"], abs=1e-3)
     assert got["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-4)

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from slipstream.tools import runlog
 from slipstream.tools.metrics import click_metrics
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.training.embedding import EmbeddingTable
-from slipstream.training.evaluation import evaluate
+from slipstream.training.evaluation import evaluate, logits_of
 from slipstream.training.progress import Progress, drop_report
 from slipstream.training.rows import initial_rows
 from slipstream.training.schedule import LearningRate
@@ -55,7 +56,7 @@ def test_evaluation_in_batches_equals_scikit_learn_at_once(processed, batch_size
     with torch.no_grad():
         logits = model(dense, rows[slots]).double()
     table = EmbeddingTable(rows, num_resident, 5000 * 5, torch.device("cpu"))
-    metrics = evaluate(click_model(model, 5), table, test, batch_size)
+    metrics = evaluate(partial(logits_of, click_model(model, 5), table), test, batch_size)
     assert metrics["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
     assert metrics["log_loss"] == pytest.approx(log_loss(labels, torch.sigmoid(logits)), abs=1e-6)
 

@@ -34,7 +34,7 @@ from slipstream.logs.transforms import KINDS, TRANSFORMS, Transforms
 from slipstream.logs.vocabulary import VOCABULARY
 from slipstream.model.networks import NETWORKS
 from slipstream.serving.model import CORRECTION, LOAD_MODEL, NETWORK, TrainedModel, load_model
-from slipstream.tools import cli
+from slipstream.tools import cli, processes
 from slipstream.tools.optional import need
 from slipstream.tools.pictures import check_picture, draw
 from slipstream.tools.places import remove_ours
@@ -269,6 +269,8 @@ def exported_after(args: argparse.Namespace, prepared: PreparedData) -> Iterator
     if not prepared.manifest.get(VOCABULARY):
         raise ValueError(f"--save-onnx: these data keep no vocabulary: {NO_SCORES}")
     yield
+    if (ranks := processes.current()) is not None and not ranks.is_first:
+        return
     folder = args.load_model if args.inference_only else args.save_model
     network = None if args.model in NETWORKS else args.model
     write_onnx(folder, args.save_onnx, network, args.correct_sub_sampling)

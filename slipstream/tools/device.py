@@ -70,12 +70,16 @@ def random_state(device: torch.device) -> dict[str, np.ndarray]:
     return state
 
 
-def restore_random(state: Mapping[str, np.ndarray], device: torch.device) -> None:
-    """Go on with the random numbers where `random_state` was taken; what is not there stays."""
-    if "cpu" in state:
-        torch.set_rng_state(torch.from_numpy(np.array(state["cpu"])))
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(torch.from_numpy(np.array(state["cuda"])), device)
+def restore_random(state: Mapping[str, np.ndarray], device: torch.device, rank: int = 0) -> None:
+    """Go on with the random numbers where `random_state` was taken; what is not there stays.
+
+    Of a rank other than 0 the state's names end in `_<rank>`.
+    """
+    end = f"_{rank}" if rank else ""
+    if (cpu := state.get("cpu" + end)) is not None:
+        torch.set_rng_state(torch.from_numpy(np.array(cpu)))
+    if (cuda := state.get("cuda" + end)) is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(torch.from_numpy(np.array(cuda)), device)
 
 
 def free_device_bytes(device: torch.device) -> int:

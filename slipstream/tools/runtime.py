@@ -159,15 +159,20 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+STOPPING = b"\nstopping after this mini-batch; once more: at once\n"
+
+
 class StopRequest:
     """Notes Ctrl-C, SIGTERM and a lost terminal while the body runs, so that it ends in good order.
 
     `signal` is the number of the first, or None. A second one ends the process at once, unless
-    either is a hang-up: shell and kernel send one each. What was ignored (`nohup`) stays so.
+    either is a hang-up: shell and kernel send one each. What was ignored (`nohup`) stays so. It is
+    said where it `speaks`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: bool = True) -> None:
         self.signal: int | None = None
+        self._speaks = speaks
         self._is_asked = False  # by Ctrl-C or SIGTERM
         self._before: dict[int, Any] = {}
 
@@ -192,7 +197,8 @@ class StopRequest:
         self.signal = number
         # Not `print`: the signal may have come in the middle of one.
         with contextlib.suppress(OSError):  # of a `tee` that had the same Ctrl-C
-            os.write(2, b"\nstopping after this mini-batch; once more: at once\n")
+            if self._speaks:
+                os.write(2, STOPPING)
 
 
 def sync_file(file: IO[Any]) -> None:

@@ -35,6 +35,8 @@ def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng(seed_sequence(seed, purpose, *numbers))
 
 
-def torch_seed(seed: int, purpose: str) -> int:
+def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
     """A seed of 63 bits for PyTorch's generators."""
-    return int(seed_sequence(seed, purpose).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        seed_sequence(seed, purpose, *numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from slipstream.model.networks import (
     values_kept,
 )
 from slipstream.tools.device import free_device_bytes
+from slipstream.tools.ranks import Ranks
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest, available_memory_bytes
 from slipstream.tools.streams import torch_seed
@@ -30,14 +30,16 @@ from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.evaluation import Ends
 from slipstream.training.flags import Settings
 from slipstream.training.growth import grown_rows, is_extended
+from slipstream.training.loader import Table
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.optimizers import make_optimizer
 from slipstream.training.policies import Policy
 from slipstream.training.progress import Progress
-from slipstream.training.rows import initial_rows
+from slipstream.training.rows import Shard, initial_rows
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import PreparedData, move_resident_inputs
+from slipstream.training.sharded import ShardedTable
 from slipstream.training.step import TrainStep
 from slipstream.training.trainer import Trainer
 
@@ -87,10 +89,12 @@ def build_model(
     device: torch.device,
     saved: Saved | None = None,
     policy: Policy | None = None,
-) -> tuple[ClickModel, EmbeddingTable]:
+    ranks: Ranks | None = None,
+) -> tuple[ClickModel, Table]:
     """The model on its device and the table, with new weights or those of a checkpoint.
 
-    `policy` is that of a run that drops inputs, whose choice takes memory.
+    `policy` is that of a run that drops inputs, whose choice takes memory. Of `ranks` each has its
+    part of the rows.
 
     Seeds PyTorch, for what the network draws from here on. Raises `MemoryError`, before the rows
     are allocated, where the run will not fit into memory.
@@ -106,35 +110,51 @@ def build_model(
     kept = values_kept(ClickModel(network, layout), features, spec, training.seed)
     num_rows, num_resident = int(sizes.sum()), machine.num_resident
     if num_resident == -1:
-        num_resident = num_rows if device.type == "cpu" else prepared.num_hot
-    _check_memory(settings, prepared, device, network, kept, num_resident, policy)
+        # Of several ranks each has a copy of those.
+        is_one_memory = device.type == "cpu" and ranks is None
+        num_resident = num_rows if is_one_memory else prepared.num_hot
+    shard = Shard(num_rows, num_resident)
+    if ranks is not None:
+        shard = Shard(num_rows, num_resident, ranks.rank, ranks.size)
+    _check_memory(settings, prepared, device, network, kept, shard, policy, ranks)
     slots, sums = prepared.slot_of_row, None
     if saved is not None:
         saved.load_network(network)
         optimizer = saved.identity["run"].get("--optimizer")
         with_sums = training.optimizer == optimizer == "rwsadagrad"
         if is_extended(saved, prepared.manifest):
-            rows, sums = grown_rows(saved, prepared, dim, training.seed, with_sums)
+            rows, sums = grown_rows(saved, prepared, dim, training.seed, with_sums, shard)
         else:
-            rows, sums = saved.load_rows(num_rows, dim, slots, with_sums, prepared.has_absent)
+            absent = prepared.has_absent
+            rows, sums = saved.load_rows(num_rows, dim, slots, with_sums, absent, shard)
     else:
-        by_row = None if slots is None else torch.from_numpy(np.array(slots))
-        rows = initial_rows(sizes.tolist(), dim, by_row, training.seed, prepared.has_absent)
-    table = EmbeddingTable(
-        rows,
-        num_resident,
-        training.mini_batch_size * layout.num_columns,
-        device,
-        training.optimizer,
-        settings.evaluation.test_mini_batch_size * layout.num_columns,
-        sums,
-        prepared.has_absent,
-    )
-    torch.manual_seed(torch_seed(training.seed, "training"))
+        rows = initial_rows(sizes.tolist(), dim, slots, training.seed, prepared.has_absent, shard)
+    table = _table(settings, prepared, device, rows, sums, shard, ranks)
+    # What each rank draws for its part of a batch is its own.
+    rank = () if ranks is None or ranks.is_first else (ranks.rank,)
+    torch.manual_seed(torch_seed(training.seed, "training", *rank))
     model = ClickModel(
         *(network.to(device), layout, machine.precision, machine.compile), training.loss_threshold
     )
     return model, table
+
+
+def _table(
+    settings: Settings,
+    prepared: PreparedData,
+    device: torch.device,
+    rows: torch.Tensor,
+    sums: torch.Tensor | None,
+    shard: Shard,
+    ranks: Ranks | None,
+) -> Table:
+    num_columns, optimizer = prepared.layout.num_columns, settings.training.optimizer
+    sizes = (settings.training.mini_batch_size, settings.evaluation.test_mini_batch_size)
+    batch, test = (-(-size // shard.size) * num_columns for size in sizes)
+    kept = (sums, prepared.has_absent)
+    if ranks is not None:
+        return ShardedTable(rows, shard, ranks, batch, device, optimizer, test, *kept)
+    return EmbeddingTable(rows, shard.num_resident, batch, device, optimizer, test, *kept)
 
 
 def _check_memory(
@@ -143,8 +163,9 @@ def _check_memory(
     device: torch.device,
     network: nn.Module,
     num_kept: int,
-    num_resident: int,
+    shard: Shard,
     policy: Policy | None,
+    ranks: Ranks | None,
 ) -> None:
     """Print what the run will take; `MemoryError` where it is not free."""
     model, on_device = settings.model, device.type == "cuda"
@@ -156,7 +177,8 @@ def _check_memory(
         dim=model.arch_sparse_feature_size,
         optimizer=settings.training.optimizer,
         dense_optimizer=settings.training.dense_optimizer,
-        num_resident=num_resident,
+        num_resident=shard.num_resident,
+        num_ranks=shard.size,
         num_features=prepared.layout.num_columns,
         batch_size=min(settings.training.mini_batch_size, prepared.data.num_train),
         test_batch_size=min(settings.evaluation.test_mini_batch_size, len(prepared.data.test)),
@@ -170,7 +192,10 @@ def _check_memory(
         on_device=on_device,
     )
     free_device = free_device_bytes(device) if on_device else None
-    print(check_needs(needs, available_memory_bytes(), free_device))
+    num_local = 1 if ranks is None else ranks.local_size
+    # Of one device each rank has its share.
+    sharing = -(-num_local // max(torch.cuda.device_count(), 1)) if on_device else 1
+    print(check_needs(needs, available_memory_bytes(), free_device, num_local, sharing))
 
 
 def build_trainer(
@@ -178,13 +203,14 @@ def build_trainer(
     prepared: PreparedData,
     schedule: str,
     model: ClickModel,
-    table: EmbeddingTable,
+    table: Table,
     rule: DropRule | None,
     log: Log,
     clocks: Clocks,
     on_report: Callable[[Progress], None] | None = None,
     checkpoints: Checkpoints | None = None,
     stop: StopRequest | None = None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """The training loop that `settings` ask for."""
     training, machine, judged = settings.training, settings.machine, settings.evaluation
@@ -199,6 +225,7 @@ def build_trainer(
         step=TrainStep(
             *(model, table, optimizer, batch_size, graph, rate_ratio),
             label_weights=training.loss_weights if training.loss_function == "wbce" else None,
+            ranks=ranks,
         ),
         overlap=machine.overlap == "true" or (machine.overlap == "auto" and on_cuda),
         hot_rows_resident=table.num_resident >= prepared.num_hot,
@@ -227,6 +254,7 @@ def build_trainer(
         checkpoints=checkpoints,
         stop=stop,
         on_report=on_report,
+        ranks=ranks,
     )
 
 

@@ -38,7 +38,7 @@ from slipstream.tools.places import (
     resolved,
 )
 from slipstream.tools.runtime import check_free_disk, sync_folder, write_json
-from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.loader import Table
 from slipstream.training.saved import (
     BEST,
     DESCRIPTION,
@@ -179,7 +179,7 @@ class Checkpoints:
         folder: Path,
         identity: dict[str, dict[str, Any]],
         network: dict[str, Any],
-        table: EmbeddingTable,
+        table: Table,
         slot_of_row: np.ndarray | None,
         every: Every,
         keep: int,

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,31 +28,11 @@ from torch import Tensor
 from slipstream.tools.streams import stream
 from slipstream.training.batching import KIND_NAMES, EpochPlan
 from slipstream.training.policies import CHUNK, Chunk, Policy, WindowRows, find_policy
-from slipstream.training.sets import Inputs
+from slipstream.training.reach import Reach, Team
 from slipstream.training.staleness import Threshold, stale_mask, threshold_for_drop
 from slipstream.training.window import Window
 
 CHOICE_BYTES = 53  # measured: candidates, groups, critical thresholds, random orders, weights
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What a drop rule may ask of the training it follows.
-
-    Attributes:
-        hot, cold: the training inputs.
-        leading_rows: n -> a copy of the weights of slots [0, n), on the device.
-        losses: training inputs -> the model's loss (n,) on each of the given ones.
-        count: a clock's name -> the context that counts time there.
-        access_counts: (num_rows,) int64 by slot; None: not counted.
-    """
-
-    hot: Inputs
-    cold: Inputs
-    leading_rows: Callable[[int], Tensor]
-    losses: Callable[[Inputs, np.ndarray], Tensor]
-    count: Callable[[str], AbstractContextManager[None]]
-    access_counts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -169,14 +148,19 @@ class DropRule:
         """Inputs dropped so far in this epoch, less those that came back."""
         return len(self._pool)
 
-    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Where the epoch's choices stand, for `restore`: plain JSON, and arrays."""
+    def state(self, team: Team | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Where the epoch's choices stand, for `restore`: plain JSON, and arrays.
+
+        Of a `team`, rank 0, for a checkpoint: with what all have touched.
+        """
         values = {
             "choices": self._choices,
             "targets": self._targets,
             "next_start": self._next_start if math.isfinite(self._next_start) else None,
         }
         of_window, arrays = self.window.state()
+        if team is not None and self.window.touched is not None:
+            arrays["touched"] = team.joined(self.window.touched).cpu().numpy()
         return values | of_window, {"pool": self._pool, **arrays}
 
     def restore(
@@ -217,8 +201,10 @@ class DropRule:
             len(plan.remaining(True))
         ):
             with reach.count("snapshot"):
+                assert window.touched is not None
+                reach.team.join(window.touched)
                 rows = window.close(reach.leading_rows(self.num_hot), reach.access_counts)
-            self._choose(plan, reach, rows)
+            reach.team.choose(self, plan, lambda: self._choose(plan, reach, rows))
             every = self.settings.recalibrate_every
             self._next_start = trained / plan.num_hot_inputs + every if every else math.inf
 

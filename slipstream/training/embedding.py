@@ -77,6 +77,22 @@ class CopyLane:
 
 
 @dataclass(frozen=True)
+class Loan:
+    """Rows that a batch has from other ranks, see `slipstream.training.sharded`.
+
+    Attributes:
+        asked: (n,) places of the rows that this rank lends, those of rank 0's part first.
+        lent, borrowed: how many go to, and come from, each rank.
+        numbers: (sum(borrowed),) of the borrowed rows, in the order in which they lie.
+    """
+
+    asked: Tensor
+    lent: list[int]
+    borrowed: list[int]
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
 class StagedBatch:
     """A batch's places in the device array, and which host rows lie in a staging area.
 
@@ -87,6 +103,7 @@ class StagedBatch:
         shared: two (S,) arrays: places in the device array of rows of the batch before, and of the
             same rows in this batch; None where no row is shared.
         arrived: mark behind which the rows are in the area.
+        loan: the rows are of other ranks; None: of this process.
     """
 
     index: Tensor
@@ -94,6 +111,7 @@ class StagedBatch:
     host_rows: np.ndarray | None = None
     shared: tuple[Tensor, Tensor] | None = None
     arrived: Any = None
+    loan: Loan | None = None
 
 
 class EmbeddingTable:
@@ -186,18 +204,20 @@ class EmbeddingTable:
         area: int = 0,
         before: StagedBatch | None = None,
         after: Any = None,
+        resident: bool = False,
     ) -> StagedBatch:
         """Bring a batch's host rows into a staging area; a host thread may do so ahead of `enter`.
 
         Takes slots (B, C) int64 on the host; on a device only those of resident rows. `before` is
         the batch before it, where that one has not been written back yet. The area is written
-        behind the mark `after`. A batch without host rows touches no host row memory. Raises
+        behind the mark `after`. A batch without host rows, which `resident` says of one, touches no
+        host row memory. Raises
         `ValueError` when the batch needs more distinct host rows than the area holds.
         """
         raw, slots = slots, self._with_null(slots)
         if slots.device.type != "cpu":
             return StagedBatch(slots)
-        if self.num_resident == self.num_rows:
+        if resident or self.num_resident == self.num_rows:
             return StagedBatch(self._locked(slots))
         places = slots.numpy()
         # Of the slots as they were: the null row's place is also some host row's slot.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from slipstream.model.networks import ClickModel
@@ -23,7 +24,8 @@ from slipstream.tools.metrics import (
 )
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
-from slipstream.training.embedding import EVALUATION, EmbeddingTable
+from slipstream.training.embedding import EVALUATION
+from slipstream.training.loader import Table
 from slipstream.training.progress import Progress, is_of
 from slipstream.training.sets import Inputs, TrainingData
 
@@ -63,43 +65,54 @@ class Interrupted(Exception):
     """A signal came during an evaluation."""
 
 
+# Some inputs -> their logits and labels (B,), on the device.
+LogitsOf = Callable[[Inputs, np.ndarray | slice], tuple[Tensor, Tensor]]
+
+
 def logits_of(
-    model: ClickModel, table: EmbeddingTable, inputs: Inputs, chosen: np.ndarray | slice
+    model: ClickModel, table: Table, inputs: Inputs, chosen: np.ndarray | slice
 ) -> tuple[Tensor, Tensor]:
     """Logits and labels (B,) of some inputs, on the device, without autograd or dropout."""
     with model.evaluating():
         dense, slots, labels = inputs.batch(chosen)
         staged = table.enter(table.stage(slots, EVALUATION, after=table.lane.mark()))
+        if not len(labels):  # a rank's part may be none
+            return torch.empty(0, device=table.device), labels.to(table.device)
         rows, present = table.lookup(staged), table.present(staged)
         return model(dense.to(table.device), rows, present), labels.to(table.device)
 
 
+def losses_of(logits_of: LogitsOf, inputs: Inputs, chosen: np.ndarray, batch_size: int) -> Tensor:
+    """The model's loss (n,) on each of the chosen inputs, whatever their weights."""
+    found = []
+    for start in range(0, len(chosen), batch_size):
+        logits, labels = logits_of(inputs, chosen[start : start + batch_size])
+        labels = labels.to(logits.dtype)
+        found.append(binary_cross_entropy_with_logits(logits, labels, reduction="none"))
+    return torch.cat(found)
+
+
 def outputs_of(
-    model: ClickModel,
-    table: EmbeddingTable,
-    inputs: Inputs,
-    batch_size: int,
-    stop: StopRequest | None = None,
+    logits_of: LogitsOf, inputs: Inputs, batch_size: int, stop: StopRequest | None = None
 ) -> np.ndarray:
     """The model's logits (n,) on all `inputs`, in batches, without autograd.
 
     Raises `ValueError` when one is not finite, `Interrupted` between two batches when `stop` has
     noted a signal.
     """
-    logits = [torch.empty(0, device=table.device)]
+    logits = []
     for start in range(0, len(inputs), batch_size):
         if stop is not None and stop.signal:
             raise Interrupted
-        logits.append(logits_of(model, table, inputs, slice(start, start + batch_size))[0])
-    outputs = torch.cat(logits).cpu().numpy()
+        logits.append(logits_of(inputs, slice(start, start + batch_size))[0])
+    outputs = torch.cat(logits).cpu().numpy() if logits else np.empty(0, np.float32)
     if not np.isfinite(outputs).all():
         raise ValueError("the model's outputs are not finite; lower --learning-rate")
     return outputs
 
 
 def evaluate(
-    model: ClickModel,
-    table: EmbeddingTable,
+    logits_of: LogitsOf,
     inputs: Inputs,
     batch_size: int,
     stop: StopRequest | None = None,
@@ -112,7 +125,7 @@ def evaluate(
     adds what `mean_calibration` says and the `reliability` table (a sort of the inputs, as the AUC
     takes). Raises as `outputs_of` does, and `ValueError` for weights that no input may have.
     """
-    outputs = outputs_of(model, table, inputs, batch_size, stop)
+    outputs = outputs_of(logits_of, inputs, batch_size, stop)
     if logit_shift:
         outputs = outputs.astype(np.float64) + logit_shift
     weights = inputs.weights_of(slice(0, len(inputs)))
@@ -136,7 +149,8 @@ class Judge:
     """Evaluates a run's model on the way and at its end, and has the best one kept.
 
     Args:
-        model, table, data: of the run.
+        logits_of: the run's model.
+        data: of the run.
         batch_size: inputs a mini-batch.
         val_freq: steps between validations; 0: at the end only, when there is nothing to choose.
         ends: when the run has reached its end.
@@ -150,8 +164,7 @@ class Judge:
     def __init__(
         self,
         *,
-        model: ClickModel,
-        table: EmbeddingTable,
+        logits_of: LogitsOf,
         data: TrainingData,
         batch_size: int,
         val_freq: int,
@@ -164,7 +177,7 @@ class Judge:
         keep_best: Callable[[], Any] | None,
         rate: Callable[[], float],
     ) -> None:
-        self.model, self.table, self.data, self.batch_size = model, table, data, batch_size
+        self.logits_of, self.data, self.batch_size = logits_of, data, batch_size
         self.val_freq, self.ends = val_freq, ends
         self.log, self.clocks, self._stop = log, clocks, stop
         self._settle, self._explain, self._rate = settle, explain, rate
@@ -211,7 +224,7 @@ class Judge:
             self._settle()
             shift, size = self.data.held_out_shift, self.batch_size
             try:
-                metrics = evaluate(self.model, self.table, inputs, size, self._stop, shift, final)
+                metrics = evaluate(self.logits_of, inputs, size, self._stop, shift, final)
             except ValueError as error:
                 raise ValueError(self._explain(str(error).partition(";")[0])) from error
         loss = progress.loss if math.isfinite(progress.loss) else None

@@ -13,6 +13,7 @@ from slipstream.model.flags import ModelSettings
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
 from slipstream.tools.device import PRECISIONS
+from slipstream.tools.processes import PROCESSES
 from slipstream.training import output_flags
 from slipstream.training.batching import RANDOMIZE
 from slipstream.training.held_out import CORRECTION, SAVE_PREDICTIONS
@@ -125,6 +126,7 @@ TRAINING = (
     cli.SEED,
 )
 MACHINE = (
+    PROCESSES,
     Flag(
         "--device",
         ("auto", "cpu", "cuda"),
@@ -321,6 +323,7 @@ class TrainingSettings:
 class MachineSettings:
     """The values of `MACHINE`."""
 
+    processes: int
     device: str
     num_threads: int
     precision: str

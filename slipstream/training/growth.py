@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slipstream.logs.vocabulary import VOCABULARY
-from slipstream.training.rows import initial_rows
+from slipstream.training.rows import Shard, initial_rows
 from slipstream.training.saved import Saved, row_chunks
 from slipstream.training.sets import PreparedData
 from slipstream.training.vocabulary_file import kept_vocabulary
@@ -30,7 +30,12 @@ def is_extended(saved: Saved, manifest: Mapping[str, Any]) -> bool:
 
 
 def grown_rows(
-    saved: Saved, prepared: PreparedData, dim: int, seed: int, with_sums: bool
+    saved: Saved,
+    prepared: PreparedData,
+    dim: int,
+    seed: int,
+    with_sums: bool,
+    shard: Shard | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Rows in slot order, and Adagrad's sums where asked for, as `Saved.load_rows` returns them.
 
@@ -39,8 +44,8 @@ def grown_rows(
     sizes, slots = prepared.table_sizes, prepared.slot_of_row
     known = kept_vocabulary(saved).tables
     null_row, num_rows = prepared.has_absent, int(sizes.sum())
-    by_row = None if slots is None else torch.from_numpy(np.array(slots))
-    rows = initial_rows(sizes.tolist(), dim, by_row, seed, null_row)
+    shard = shard or Shard(num_rows, num_rows)
+    rows = initial_rows(sizes.tolist(), dim, slots, seed, null_row, shard)
     sums = torch.zeros(len(rows)) if with_sums else None
     with saved.reading():
         old_rows, old_sums = saved.arrays["rows"], saved.arrays.get("row_sums")
@@ -52,18 +57,19 @@ def grown_rows(
         for table, size in zip(known, sizes.tolist(), strict=True):
             for part in row_chunks((len(table), dim)):
                 old = slice(old_start + part.start, old_start + part.stop)
-                into = _places(slots, start + part.start, start + part.stop)
-                rows[into] = torch.from_numpy(np.array(old_rows[old]))
+                into = _slots(slots, start + part.start, start + part.stop)
+                shard.put(rows, into, torch.from_numpy(np.array(old_rows[old])))
                 if sums is not None and old_sums is not None:
-                    sums[into] = torch.from_numpy(np.array(old_sums[old]))
+                    shard.put(sums, into, torch.from_numpy(np.array(old_sums[old])))
             if table.rare_id is not None:
                 rare = torch.from_numpy(np.array(old_rows[old_start + table.rare_id]))
-                rows[_places(slots, start + len(table), start + size)] = rare
+                added = _slots(slots, start + len(table), start + size)
+                shard.put(rows, added, rare.expand(size - len(table), -1))
             start, old_start = start + size, old_start + len(table)
     print(f"new rows: {num_rows - old_start:,} of {num_rows:,}")
     return rows, sums
 
 
-def _places(slots: np.ndarray | None, start: int, stop: int) -> Any:
-    """Where the rows from `start` to `stop`, in order of table and id, are in slot order."""
-    return slice(start, stop) if slots is None else torch.from_numpy(slots[start:stop].astype(int))
+def _slots(slots: np.ndarray | None, start: int, stop: int) -> np.ndarray | slice:
+    """Of the rows from `start` to `stop`, in order of table and id."""
+    return slice(start, stop) if slots is None else slots[start:stop]

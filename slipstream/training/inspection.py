@@ -7,11 +7,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
+from slipstream.tools.runlog import RunLog
 from slipstream.training.flags import MachineSettings
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
@@ -23,12 +23,17 @@ TRACE = "trace.json"
 
 @contextmanager
 def inspected(
-    machine: MachineSettings, trainer: Trainer, prepared: PreparedData, folder: Path
+    machine: MachineSettings, trainer: Trainer, prepared: PreparedData, log: RunLog | None
 ) -> Iterator[None]:
     """Do what --debug-mode and --enable-profiling ask for around the body, which trains.
 
-    The trace lies in `folder`; of a CUDA graph it shows the replay, not its operations' names.
+    The trace lies beside the `log`; of a CUDA graph it shows the replay, not its operations' names.
+    Without one, on a rank that has none, nothing is done.
     """
+    if log is None:
+        yield
+        return
+    folder = log.path.parent
     if machine.debug_mode:
         print_model(trainer, prepared)
     if not machine.enable_profiling:

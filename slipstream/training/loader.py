@@ -22,11 +22,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from slipstream.tools.ranks import Ranks
 from slipstream.training.batching import EpochPlan, PlannedBatch
 from slipstream.training.embedding import EmbeddingTable, StagedBatch
 from slipstream.training.sets import Inputs
+from slipstream.training.sharded import ShardedTable
 
 T = TypeVar("T")
+Table = EmbeddingTable | ShardedTable
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Batch:
         dense: (B, num_dense) float32.
         labels: (B,) float32.
         weights: (B,) float32 loss weights, those of the inputs times the plan's; None: all 1.
-        weight_sum: all of them added up.
+        weight_sum: all of them added up, those of other ranks, too.
         slots: (B, C) int64, where they were cut.
         staged: its rows.
     """
@@ -51,10 +54,17 @@ class Batch:
     slots: Tensor
     staged: StagedBatch
 
+    @property
+    def num_inputs(self) -> int:
+        """Inputs of the batch, over all ranks; B of them are this one's."""
+        return len(self.planned.inputs)
+
 
 @dataclass(frozen=True)
 class _Cut:
-    """A batch that a host thread has prepared; staged where that may be done ahead."""
+    """A batch, or this rank's part of it, that a host thread has prepared; staged where that may be
+    done ahead.
+    """
 
     planned: PlannedBatch
     dense: Tensor
@@ -75,21 +85,24 @@ class Loader:
         hot_rows_resident: no hot input needs a host row, so the rows of the next cold batch may be
             staged before the hot batches in between have been trained.
         window: inputs of each kind to announce ahead, where they do not fit into memory; 0: none.
+        ranks: with each of which a batch is shared, and its rows are exchanged; None: no other.
     """
 
     def __init__(
         self,
         hot: Inputs,
         cold: Inputs,
-        table: EmbeddingTable,
+        table: Table,
         overlap: bool,
         hot_rows_resident: bool,
         window: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         self.window = window
         self._inputs = {True: hot, False: cold}
-        self.table, self.hot_rows_resident = table, hot_rows_resident
-        self._worker = ThreadPoolExecutor(1, "loader") if overlap else None
+        self.table, self.hot_rows_resident, self._ranks = table, hot_rows_resident, ranks
+        # Rows of other ranks are asked for by the main thread.
+        self._worker = ThreadPoolExecutor(1, "loader") if overlap and ranks is None else None
         self._cutter = ThreadPoolExecutor(1, "cutter") if overlap else None
         self._ahead: dict[bool, Future[_Cut]] = {}
         self._last_task: Future[Any] | None = None
@@ -120,7 +133,7 @@ class Loader:
         cut = self._take(planned)
         staged = cut.staged
         if staged is None and self._needs_no_host_row(cut):
-            staged = self.table.stage(cut.slots)  # nothing to wait for
+            staged = self.table.stage(cut.slots, resident=True)  # nothing to wait for
         elif staged is None:
             # Where one was staged ahead for nothing: nobody else uses that area.
             area = self._num_staged % 2
@@ -203,7 +216,7 @@ class Loader:
         if planned is None:
             return
         cut = self._cutter.submit(lambda: self._cut(planned))
-        if hot or not self.hot_rows_resident:
+        if hot or not self.hot_rows_resident or self._worker is None:
             self._ahead[hot] = cut
             return
         self._num_staged += 1
@@ -216,14 +229,15 @@ class Loader:
         self._ahead[hot] = self._submit(stage)
 
     def _cut(self, planned: PlannedBatch) -> _Cut:
-        inputs = self._inputs[planned.hot]
-        dense, slots, labels = inputs.batch(planned.inputs)
+        inputs, number = self._inputs[planned.hot], len(planned.inputs)
+        mine = slice(number) if self._ranks is None else self._ranks.part(number)
+        dense, slots, labels = inputs.batch(planned.inputs[mine])
         # Of host memory, wherever the inputs are: their sum is asked for without waiting.
         found = planned.weights
         if (own := inputs.weights_of(planned.inputs)) is not None:
             found = own if found is None else own * found
-        weight_sum = float(len(labels)) if found is None else float(found.sum())
-        weights = None if found is None else torch.from_numpy(found)
+        weight_sum = float(number) if found is None else float(found.sum())
+        weights = None if found is None else torch.from_numpy(found[mine])
         if self.table.device.type == "cuda":
             # Page-locked, so that their copies need not wait for the device.
             weights = None if weights is None else weights.pin_memory()

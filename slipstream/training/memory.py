@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from slipstream.training.dropping import CHOICE_BYTES
 from slipstream.training.rows import bytes_per_row
 
+TOO_MANY_ROWS = "--max-ind-range or --arch-sparse-feature-size"
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
 # cuBLAS takes 8 of 4 MB (CUBLAS_WORKSPACE_CONFIG) for each stream: the main one, the graph's.
 WORKSPACE_BYTES = 2 * (8 << 22)
@@ -29,6 +30,7 @@ def training_needs(
     optimizer: str,
     dense_optimizer: str,
     num_resident: int,
+    num_ranks: int,
     num_features: int,
     batch_size: int,
     test_batch_size: int,
@@ -45,24 +47,26 @@ def training_needs(
     `num_activations` are the values an input has in the network; `num_snapshot_rows` the hot rows
     where a drop rule copies them, twice; `num_choice_inputs` the inputs it chooses among.
     Formulas: `embedding`, `step`, `staleness` beside this module. On a CPU, `on_device` false, the
-    host holds both parts.
+    host holds both parts. Of `num_ranks`, those of one.
     """
     row_bytes = bytes_per_row(dim, optimizer)
-    num_host = num_rows - num_resident
+    batch_size, test_batch_size = (-(-n // num_ranks) for n in (batch_size, test_batch_size))
+    num_host = -(-(num_rows - num_resident) // num_ranks)
     area = min(batch_size * num_features, num_host)
     areas = AREAS * area + min(test_batch_size * num_features, num_host)
     # A CPU adds up the gradients of equal rows by place.
     sum_places = 0 if on_device else 4 * (num_resident + areas)
     one_memory = not on_device and num_host == 0
     resident = 0 if one_memory else num_resident * row_bytes
-    per_input = 8 * batch_size * num_activations
     # Evaluation keeps no gradients, and only two layers at once.
-    per_input = max(per_input, 2 * test_batch_size * num_activations)
+    per_input = max(8 * batch_size, 2 * test_batch_size) * num_activations
     optimizer_bytes = {"sgd": 8, "adagrad": 12, "adam": 16}[dense_optimizer]
     network = optimizer_bytes * num_parameters + 4 * num_buffers
     return [
         Need(
-            "embedding rows", "--max-ind-range or --arch-sparse-feature-size", num_rows * row_bytes
+            "embedding rows",
+            "--max-ind-range or --arch-sparse-feature-size",
+            (num_resident + num_host) * row_bytes,
         ),
         Need("resident rows", "--hot-emb-gpu-mem or --num-resident", device=resident),
         Need("places of rows", "--num-resident", host=12 * num_host + sum_places),
@@ -86,28 +90,37 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
 
 
-def check_needs(needs: list[Need], free_host: int, free_device: int | None) -> str:
+def check_needs(
+    needs: list[Need],
+    free_host: int,
+    free_device: int | None,
+    num_processes: int = 1,
+    num_sharing: int = 1,
+) -> str:
     """A line that says what is needed; `MemoryError` where that is not free.
 
-    `free_device` None: the host holds what is meant for the device.
+    `free_device` None: the host holds what is meant for the device. Of `num_processes` on this
+    machine each needs as much, and `num_sharing` share a device.
     """
     host = {
         need.what: need.host + (0 if free_device is not None else need.device) for need in needs
     }
-    memories = [("host", host, free_host)]
+    memories = [("host", host, free_host // num_processes)]
     if free_device is not None:
-        memories.append(("device", {need.what: need.device for need in needs}, free_device))
+        on_device = {need.what: need.device for need in needs}
+        memories.append(("device", on_device, free_device // num_sharing))
     said = []
+    of_each = f" for each of {num_processes} processes" if num_processes > 1 else ""
     for name, taken, free in memories:
         total, largest = sum(taken.values()), max(needs, key=lambda need: taken[need.what])
         if total > free:
             raise MemoryError(
-                f"the run needs about {_size(total)} of {name} memory,"
+                f"the run needs about {_size(total)} of {name} memory{of_each},"
                 f" {_size(taken[largest.what])} of them for {largest.what};"
                 f" {_size(free)} are free: choose another {largest.flag}"
             )
         said.append(
-            f"{_size(total)} of {name} memory ({_size(free)} are free),"
+            f"{_size(total)} of {name} memory{of_each} ({_size(free)} are free),"
             f" {_size(taken[largest.what])} of them for {largest.what}"
         )
     return "memory: about " + "; ".join(said)

@@ -29,7 +29,7 @@ def save_predictions(path: str | Path, trainer: Trainer) -> None:
         with open(partial, "w", encoding="utf-8") as file:
             file.write("set,label,probability\n")
             for name, inputs in (("test", data.test), ("val", data.val)):
-                logits = outputs_of(trainer.step.model, trainer.table, inputs, size)
+                logits = outputs_of(trainer.judge.logits_of, inputs, size)
                 scores = probabilities(logits, data.held_out_shift)
                 for start in range(0, len(inputs), PIECE):
                     part = slice(start, start + PIECE)

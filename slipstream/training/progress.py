@@ -45,6 +45,35 @@ class Progress:
             "dropped_share": self.dropped / max(seen, 1),
         }
 
+    def share_left(
+        self, num_left: int, num_train: int, num_epochs: int, max_steps: int, batch_size: int
+    ) -> float:
+        """Inputs still to train over those of a run that drops none, of `num_epochs` of
+        `num_train`, or of `max_steps` if there are fewer (0: no bound). `num_left`: of the epoch.
+        """
+        total = num_epochs * num_train
+        left = (num_epochs - self.epoch - 1) * num_train + num_left
+        if max_steps:
+            total = min(total, max_steps * batch_size)
+            left = min(left, (max_steps - self.step) * batch_size)
+        return left / total
+
+    def report(self, learning_rate: float, training_s: float) -> dict[str, Any]:
+        """The record of a report, kept in `losses`."""
+        record = {"epoch": self.epoch, **self.shares(), "loss": self.loss}
+        record |= {"learning_rate": learning_rate, "training_s": training_s}
+        self.losses.append(record)
+        return record
+
+
+def said_of(record: dict[str, Any]) -> str:
+    """A report's line for people."""
+    step, samples, seconds = (record[name] for name in ("step", "samples", "training_s"))
+    return (
+        f"step {step}: loss {record['loss']:.4f}, {samples:,} samples, "
+        f"{samples / max(seconds, 1e-9):,.0f} samples/s, {1e3 * seconds / step:.2f} ms a mini-batch"
+    )
+
 
 def take_progress(progress: Progress, values: Mapping[str, Any]) -> None:
     """Put what a checkpoint says into `progress`, which others hold, too, and its `drops`."""

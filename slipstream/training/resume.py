@@ -19,6 +19,7 @@ from slipstream.model.features import features_of
 from slipstream.model.networks import NETWORKS, NetworkSpec
 from slipstream.tools.device import PRECISIONS, has_bf16
 from slipstream.tools.output import lost
+from slipstream.tools.ranks import Ranks
 from slipstream.tools.runlog import Log
 from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
@@ -30,6 +31,7 @@ from slipstream.training.saved import (
     differences,
     find_checkpoint,
     found_checkpoint,
+    open_checkpoint,
 )
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
@@ -116,21 +118,30 @@ def is_same_folder(run: RunSettings) -> bool:
 
 
 def find_saved(
-    run: RunSettings, identity: dict[str, dict[str, Any]], manifest: Mapping[str, Any]
+    run: RunSettings,
+    identity: dict[str, dict[str, Any]],
+    manifest: Mapping[str, Any],
+    ranks: Ranks | None = None,
 ) -> tuple[Saved | None, bool]:
     """The checkpoint that --load-model names, and whether the run takes up its place, too.
 
-    `manifest`: of the data, whose file may extend that of the checkpoint.
+    `manifest`: of the data, whose file may extend that of the checkpoint. Of `ranks` all take the
+    one that rank 0 finds.
 
     Raises `ValueError` with what differs for one of another model or other data, and where it lies
     in --save-model also for one of another run; `FileNotFoundError` where there is none.
     """
     if run.load_model is None:
         return None, False
-    is_auto = run.load_model == "auto"
-    folder = run.save_model if is_auto else run.load_model
-    assert folder is not None
-    saved = find_checkpoint(folder) if is_auto else found_checkpoint(folder)
+    saved = None
+    if ranks is None or ranks.is_first:
+        is_auto = run.load_model == "auto"
+        folder = run.save_model if is_auto else run.load_model
+        assert folder is not None
+        saved = find_checkpoint(folder) if is_auto else found_checkpoint(folder)
+    if ranks is not None:
+        place, _ = ranks.share(None if saved is None else str(saved.folder.absolute()))
+        saved = None if place is None else saved or open_checkpoint(place)
     if saved is None:
         return None, False
     with saved.reading():

@@ -13,12 +13,12 @@ import torch
 
 from slipstream.logs.processed import planted_limit
 from slipstream.model.networks import NetworkSpec
+from slipstream.tools import processes
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
-from slipstream.tools.locks import release
 from slipstream.tools.output import lost
 from slipstream.tools.places import output_file
 from slipstream.tools.plugins import Plugin
-from slipstream.tools.runlog import Clocks, Log, RunLog, was_busy
+from slipstream.tools.runlog import Clocks, Log, NoLog, RunLog, was_busy
 from slipstream.tools.runtime import (
     StopRequest,
     describe_machine,
@@ -35,11 +35,11 @@ from slipstream.training.build import (
 from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
 from slipstream.training.curves import drawn
 from slipstream.training.dropping import DropRule, DropSettings
-from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.evaluation import click_rate
 from slipstream.training.flags import RunSettings, Settings, TrainingSettings
 from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
+from slipstream.training.loader import Table
 from slipstream.training.pictures import draw_network
 from slipstream.training.policies import Policy, check_schedule, find_policy
 from slipstream.training.predictions import save_predictions
@@ -56,9 +56,11 @@ from slipstream.training.resume import (
 )
 from slipstream.training.saved import Saved
 from slipstream.training.sets import PreparedData
+from slipstream.training.team import say_differences
 from slipstream.training.trainer import Trainer
 from slipstream.training.vocabulary_file import keep_vocabulary
 
+NO_LOG: Log = NoLog()
 METRICS = ("auc", "log_loss", "accuracy", "normalized_entropy")
 
 
@@ -74,26 +76,26 @@ def run_training(
     `schedule` and `drop_settings` are what makes the method, with the data in `prepared`.
     """
     run, device = settings.run, choose_device(settings.machine.device)
-    prepared = _begin(settings, prepared)
+    ranks, prepared = processes.current(), _begin(settings, prepared)
+    is_first = ranks is None or ranks.is_first
     spec, policy = _network(settings, prepared), _policy(drop_settings, schedule)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
-        if run.save_model:
+        if run.save_model and is_first:
             folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
-        saved, resumes = find_saved(run, identity, prepared.manifest)
+        saved, resumes = find_saved(run, identity, prepared.manifest, ranks)
         settings = settle_precision(settings, device, saved, resumes)
         machine = settings.machine
-        identity["rate"][PRECISION] = machine.precision
-        tuned = tune_process(device, machine.num_threads, machine.precision, machine.deterministic)
-        model, table = build_model(settings, spec, prepared, device, saved, policy)
-        # The same command begins and goes on, so its name may be taken.
-        run_log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
+        identity["rate"][PRECISION] = precision = machine.precision
+        tuned = tune_process(device, machine.num_threads, precision, machine.deterministic)
+        model, table = build_model(settings, spec, prepared, device, saved, policy, ranks)
+        say_differences(model.network, ranks)
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
-        progress = Progress()
-        stack.enter_context(run_log.until_the_end(lambda: progress.step))
-        log = stack.enter_context(_with_curves(run_log, settings, resumes))
-        own = {"network": spec.plugin, "policy": None if policy is None else policy.plugin}
+        progress, run_log, log = Progress(), None, NO_LOG
+        if is_first:
+            run_log, log = _open_log(stack, method, settings, resumes, progress)
+        own = {"network": spec.plugin, "policy": policy and policy.plugin}
         _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
@@ -101,25 +103,25 @@ def run_training(
             rule = DropRule(drop_settings, prepared.num_hot, seed, report, policy)
         network = spec.describe() | {"features": describe_features(prepared, settings.model)}
         checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
-        release()  # the data's files: each is open
-        stop = stack.enter_context(StopRequest())
+        processes.opened()
+        stop = stack.enter_context(StopRequest(processes.speaks_of_signals()))
         trainer = build_trainer(
-            settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints, stop
+            *(settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints),
+            *(stop, ranks),
         )
         trainer.progress = progress
         if saved is not None:
             go_on(trainer, saved, resumes, log)
             saved = None  # a file that is mapped takes room after its deletion
-        with inspected(settings.machine, trainer, prepared, run_log.path.parent):
+        with inspected(settings.machine, trainer, prepared, run_log):
             trainer.evaluate_only() if run.inference_only else trainer.run()
-        if stop.signal:
-            stop_program(stop.signal, trainer, log)
+        if trainer.team.signal:
+            stop_program(trainer.team.signal, trainer, log)
         summary = _end(method, trainer, prepared, log, run.save_predictions)
-    print(f"log: {run_log.path}")
-    if checkpoints is not None and trainer.save_failure is None:
-        print(f"model: {checkpoints.last_path}")
-    _raise_lost(trainer.save_failure, run_log.failure)
-    return {**summary, "log": str(run_log.path)}
+    if run_log is not None:
+        _say_where(run_log, trainer)
+        summary["log"] = str(run_log.path)
+    return summary
 
 
 def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
@@ -139,8 +141,12 @@ def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
     return settle_correction(prepared, judged.correct_sub_sampling)
 
 
-def _raise_lost(*failures: OSError | None) -> None:
-    """Raise what could not be kept, after the results, which stand."""
+def _say_where(run_log: RunLog, trainer: Trainer) -> None:
+    """Say where log and model are. `OSError`: what could not be kept, after the results."""
+    print(f"log: {run_log.path}")
+    if trainer.checkpoints is not None and trainer.save_failure is None:
+        print(f"model: {trainer.checkpoints.last_path}")
+    failures = (trainer.save_failure, run_log.failure)
     if found := [str(failure) for failure in failures if failure is not None]:
         raise OSError("; ".join(found))
 
@@ -161,6 +167,17 @@ def _policy(drop_settings: DropSettings | None, schedule: str) -> Policy | None:
     policy = find_policy(drop_settings.policy, drop_settings.alpha)
     check_schedule(policy, schedule)
     return policy
+
+
+def _open_log(
+    stack: ExitStack, method: str, settings: Settings, resumes: bool, progress: Progress
+) -> tuple[RunLog, Log]:
+    """The run's log, closed with `stack`, and what also draws curves where that is asked for."""
+    run = settings.run
+    # The same command begins and goes on, so its name may be taken.
+    run_log = RunLog(run.runs_dir, run.run_name, method, resumes or run.load_model == "auto")
+    stack.enter_context(run_log.until_the_end(lambda: progress.step))
+    return run_log, stack.enter_context(_with_curves(run_log, settings, resumes))
 
 
 def _with_curves(log: RunLog, settings: Settings, resumes: bool) -> AbstractContextManager[Log]:
@@ -184,7 +201,7 @@ def _checkpoints(
     folder: Path | None,
     identity: dict[str, dict[str, Any]],
     network: dict[str, Any],
-    table: EmbeddingTable,
+    table: Table,
     prepared: PreparedData,
     saved: Saved | None,
 ) -> Checkpoints | None:
@@ -202,7 +219,7 @@ def _log_start(
     method: str,
     settings: Settings,
     prepared: PreparedData,
-    table: EmbeddingTable,
+    table: Table,
     tuned: dict[str, Any],
     plugins: dict[str, Plugin | None],
     saved: Saved | None,
@@ -242,11 +259,16 @@ def _end(
     method: str, trainer: Trainer, prepared: PreparedData, log: Log, predictions: str | None
 ) -> dict[str, Any]:
     """Log and print the summary; save the predictions where asked for."""
-    summary = _summary(method, trainer, prepared)
-    log.write("summary", **summary)
-    _print_summary(summary)
-    if predictions is not None:
-        save_predictions(predictions, trainer)
+    summary: dict[str, Any] = {}
+
+    def end() -> None:
+        summary.update(_summary(method, trainer, prepared))
+        log.write("summary", **summary)
+        _print_summary(summary)
+        if predictions is not None:
+            save_predictions(predictions, trainer)
+
+    trainer.team.led(end)
     return summary
 
 
@@ -269,6 +291,7 @@ def _summary(method: str, trainer: Trainer, prepared: PreparedData) -> dict[str,
         **seconds,
         "segregation_s": prepared.manifest.get("seconds") if prepared.num_hot else None,
         "samples_per_s": progress.samples / max(seconds["training_s"], 1e-9),
+        **trainer.team.communication(),
         "involuntary_switches_per_s": trainer.clocks.switches_per_s(),
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_device_bytes": peak_device_bytes(),

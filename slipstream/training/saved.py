@@ -23,6 +23,7 @@ from slipstream.tools.mapped import advise
 from slipstream.tools.npz import check_sums, fingerprint, open_npz
 from slipstream.tools.runtime import read_json
 from slipstream.training.described import check_described, check_finite, check_state
+from slipstream.training.rows import Shard
 
 VERSION = 2  # 1, of DLRM alone, without random state, still loads
 CHUNK_BYTES = 1 << 23  # of rows in memory at once
@@ -114,31 +115,39 @@ class Saved:
         slot_of_row: np.ndarray | None,
         with_sums: bool,
         null_row: bool = False,
+        shard: Shard | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Rows (num_rows, dim) in slot order and, where asked for, Adagrad's sums (num_rows,).
 
-        With `null_row` zeros follow, see `EmbeddingTable`.
+        With `null_row` zeros follow, see `EmbeddingTable`. Of a `shard` its rows, in its numbering.
         """
+        shard = shard or Shard(num_rows, num_rows)
         with self.reading():
-            loaded = [self._by_slot("rows", (num_rows, dim), slot_of_row, null_row)]
+            loaded = [self._by_slot("rows", (num_rows, dim), slot_of_row, null_row, shard)]
             if with_sums:
-                loaded.append(self._by_slot("row_sums", (num_rows,), slot_of_row, null_row))
+                loaded.append(self._by_slot("row_sums", (num_rows,), slot_of_row, null_row, shard))
         return loaded[0], loaded[1] if with_sums else None
 
     def _by_slot(
-        self, name: str, shape: tuple[int, ...], slot_of_row: np.ndarray | None, null_row: bool
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        slot_of_row: np.ndarray | None,
+        null_row: bool,
+        shard: Shard,
     ) -> Tensor:
         stored = self.arrays[name]
         if stored.shape != shape or stored.dtype != FLOAT:
             raise ValueError(f"{name} has shape {stored.shape} of {stored.dtype}; {shape} here")
-        by_slot = np.empty((shape[0] + null_row, *shape[1:]), np.float32)
-        by_slot[shape[0] :] = 0
+        by_slot = torch.empty((shard.num_kept + null_row, *shape[1:]), dtype=torch.float32)
+        by_slot[shard.num_kept :] = 0
         least = 0.0 if name == "row_sums" else -np.inf
         for part in row_chunks(shape):
             check_finite(name, stored[part], least)
-            by_slot[part if slot_of_row is None else slot_of_row[part]] = stored[part]
+            slots = part if slot_of_row is None else slot_of_row[part]
+            shard.put(by_slot, slots, torch.from_numpy(np.array(stored[part])))
             advise(stored[part], mmap.MADV_DONTNEED)
-        return torch.from_numpy(by_slot)
+        return by_slot
 
 
 def state_arrays(network: nn.Module) -> dict[str, Tensor]:

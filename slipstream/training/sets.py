@@ -38,7 +38,6 @@ from slipstream.tools.device import free_device_bytes
 from slipstream.tools.npz import check_sums, fingerprint, open_npz
 from slipstream.tools.runtime import available_memory_bytes, read_json
 from slipstream.tools.schema import check_fields
-from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.set_files import (
     ROWS_FILE,
     SEGREGATE_AGAIN,
@@ -347,9 +346,15 @@ class DeviceInputs:
         return dense, slots.long(), labels
 
 
-def move_resident_inputs(
-    prepared: PreparedData, table: EmbeddingTable, always: bool
-) -> TrainingData:
+class Places(Protocol):
+    """What a table says of where its rows are."""
+
+    num_rows: int
+    num_resident: int
+    device: torch.device
+
+
+def move_resident_inputs(prepared: PreparedData, table: Places, always: bool) -> TrainingData:
     """Copy the training inputs whose rows are all on the device there too.
 
     Those are the hot inputs, and all of them where every row is resident. Unless `always`, a set

@@ -31,14 +31,18 @@ import torch.nn.functional as nn_functional
 from torch import Tensor
 
 from slipstream.model.networks import ClickModel, kept_buffers, restore_buffers
+from slipstream.tools.ranks import Ranks
+from slipstream.training.agreement import Joined
 from slipstream.training.described import check_finite
 from slipstream.training.embedding import EmbeddingTable, StagedBatch
+from slipstream.training.loader import Table
 from slipstream.training.optimizers import can_capture, is_adaptive
 from slipstream.training.saved import saved_name, state_arrays
 
 # What each optimizer keeps of a parameter, and which of it is never negative.
 KEPT = {"SGD": set(), "Adagrad": {"step", "sum"}, "Adam": {"step", "exp_avg", "exp_avg_sq"}}
 NOT_NEGATIVE = ("step", "sum", "exp_avg_sq")
+NUM_FLAGS = 4  # that ranks tell each other with a step: three signals, and a checkpoint is due
 NUM_WARMUP_STEPS = 3  # before a capture, as PyTorch's documentation asks
 
 
@@ -53,17 +57,19 @@ class TrainStep:
         use_graph: replay full batches as a CUDA graph, where the device and optimizer allow it.
         rate_ratio: the network's learning rate over the rows'.
         label_weights: of the loss of an input without and with a click; None: 1.
+        ranks: of each of which a batch is a part; None: this process trains it whole.
     """
 
     def __init__(
         self,
         model: ClickModel,
-        table: EmbeddingTable,
+        table: Table,
         optimizer: torch.optim.Optimizer,
         batch_size: int,
         use_graph: bool = True,
         rate_ratio: float = 1.0,
         label_weights: Sequence[float] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.table, self.optimizer = model, table, optimizer
         self.batch_size = batch_size
@@ -76,7 +82,12 @@ class TrainStep:
         # SGD's step follows from the gradient, so a short batch, whose loss is divided by the full
         # size, steps in proportion. Others step by the rate: theirs is scaled, and not the loss.
         self._scales_rate = is_adaptive(optimizer) or table.optimizer != "sgd"
+        # A step of several ranks waits for the others in between.
+        use_graph = use_graph and ranks is None
         self._use_graph = use_graph and table.device.type == "cuda" and can_capture(optimizer)
+        self.joined: Joined | None = None
+        if ranks is not None:
+            self.joined = Joined(ranks, list(self._parameters.values()), NUM_FLAGS)
         self._graph: _StepGraph | None = None
 
     def __call__(
@@ -86,15 +97,19 @@ class TrainStep:
         labels: Tensor,
         weights: Tensor | None,
         learning_rate: float,
+        num_inputs: int | None = None,
     ) -> None:
-        """Train on a batch whose rows have been entered; all tensors are on the device."""
+        """Train on a batch whose rows have been entered; all tensors are on the device.
+
+        `num_inputs`: of the whole batch, where this is a rank's part of it.
+        """
         if self._use_graph and len(labels) == self.batch_size:
             if self._graph is None:
                 self._graph = self._capture(dense, staged, labels)
             if self._graph is not None:
                 self._graph.replay(dense, staged.index, labels, weights, learning_rate)
                 return
-        self._run(dense, staged, labels, weights, learning_rate)
+        self._run(dense, staged, labels, weights, learning_rate, num_inputs)
 
     @property
     def has_graph(self) -> bool:
@@ -180,29 +195,52 @@ class TrainStep:
         labels: Tensor,
         weights: Tensor | None,
         learning_rate: float | Tensor,
+        num_joined: int | None = None,
     ) -> None:
         rows = self.table.lookup(staged).requires_grad_()
-        logits = self.model(dense, rows, self.table.present(staged))
+        num_joined = len(labels) if num_joined is None else num_joined
         # Each input counts alike: with SGD and a mean, a last batch of 55 inputs would step as far
         # as one of 1024, which costs up to 0.05 of AUC.
         num_inputs = self.batch_size
-        if self._scales_rate and len(labels) < self.batch_size:
-            learning_rate, num_inputs = learning_rate * len(labels) / num_inputs, len(labels)
+        if self._scales_rate and num_joined < self.batch_size:
+            learning_rate, num_inputs = learning_rate * num_joined / num_inputs, num_joined
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._network_rate(learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = self._loss_of(dense, rows, staged, labels, weights)
+        if len(labels):  # a rank's part may be none
+            (loss_sum / num_inputs).backward()
+        gradient = torch.zeros_like(rows) if rows.grad is None else rows.grad
+        loss_sum = loss_sum.detach()
+        if self.joined is None:
+            self.optimizer.step()
+            self.table.update(staged, gradient, learning_rate)
+        else:
+            finish = self.joined.begin(loss_sum, len(labels))
+            self.table.update(staged, gradient, learning_rate)
+            loss_sum = finish(num_joined)
+            self.optimizer.step()
+        self._loss_sum += loss_sum
+
+    def _loss_of(
+        self,
+        dense: Tensor,
+        rows: Tensor,
+        staged: StagedBatch,
+        labels: Tensor,
+        weights: Tensor | None,
+    ) -> Tensor:
+        """The sum of the inputs' losses."""
+        if not len(labels):
+            return self._loss_sum.new_zeros(())
+        logits = self.model(dense, rows, self.table.present(staged))
         if self.label_weights is not None:
             without, with_click = self.label_weights
             by_label = without + (with_click - without) * labels
             weights = by_label if weights is None else weights * by_label
-        loss_sum = nn_functional.binary_cross_entropy_with_logits(
+        return nn_functional.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), weight=weights, reduction="sum"
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._network_rate(learning_rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss_sum / num_inputs).backward()
-        self.optimizer.step()
-        assert rows.grad is not None
-        self.table.update(staged, rows.grad, learning_rate)
-        self._loss_sum += loss_sum.detach()
 
     def _network_rate(self, learning_rate: float | Tensor) -> float | Tensor:
         if isinstance(learning_rate, Tensor):
@@ -229,6 +267,7 @@ class TrainStep:
         """
         loss_sum, buffers = self._loss_sum.clone(), kept_buffers(self.model.network)
         known = {key: value.clone() for key, value in self._optimizer_state().items()}
+        assert isinstance(self.table, EmbeddingTable)
         row_sums = self.table.row_sums(staged)
         on_cuda = self.table.device.type == "cuda"
         random = torch.cuda.get_rng_state(self.table.device) if on_cuda else None

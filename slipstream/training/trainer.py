@@ -21,26 +21,34 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from slipstream.tools.device import random_state, restore_random
+from slipstream.tools.device import restore_random
+from slipstream.tools.ranks import Ranks
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.batching import EpochPlan, epoch_order, order_check
 from slipstream.training.checkpoint import Checkpoints, Parts
 from slipstream.training.dropping import DropRule, Reach
-from slipstream.training.evaluation import Ends, Interrupted, Judge, logits_of
+from slipstream.training.evaluation import Ends, Interrupted, Judge, losses_of
 from slipstream.training.keeping import Keeper
 from slipstream.training.loader import Batch, Loader
 from slipstream.training.place import check_epochs, check_place, check_rule
-from slipstream.training.progress import Progress, due, is_of, log_drop, shown, take_progress
+from slipstream.training.progress import (
+    Progress,
+    due,
+    is_of,
+    log_drop,
+    said_of,
+    shown,
+    take_progress,
+)
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import Inputs, TrainingData
 from slipstream.training.step import TrainStep
+from slipstream.training.team import team_of
 
 MAX_UNCHECKED = 1000  # steps after which the loss is looked at, whatever is printed
 NO_INPUTS = np.empty(0, np.int64)
@@ -63,6 +71,7 @@ class Trainer:
         checkpoints: writes them; None: the model is not kept.
         stop: asked after each step, and in evaluations, whether to end.
         on_report: called at each report, after the device has been waited for, in its place.
+        ranks: that train parts of each batch; None: this process trains it whole.
     """
 
     def __init__(
@@ -90,19 +99,21 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
         stop: StopRequest | None = None,
         on_report: Callable[[Progress], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.step, self.table = step, step.table
-        self.window = window
-        self.loader = Loader(data.hot, data.cold, step.table, overlap, hot_rows_resident, window)
+        self.step, self.table, self.window = step, step.table, window
+        rows = (step.table, overlap, hot_rows_resident)
+        self.loader = Loader(data.hot, data.cold, *rows, window, ranks)
         self.learning_rate, self.data, self.drop_rule = learning_rate, data, drop_rule
         self.log, self.clocks = log, clocks
-        self.num_epochs, self.seed = num_epochs, seed
+        self.num_epochs, self.seed, self.max_steps = num_epochs, seed, max_steps
         self.schedule, self.randomize = schedule, randomize
         self.test_freq, self.val_freq, self.print_freq = test_freq, val_freq, print_freq
-        self.max_steps = max_steps
-        self.checkpoints, self._stop = checkpoints, stop or StopRequest()
-        self._on_report = on_report
-        self.progress = Progress()
+        self.checkpoints, stop = checkpoints, stop or StopRequest()
+        self._on_report, self.progress = on_report, Progress()
+        of_run = (step, stop, checkpoints, data, lambda: self.progress, drop_rule)
+        self.team = team_of(ranks, *of_run)
+        self._order_check: list[int] = []
         self._rate = learning_rate.base  # of the last step
         self.keeper = Keeper(
             checkpoints=checkpoints,
@@ -114,8 +125,8 @@ class Trainer:
             rate=lambda: self._rate,
             parts=self._parts,
         )
-        self.judge = self._make_judge(test_batch_size, ends or Ends())
-        asked = (self._leading_rows, self._losses, clocks.count, data.access_counts)
+        self.judge = self._make_judge(test_batch_size, ends or Ends(), stop)
+        asked = (self._leading_rows, self._losses, clocks.count, self.team, data.access_counts)
         self._reach = Reach(data.hot, data.cold, *asked)
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
@@ -124,17 +135,16 @@ class Trainer:
         self._plan: EpochPlan | None = None  # of the epoch in progress
         self._saved: Saved | None = None  # its plan is to be gone on with
 
-    def _make_judge(self, batch_size: int, ends: Ends) -> Judge:
+    def _make_judge(self, batch_size: int, ends: Ends, stop: StopRequest) -> Judge:
         return Judge(
-            model=self.step.model,
-            table=self.table,
+            logits_of=self.team.logits,
             data=self.data,
             batch_size=batch_size,
             val_freq=self.val_freq,
             ends=ends,
             log=self.log,
             clocks=self.clocks,
-            stop=self._stop,
+            stop=stop,
             settle=self.loader.settle,
             explain=self.keeper.explain,
             keep_best=self.keeper.save_best if self.checkpoints is not None else None,
@@ -158,7 +168,7 @@ class Trainer:
             self.window = self.loader.window = int(values["window"])
             self.clocks.add(values["clocks"])
             self.step.restore(*saved.part("step"))
-            restore_random(saved.part("random")[1], self.table.device)
+            restore_random(saved.part("random")[1], self.table.device, self.team.rank)
             if self.progress.reached:  # what ends a run may be another now
                 self.progress.reached = self.judge.ends.reason(self.progress)
         self._saved = saved
@@ -176,26 +186,30 @@ class Trainer:
                     self._run_epoch()
             finally:
                 self.loader.close()
-            if not self._stop.signal:
-                self._finish()
+            if not self.team.signal:
+                self.team.led(self._finish)
                 self._say_if_undecided()
         except Interrupted:
             pass
-        if self._stop.signal:
-            self.keeper.save(is_last=True)
+        if self.team.signal:
+            self.team.led(lambda: self.keeper.save(is_last=True))
         return self.progress
 
     def evaluate_only(self) -> Progress:
         """Evaluate on validation and test, without training."""
         self.loader.close()
-        with contextlib.suppress(Interrupted):
+
+        def judge() -> None:
             self.judge.validate(self.progress)
             self.judge.test(self.progress, final=True)
+
+        with contextlib.suppress(Interrupted):
+            self.team.led(judge)
         return self.progress
 
     def _ends(self) -> bool:
         enough = self.max_steps > 0 and self.progress.step >= self.max_steps
-        return enough or self.progress.reached is not None or self._stop.signal is not None
+        return enough or self.progress.reached is not None or self.team.signal is not None
 
     def _finish(self) -> None:
         self._take_loss()
@@ -209,6 +223,8 @@ class Trainer:
             return
         self.judge.validate(self.progress)
         is_best = bool(self.judge.ends.patience) and self.keeper.load_best()
+        if is_best:
+            self.team.spread_network()
         self.judge.test(self.progress, final=True, is_best=is_best)
 
     def _say_if_undecided(self) -> None:
@@ -287,16 +303,16 @@ class Trainer:
             if batch is None:
                 return False
             self._train_step(batch)
-            bar.update(len(batch.labels))
+            bar.update(batch.num_inputs)
             if self._is_due():
                 return True
 
     def _is_due(self) -> bool:
         step = self.progress.step
         freqs = (self.print_freq, self.test_freq, self.val_freq, self.max_steps, MAX_UNCHECKED)
-        if self._stop.signal is not None or any(due(step, freq) for freq in freqs):
+        if self.team.signal is not None or any(due(step, freq) for freq in freqs):
             return True
-        return self.checkpoints is not None and self.checkpoints.is_due(step)
+        return self.team.is_checkpoint_due(step)
 
     def _follow_drop_rule(self, plan: EpochPlan, bar: tqdm) -> None:
         assert self.drop_rule is not None
@@ -313,35 +329,24 @@ class Trainer:
     def _losses(self, inputs: Inputs, chosen: np.ndarray) -> Tensor:
         """The model's loss (n,) on each of some training inputs now, whatever their weights."""
         self.loader.settle()
-        model, size, found = self.step.model, self.judge.batch_size, []
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            logits, labels = logits_of(model, self.table, inputs, part)
-            found.append(
-                binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-            )
-        return torch.cat(found)
-
-    def _share_left(self, batch: Batch) -> float:
-        """Inputs still to train, those of `batch` too, over the inputs of a run that drops none."""
-        assert self._plan is not None
-        total = self.num_epochs * self.data.num_train
-        left = (self.num_epochs - self.progress.epoch - 1) * self.data.num_train
-        left += self._plan.num_left + len(batch.labels)
-        if self.max_steps:
-            total = min(total, self.max_steps * self.step.batch_size)
-            left = min(left, (self.max_steps - self.progress.step) * self.step.batch_size)
-        return left / total
+        return losses_of(self.team.logits, inputs, chosen, self.judge.batch_size)
 
     def _train_step(self, batch: Batch) -> None:
-        self._rate = self.learning_rate.at(self.progress.step, self._share_left(batch))
-        self.step(batch.dense, batch.staged, batch.labels, batch.weights, self._rate)
+        assert self._plan is not None
+        run = (self.data.num_train, self.num_epochs, self.max_steps, self.step.batch_size)
+        left = self.progress.share_left(self._plan.num_left + batch.num_inputs, *run)
+        self._rate = self.learning_rate.at(self.progress.step, left)
+        number = self.progress.step + 1
+        self.team.before_step(number, due(number, self.print_freq) or due(number, MAX_UNCHECKED))
+        arguments = (batch.dense, batch.staged, batch.labels, batch.weights, self._rate)
+        self.step(*arguments, batch.num_inputs)
         if self.drop_rule is not None:
             # The index is on the device; the slots would have to be brought there.
             slots = batch.staged.index if self.loader.hot_rows_resident else batch.slots
             self.drop_rule.touch(slots, batch.weights)
         self.loader.done(batch)
-        num_inputs = len(batch.labels)
+        self.team.after_step()
+        num_inputs = batch.num_inputs
         self._loss_weight += batch.weight_sum
         self.progress.step += 1
         self.progress.samples += num_inputs
@@ -363,10 +368,16 @@ class Trainer:
                 self._on_report(self.progress)
             self._settled_step = step
             return
+        self.team.check(self._plan, self._order_check, step)
+        self.team.led(lambda: self._settle(step, bar))
+        if self.team.rank:
+            self._settled_step = step
+
+    def _settle(self, step: int, bar: tqdm) -> None:
         self.keeper.check_loss(self.step.peek_loss_sum())
-        if self.checkpoints is not None and self.checkpoints.is_due(step):
+        if self.team.is_checkpoint_due(step):
             self.keeper.save()
-        if self._stop.signal:
+        if self.team.signal:
             return
         is_tested = due(step, self.test_freq) and not is_of(self.progress.evaluations, step)
         is_validated = due(step, self.val_freq) and not is_of(self.progress.validations, step)
@@ -388,20 +399,13 @@ class Trainer:
 
     def _report(self, bar: tqdm, is_said: bool) -> None:
         """Log the training loss, and say it unless an evaluation has."""
-        progress, seconds = self.progress, self.clocks.seconds()["training_s"]
-        record: dict[str, Any] = {"epoch": progress.epoch, **progress.shares()}
-        record |= {"loss": progress.loss, "learning_rate": self._rate, "training_s": seconds}
-        progress.losses.append(record)
+        seconds = self.clocks.seconds()["training_s"]
+        record = self.progress.report(self._rate, seconds)
         self.log.write("training", **record)
         if not bar.disable:
-            bar.set_postfix(loss=f"{progress.loss:.4f}")
-        if is_said or not bar.disable:
-            return
-        tqdm.write(
-            f"step {progress.step}: loss {progress.loss:.4f}, {progress.samples:,} samples, "
-            f"{progress.samples / max(seconds, 1e-9):,.0f} samples/s, "
-            f"{1e3 * seconds / progress.step:.2f} ms a mini-batch"
-        )
+            bar.set_postfix(loss=f"{self.progress.loss:.4f}")
+        elif not is_said:
+            tqdm.write(said_of(record))
 
     def _take_loss(self) -> None:
         """Mean loss since the last call."""
@@ -427,13 +431,13 @@ class Trainer:
         parts: dict[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]] = {
             "trainer": (values, {}),
             "step": self.step.state(),
-            "random": ({}, random_state(self.table.device)),
+            "random": ({}, self.team.random_states()),
         }
         if self._plan is not None:
             values["order_check"] = self._order_check
             parts["plan"] = self._plan.state()
             if self.drop_rule is not None:
-                parts["rule"] = self.drop_rule.state()
+                parts["rule"] = self.drop_rule.state(self.team)
         elif self._saved is not None and "plan" in self._saved.values:
             # The epoch has not been gone on with yet: its place is handed on.
             values["order_check"] = self._saved.values["trainer"]["order_check"]

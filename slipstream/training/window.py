@@ -39,7 +39,7 @@ class Window:
         self.share_touched = 0.0  # of the hot rows, in the last window
         self.histogram: list[list[float]] = []  # of what touched ones changed by
         self._before: Tensor | None = None
-        self._touched: Tensor | None = None
+        self.touched: Tensor | None = None  # (num_hot + 1,) bool, since it opened
         self._known: Tensor | None = None  # (num_hot + 1,) last known changes
 
     @property
@@ -50,22 +50,22 @@ class Window:
     def begin(self, at: int, rows: Tensor) -> None:
         """Take the snapshot `rows` (num_hot, dim) after so many hot inputs."""
         self.opened_at, self._before = at, rows
-        self._touched = torch.zeros(self.num_hot + 1, dtype=torch.bool, device=rows.device)
+        self.touched = torch.zeros(self.num_hot + 1, dtype=torch.bool, device=rows.device)
 
     def touch(self, slots: Tensor, weights: Tensor | None = None) -> None:
         """Note the rows (B, C) that a batch updated; inputs of weight 0, of (B,), update none."""
-        if self._touched is None:
+        if self.touched is None:
             return
         if weights is not None:
             slots = slots.where(weights.to(slots.device)[:, None] > 0, -1)
-        rows = slots.flatten().clamp(max=self.num_hot).to(self._touched.device)
+        rows = slots.flatten().clamp(max=self.num_hot).to(self.touched.device)
         rows = rows.where(rows >= 0, self.num_hot)  # absent
-        self._touched.index_fill_(0, rows, True)
+        self.touched.index_fill_(0, rows, True)
 
     def close(self, rows: Tensor, access_counts: np.ndarray | None) -> WindowRows:
         """What the window showed of the hot rows, which now are `rows`."""
-        assert self._before is not None and self._touched is not None
-        touched, self._touched = self._touched, None
+        assert self._before is not None and self.touched is not None
+        touched, self.touched = self.touched, None
         change = torch.full((self.num_hot + 1,), math.inf, device=touched.device)
         change[:-1] = row_change(self._before, rows)
         self._before = None
@@ -86,10 +86,10 @@ class Window:
         arrays = {}
         if self._known is not None:
             arrays["change"] = self._known.cpu().numpy()
-        if self._before is not None and self._touched is not None:
+        if self._before is not None and self.touched is not None:
             values["snapshot_at"] = self.opened_at
             arrays["before"] = self._before.cpu().numpy()
-            arrays["touched"] = self._touched.cpu().numpy()
+            arrays["touched"] = self.touched.cpu().numpy()
         return values, arrays
 
     def restore(
@@ -113,4 +113,4 @@ class Window:
             raise ValueError(f"its snapshot has shape {before.shape}; {self.num_hot} rows are hot")
         self.opened_at = int(values["snapshot_at"])
         self._before = torch.from_numpy(before.astype(np.float32)).to(device)
-        self._touched = torch.from_numpy(touched.astype(bool)).to(device)
+        self.touched = torch.from_numpy(touched.astype(bool)).to(device)

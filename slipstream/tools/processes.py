@@ -1,0 +1,302 @@
+"""Starting the ranks of a run, and how it ends when one of them does.
+
+`--processes N` starts N of the same command on this machine by torch's launcher; `torchrun` does,
+too, on several machines. Each process finds its place in the variables that both set. Rank 0 speaks
+for all. Where one fails, the first to notice notes why in the launcher's store and prints one line,
+which names the rank; the others see the note and end silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from slipstream.tools import cli
+from slipstream.tools.locks import release
+from slipstream.tools.ranks import RankLost, Ranks
+from slipstream.tools.runtime import STOPPING, THREADS_VARIABLE, num_threads
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT_VARIABLE = "SLIPSTREAM_RANK_TIMEOUT"
+TIMEOUT_S = 600.0  # after which a rank that does not answer is given up
+LAUNCHED = "SLIPSTREAM_LAUNCHED"  # set by `launch`, which then speaks of signals
+GRACE_S = 15.0  # for ranks to end by themselves, once one has failed
+NOTE_S = 3.0  # for the rank that failed first to say so
+FAULT, OPENED, LOST = "fault", "opened", "lost"  # in the store
+PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
+
+PROCESSES = cli.Flag(
+    "--processes",
+    cli.positive_int,
+    1,
+    "processes of this machine that train parts of each mini-batch: with a GPU each, or the cores "
+    f"shared out; torchrun starts them on several machines. One that does not answer for "
+    f"{TIMEOUT_S:g} s ({TIMEOUT_VARIABLE}) ends the run",
+)
+_ranks: Ranks | None = None
+_store: Any = None
+
+
+def current() -> Ranks | None:
+    """The ranks of the run that this process belongs to; None: it is alone."""
+    return _ranks
+
+
+def is_rank() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1"
+
+
+def start(number: int, script: str, argv: list[str] | None) -> None:
+    """Start `number` processes of a script, unless this is one of them, and exit as they do.
+
+    Returns where this process is to do the work. Raises `ValueError` where a launcher started
+    another number.
+    """
+    if is_rank():
+        size = os.environ["WORLD_SIZE"]
+        if number not in (1, int(size)):
+            raise ValueError(f"--processes {number}: the launcher started {size}; leave it out")
+    elif number > 1:
+        sys.exit(_launch(number, [script, *(sys.argv[1:] if argv is None else argv)]))
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """As `cli.run_script`, for a script that may be one of several ranks."""
+    if not is_rank():
+        cli.run_script(main)
+        return
+    status = 0
+    try:
+        cli.run_script(lambda: _run_rank(main))
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)  # the group's threads may wait for a rank that has gone
+
+
+def speaks_of_signals() -> bool:
+    """Whether this process says that it was asked to stop: rank 0, unless the launcher does."""
+    return _ranks is None or (_ranks.is_first and LAUNCHED not in os.environ)
+
+
+def opened() -> None:
+    """Say that this process has its files open: what the run script locked is given up."""
+    release()
+    if _store is not None:
+        _store.add(OPENED, 1)
+
+
+def _run_rank(main: Callable[[], Any]) -> None:
+    """Run `main` as one of the ranks; of those that fail, the first to note it raises."""
+    global _ranks, _store
+    rank = int(os.environ["RANK"])
+    if LAUNCHED in os.environ and sys.platform == "linux":
+        # A launcher that is killed takes its ranks with it, after a last checkpoint.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        _ranks, _store = _join(rank)
+        main()
+        dist.destroy_process_group()
+        return
+    except SystemExit:
+        raise  # said, or a signal, of which all have heard
+    except BaseException as error:
+        failure = error
+    text = f"rank {rank}: {failure}"
+    if isinstance(failure, RankLost):
+        text = _who_is_lost(rank, str(failure))
+    if not _note(text):
+        sys.exit(2)
+    sys.stderr = sys.__stderr__
+    if isinstance(failure, (RankLost, ValueError, OSError, MemoryError)):
+        raise ValueError(text) from failure
+    raise failure
+
+
+def _join(rank: int) -> tuple[Ranks, Any]:
+    seconds = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT_S))
+    if not seconds.isdecimal() and seconds != str(TIMEOUT_S):
+        raise ValueError(f"{TIMEOUT_VARIABLE}={seconds}: expected whole seconds")
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    num_devices = torch.cuda.device_count()
+    backend = "gloo"
+    if num_devices:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % num_devices)
+        # NCCL has one rank a device.
+        backend = f"cpu:gloo,cuda:{'nccl' if local_size <= num_devices else 'gloo'}"
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # so that a lost rank is an error
+    timeout = timedelta(seconds=float(seconds))
+    try:
+        store, _, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        store.set_timeout(timeout)
+        own = dist.PrefixStore("slipstream", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the {os.environ['WORLD_SIZE']} ranks did not find each other at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {seconds} s: {reason}"
+        ) from error
+    own.set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
+    return Ranks(local_size), own
+
+
+def _note(text: str) -> bool:
+    """Note why this rank ends; False where another one has noted its reason before."""
+    if _store is None:
+        return True
+    try:
+        return bool(_store.compare_set(FAULT, "", text) == text.encode())
+    except (RuntimeError, ValueError):
+        return True  # the launcher, whose store it is, has gone
+
+
+def _who_is_lost(rank: int, reason: str) -> str:
+    """Who does not answer, where no rank notes a reason soon: those that see no loss themselves."""
+    size, end = int(os.environ["WORLD_SIZE"]), time.monotonic() + NOTE_S
+    lost, places = list(range(size)), ""
+    try:
+        _store.set(f"{LOST}/{rank}", "")
+        while time.monotonic() < end and not _store.check([FAULT]):
+            time.sleep(0.05)
+        lost = [other for other in lost if not _store.check([f"{LOST}/{other}"])]
+        places = "; ".join(
+            f"rank {other} ({_store.get(f'place/{other}').decode()})" for other in lost
+        )
+    except (RuntimeError, ValueError):
+        pass  # as in `_note`
+    if not places:
+        return f"the ranks lost each other ({' '.join(reason.split())[:200]})"
+    return (
+        f"{places} does not answer rank {rank}: it was killed or stopped, or is cut off "
+        f"({TIMEOUT_VARIABLE} seconds are waited, {TIMEOUT_S:g} where not given)"
+    )
+
+
+def _launch(number: int, command: list[str]) -> int:
+    """Start a Python script as `number` ranks on this machine; returns what to exit with."""
+    # Where several processes are asked for: a second to import.
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        LAUNCHED: "1",
+    }
+    threads = max(1, num_threads() // number)
+    usual = {"OMP_NUM_THREADS": threads, THREADS_VARIABLE: threads, "GLOO_SOCKET_IFNAME": "lo"}
+    if sys.platform != "linux":
+        del usual["GLOO_SOCKET_IFNAME"]
+    shared |= {name: str(value) for name, value in usual.items() if name not in os.environ}
+    with tempfile.TemporaryDirectory() as logs, _Forwarding() as forwarding:
+        context = start_processes(
+            "rank",
+            sys.executable,
+            {n: tuple(command) for n in range(number)},
+            {
+                rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                for rank in range(number)
+            },
+            DefaultLogsSpecs(logs),
+        )
+        forwarding.pids = context.pids()
+        try:
+            return _watch(forwarding.pids, dist.PrefixStore("slipstream", store))
+        finally:
+            context.close()
+
+
+class _Forwarding:
+    """Hands Ctrl-C, SIGTERM and a lost terminal on to the ranks, while the body runs."""
+
+    def __init__(self) -> None:
+        self.pids: dict[int, int] = {}
+        self._before: dict[int, Any] = {}
+        self._is_said = False
+
+    def __enter__(self) -> _Forwarding:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._forward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, _: object) -> None:
+        for pid in self.pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if not self._is_said:
+            self._is_said = True
+            with contextlib.suppress(OSError):
+                os.write(2, STOPPING)
+
+
+def _ended(pid: int) -> int | None:
+    """A child's status, negative for a signal; None: it runs. It stays to be waited for."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def _watch(pids: dict[int, int], store: Any) -> int:
+    """Wait for all ranks; once one has failed, the others have `GRACE_S`. Returns the status."""
+    first: int | None = None  # the status of the first to fail
+    end, is_locked = math.inf, True
+    while True:
+        statuses = {rank: _ended(pid) for rank, pid in pids.items()}
+        failed = {rank: status for rank, status in statuses.items() if status}
+        killed = [rank for rank, status in failed.items() if status < 0]
+        if failed and first is None:
+            rank = killed[0] if killed else min(failed)
+            first, end = failed[rank], time.monotonic() + GRACE_S
+            if killed:
+                _say_killed(rank, pids[rank], -first, store)
+        if None not in statuses.values():
+            return 0 if first is None else 1 if first < 0 else first
+        if time.monotonic() > end:
+            for rank, pid in pids.items():
+                if statuses[rank] is None:
+                    os.kill(pid, signal.SIGKILL)
+        if is_locked and store.add(OPENED, 0) >= len(pids):
+            release()
+            is_locked = False
+        time.sleep(0.05)
+
+
+def _say_killed(rank: int, pid: int, number: int, store: Any) -> None:
+    """Note and say that a rank was killed, unless one has noted another reason."""
+    name = signal.Signals(number).name
+    why = " (by the kernel, for want of memory?)" if number == signal.SIGKILL else ""
+    text = f"rank {rank} (process {pid}) was killed by {name}{why}"
+    if store.compare_set(FAULT, "", text) == text.encode():
+        print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr)

@@ -1,0 +1,154 @@
+"""Embedding rows as numbers: their memory, initial weights and update, and which process has which.
+
+Rows are numbered by *slot*, most popular first (`slipstream.training.embedding`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream.tools.streams import torch_seed
+
+ADAGRAD_EPS = 1e-10
+OPTIMIZERS = ("sgd", "rwsadagrad")
+DRAWN_ROWS = 1 << 16  # initial weights are drawn so many rows at a time
+
+
+def bytes_per_row(dim: int, optimizer: str) -> int:
+    """Memory of one row in bytes: fp32 weights, and one fp32 sum for row-wise Adagrad."""
+    return 4 * dim + (4 if optimizer == "rwsadagrad" else 0)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows that one of `size` ranks keeps: a copy of `[0, num_resident)`, and its share of the
+    others, which are dealt out in turn.
+
+    They are numbered in one array: copies first, then what the rank has alone.
+    """
+
+    num_rows: int
+    num_resident: int
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def num_own(self) -> int:
+        """Rows that this rank alone has."""
+        return len(range(self.rank, self.num_rows - self.num_resident, self.size))
+
+    @property
+    def num_kept(self) -> int:
+        """Rows that this rank keeps."""
+        return self.num_resident + self.num_own
+
+    def places(self, slots: np.ndarray) -> np.ndarray:
+        """Where rows (n,) lie in the rank's array, int64; -1: on another rank."""
+        slots = slots.astype(np.int64)
+        if self.size == 1:
+            return slots
+        behind = slots - self.num_resident
+        places = np.where(behind % self.size == self.rank, behind // self.size, -1)
+        return np.where(behind < 0, slots, np.where(places < 0, -1, places + self.num_resident))
+
+    def put(self, array: Tensor, slots: np.ndarray | slice, values: Tensor) -> None:
+        """Write values (n, ...) of rows into the rank's `array`; other ranks' are left out."""
+        if self.size == 1:
+            array[slots if isinstance(slots, slice) else torch.from_numpy(self.places(slots))] = (
+                values
+            )
+            return
+        if isinstance(slots, slice):
+            slots = np.arange(slots.start, slots.stop)
+        places = torch.from_numpy(self.places(slots))
+        array[places[places >= 0]] = values[places >= 0]
+
+
+def initial_rows(
+    table_sizes: list[int],
+    dim: int,
+    slot_of_row: np.ndarray | Tensor | None,
+    seed: int,
+    null_row: bool = False,
+    shard: Shard | None = None,
+) -> Tensor:
+    """Initial weights (num_rows, dim), in slot order: U(-sqrt(1/n), sqrt(1/n)) for a table of n
+    rows.
+
+    Values are drawn table by table in id order, so a row starts the same whatever its slot, and
+    whichever rank has it. `slot_of_row` (num_rows,) maps table offset + id to slot; None numbers
+    slots by table, then id. Of a `shard` its rows alone, in its numbering. With `null_row` a row of
+    zeros follows.
+    """
+    generator = torch.Generator().manual_seed(torch_seed(seed, "rows"))
+    shard = shard or Shard(sum(table_sizes), sum(table_sizes))
+    weight = torch.empty(shard.num_kept + null_row, dim)
+    weight[shard.num_kept :] = 0
+    start = 0
+    for size in table_sizes:
+        bound, end = size**-0.5, start + size
+        for first in range(start, end, DRAWN_ROWS):
+            part = slice(first, min(first + DRAWN_ROWS, end))
+            rows = torch.empty(part.stop - first, dim)
+            rows.uniform_(-bound, bound, generator=generator)
+            shard.put(weight, part if slot_of_row is None else np.asarray(slot_of_row[part]), rows)
+        start = end
+    return weight
+
+
+def distinct(rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows, and where each of `rows` is among them; several times a sort's speed.
+
+    `place`, an int32 for every row there is, holds whatever and is left with that of each row.
+    """
+    order = np.arange(len(rows), dtype=np.int32)
+    place[rows] = order
+    found = rows[place[rows] == order]  # of equal rows one is left
+    place[found] = order[: len(found)]
+    return found, place[rows]
+
+
+def sum_by_row(index: Tensor, gradient: Tensor, place: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    """Add up the gradients (n, dim) of equal rows, in the order in which they come.
+
+    With `place`, see `distinct`, by it. Else sorted: n rows again, of which the surplus ones add
+    0, as `torch.unique` would have the device waited for. The same bits.
+    """
+    if place is not None:
+        found, numbers = distinct(index.numpy(), place)
+        sums = gradient.new_zeros((len(found), gradient.shape[1]))
+        # An index of 32 bits is six times slower.
+        sums.index_add_(0, torch.from_numpy(numbers).long(), gradient)
+        return torch.from_numpy(found), sums
+    # A device sorts by so many bits at a time: half the bits, half the time.
+    ordered, order = torch.sort(index.int(), stable=True)
+    starts = torch.ones_like(ordered)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    group = starts.cumsum(0) - 1  # (n,) which distinct row
+    rows = torch.zeros_like(index).scatter_(0, group, ordered.long())
+    sums = torch.zeros_like(gradient).index_add_(0, group, gradient.index_select(0, order))
+    return rows, sums
+
+
+def step_rows(
+    weight: Tensor,
+    sums: Tensor | None,
+    index: Tensor,
+    gradient: Tensor,
+    learning_rate: float | Tensor,
+) -> None:
+    """Step distinct rows `index` (n,) of `weight` in place; `gradient` (n, dim) is overwritten.
+
+    SGD, without `sums`: w -= lr * g. Row-wise Adagrad: s += mean(g^2); w -= lr * g / (sqrt(s) +
+    1e-10), as in DLRM's RWSAdagrad.
+    """
+    if sums is not None:
+        sums.index_add_(0, index, gradient.pow(2).mean(1))
+        step = sums.index_select(0, index).sqrt_().add_(ADAGRAD_EPS)
+        gradient = gradient.div_(step.unsqueeze(1))
+    # Scaling first: index_add_ with alpha is six times slower on a CPU.
+    weight.index_add_(0, index, gradient.mul_(-learning_rate))
