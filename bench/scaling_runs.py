@@ -1,4 +1,4 @@
-"""The runs of `bench.scaling`: trainings by W processes in turn, and what their logs say of them."""
+"""The runs of `bench.scaling`: trainings by W processes in turn, and what their logs say."""
 
 from __future__ import annotations
 
@@ -75,14 +75,13 @@ def command_of(job: Job, method: str, data_dir: str, mini_batch: int, flags: lis
 
 def run(job: Job, folder: Path, command: list[str]) -> tuple[Records, float]:
     """A job's records and CPU seconds, of now or of when it finished before (NaN: not known)."""
-    path = folder / CPU_FILE
-    if finished_records(folder) is None:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run_once(folder, command)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    path, is_known = folder / CPU_FILE, finished_records(folder) is not None
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    records = run_once(folder, command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if not is_known:
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         write_json(path, {"cpu_s": spent})
-    records = run_once(folder, command)
     cpu_s = read_json(path, dict[str, float])["cpu_s"] if path.exists() else float("nan")
     check_summary(records[-1], job, folder)
     return records, cpu_s
