@@ -17,7 +17,7 @@ none has confirmed it: it is a bound for planning, not a measurement.
 
 What is left of the command line goes to every training, and decides on the network and the rows.
 Without a folder a small synthetic log is made. `--out` names a CSV of both kinds of lines; JSON and
-figure get its name. Minutes: those of the trainings; seconds for the model alone.
+figure stand beside it. Minutes: those of the trainings; seconds for the model alone.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ from bench import scaling_runs  # noqa: E402
 from bench.run_records import claim_runs, save_table  # noqa: E402
 from bench.scaling_figure import draw  # noqa: E402
 from bench.scaling_model import (  # noqa: E402
+    H100_DIM,
     H100_FIXED_MS,
     H100_INPUTS,
+    H100_PARAMETERS,
     H100_STEP_MS,
     LATENCY_US,
     SCHEMES,
@@ -69,6 +71,7 @@ from slipstream.training.sets import PreparedData, load_segregated  # noqa: E402
 Lines = list[dict[str, Any]]
 TRAINERS = {"fae": fae_train, "slipstream": slipstream_train}
 RANKS = [1, 2, 4, 8, 16, 32, 64]  # of the figure
+SAME_NETWORK = 0.1  # relative, of the parameters
 SMALL_ROWS, SMALL_BUDGET = 20_000, 200_000  # bytes of hot rows
 
 FLAGS = (
@@ -115,7 +118,8 @@ FLAGS = (
     cli.Flag("--samples", cli.positive_int, 8, "joined mini-batches of each kind to look at"),
     cli.Flag("--model-only", cli.boolean, False, "no trainings, the expected lines alone"),
     cli.Flag("--runs-dir", str, "runs/scaling", "folder of this comparison"),
-    cli.Flag("--out", str, None, "the CSV to write, with JSON and PNG; not given: print only"),
+    cli.Flag("--out", str, None, "the CSV to write, and JSON beside it; not given: print only"),
+    cli.Flag("--figure", str, None, "the PNG to write; not given: beside --out, if that is"),
 )
 
 
@@ -148,6 +152,18 @@ def sizes_for(settings: Settings, prepared: PreparedData) -> Sizes:
     network = build_network(spec, features, settings.training.seed)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     return sizes_of(prepared, dim, settings.training.optimizer, num_parameters)
+
+
+def compute_of(args: argparse.Namespace, mini_batch: int, sizes: Sizes) -> Compute:
+    """A step's time on one GPU; says where an H100's of another network stands for it."""
+    if args.step_ms is not None:
+        return Compute(args.step_ms, mini_batch, args.fixed_ms)
+    if sizes.dim != H100_DIM or abs(sizes.num_parameters / H100_PARAMETERS - 1) > SAME_NETWORK:
+        print(
+            f"note: expected times are of a network of {H100_PARAMETERS:,} parameters and rows of "
+            f"dim {H100_DIM}, not of this one: give --step-ms, as measured on a GPU"
+        )
+    return Compute(fixed_ms=args.fixed_ms)
 
 
 def expect(
@@ -227,7 +243,7 @@ def print_expected(lines: Lines, shown: Sequence[int]) -> None:
             print(
                 f"{number:>3}{ours['inputs_a_rank']:>8,}{ours['compute_ms']:>12.3f}"
                 + "".join(
-                    f"{one['memory_mb']:>9,.0f}{one['communication_ms']:>9.3f}"
+                    f"{one['memory_mb']:>9,.1f}{one['communication_ms']:>9.3f}"
                     f"{one['speedup']:>7.2f} ({one['efficiency']:>4.0%})"
                     for one in own.values()
                 )
@@ -312,17 +328,15 @@ def main(argv: list[str] | None = None) -> Lines:
         mini_batch, sizes = training.mini_batch_size, sizes_for(settings, prepared)
         sampler = Sampler(prepared, training.data_randomize, training.seed, args.samples)
         links = Links(args.nvlink, args.nic, args.gpus_per_machine, args.latency_us)
-        compute = Compute(fixed_ms=args.fixed_ms)
-        if args.step_ms is not None:
-            compute = Compute(args.step_ms, mini_batch, args.fixed_ms)
-        shown = sorted(set(args.gpus))
-        ranks = sorted({*RANKS, *shown})
-        lines, looked = expect(ranks, mini_batch, sizes, sampler, compute, links)
         title = (
             f"{sizes.num_rows:,} rows of dim {sizes.dim}, {sizes.num_hot:,} hot; a network of "
             f"{sizes.num_parameters:,} parameters; mini-batch {mini_batch:,}"
         )
         print(title)
+        compute = compute_of(args, mini_batch, sizes)
+        shown = sorted(set(args.gpus))
+        ranks = sorted({*RANKS, *shown})
+        lines, looked = expect(ranks, mini_batch, sizes, sampler, compute, links)
         measured = []
         if not args.model_only:
             measured = measure(args, flags, mini_batch, sizes, sampler)
@@ -335,7 +349,8 @@ def main(argv: list[str] | None = None) -> Lines:
         about |= {"date": time.strftime("%Y-%m-%d"), "machine": describe_machine()}
         about |= {"sizes": asdict(sizes), "links": asdict(links), "compute": asdict(compute)}
         save(Path(args.out), [*measured, *lines], {**about, "batches": looked})
-        draw(lines, measured, links, title, Path(args.out).with_suffix(".png"))
+    if figure := args.figure or (args.out and Path(args.out).with_suffix(".png")):
+        draw(lines, measured, links, title, Path(figure))
     return [*measured, *lines]
 
 

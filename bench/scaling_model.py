@@ -67,6 +67,7 @@ MAX_PARTS = 4  # of a joined batch, looked at
 # over the median of `fae+adaptive` in
 # bench/results/throughput_kaggle_published_sizes_nvidia_h100_80gb_hbm3.json.
 H100_STEP_MS, H100_INPUTS = 0.915, 2048
+H100_DIM, H100_PARAMETERS = 16, 475_985
 # Of it what would stay at fewer inputs: some hundred small kernels of 2.5 us. An assumption; the
 # H100 was measured at one mini-batch.
 H100_FIXED_MS = 0.25

@@ -48,11 +48,10 @@ def jobs_of(processes: Sequence[int], num_repetitions: int) -> list[Job]:
     One process first, against which others are held, and a start of each: one mini-batch, whose
     CPU time is not that of the steps.
     """
-    ranks = sorted({1, *processes})
-    jobs = [Job(START, number) for number in ranks]
+    jobs = []
     for repetition in range(1, num_repetitions + 1):
-        for number in ranks:
-            for scaling in ("both",) if number == 1 else ("strong", "weak"):
+        for number in sorted({1, *processes}):
+            for scaling in (START, "both") if number == 1 else (START, "strong", "weak"):
                 jobs.append(Job(scaling, number, repetition))
     return jobs
 
@@ -131,7 +130,8 @@ def measured(runs: dict[Job, dict[str, float]], mini_batch: int) -> list[dict[st
     """A line a scaling and number of processes: medians over repetitions, a mean step's times.
 
     The speed-up is over one process in the same repetition; `lowest` and `highest` are of those.
-    CPU time a step is that of all processes together, less that of a start.
+    CPU time a step is that of all processes together, less that of a start, which varies by some
+    tenths of a second: short trainings do not tell.
     """
     lines = []
     ranks = sorted({job.processes for job in runs})
@@ -163,11 +163,11 @@ def _line(
     for number, rate in rates.items():
         alone = runs[Job("both", 1, number)]
         speedups.append(rate * alone["training_s"] / alone["samples"])
-    start = runs[Job(START, processes)]
-    cpu_s = [
-        (one["cpu_s"] - start["cpu_s"]) / max(one["steps"] - start["steps"], 1)
-        for one in own.values()
-    ]
+    cpu_s = []
+    for number, one in own.items():
+        start = runs[Job(START, processes, number)]
+        spent = one["cpu_s"] - start["cpu_s"]
+        cpu_s.append(spent / max(one["steps"] - start["steps"], 1))
     step_ms, waiting_ms = 1e3 * a_step("training_s"), 1e3 * a_step("communication_s")
     line = {"processes": processes, "threads": threads_of(processes), "n": len(own)}
     line |= {"samples_per_s": median(list(rates.values())), "speedup": median(speedups)}
