@@ -34,20 +34,23 @@ def draw(lines: Lines, measured: Lines, links: Links, title: str, path: Path) ->
         _panel(panels[0][1], weak, "received_mb", f"received a rank and step, MB ({part:,} a rank)")
         dots = [line for line in measured if line["scaling"] == "weak" and line["processes"] > 1]
         if dots:
-            panels[0][1].plot(
-                [line["processes"] for line in dots],
-                [line["received_mb"] for line in dots],
-                "o",
-                color=COLOUR_OF["ours"],
-                markersize=7,
-                markerfacecolor="none",
-                label="measured",
+            ranks = [line["processes"] for line in dots]
+            values = [line["received_mb"] for line in dots]
+            ours = {"color": COLOUR_OF["ours"]}
+            panels[0][1].plot(ranks, values, "o", markersize=8, markerfacecolor="none", **ours)
+            panels[0][1].annotate(
+                "measured here",
+                (ranks[-1], values[-1]),
+                xytext=(9, -4),
+                textcoords="offset points",
+                va="top",
+                **ours,
             )
-            panels[0][1].legend(loc="upper left", frameon=False)
         _panel(panels[1][0], weak, "efficiency", f"efficiency, {part:,} inputs a GPU", 100)
         _panel(panels[1][1], strong, "speedup", f"speed-up, {part:,} inputs a step in all")
         for axes in panels[1]:
             _mark_machine(axes, links.gpus_per_machine, max(line["processes"] for line in lines))
+        panels[1][0].set_yticks(range(0, 101, 20))
         panels[1][0].set_ylabel("% of W single GPUs")
         panels[1][1].set_ylabel("times one GPU")
         assumed = (
