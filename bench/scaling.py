@@ -1,8 +1,7 @@
 """Training by several processes: measured here, and expected of GPUs by a log's own batches.
 
-    python -m bench.scaling --segregated-data-dir input/kaggle/hot_cold --out runs/scaling.csv
-    python -m bench.scaling --segregated-data-dir input/kaggle/hot_cold --model-only true \
-        --gpus 8 32 --nvlink 300 --nic 40 --mini-batch-size 16384
+    python -m bench.scaling --segregated-data-dir D --out runs/scaling.csv
+    python -m bench.scaling --segregated-data-dir D --model-only true --gpus 32 --nic 40
 
 *Measured*: trainings by W = 1, 2 (`--processes`) processes on this machine, each with a W-th of the
 cores, in turn, `--repetitions` times. Strong: `--mini-batch-size` inputs a step in all; weak: as
@@ -13,7 +12,7 @@ finished is not repeated (`--runs-dir` holds one comparison).
 *Expected*: of the distinct rows of the log's own batches (u, U, c) by the formulas of
 `bench.scaling_model`, for any number of GPUs and bandwidths: MB received a step, memory, time of a
 step, for our scheme, all rows sharded, and all rows replicated. No GPUs are needed for it, and
-none has confirmed it: it is a bound for planning, not a measurement.
+none has confirmed it: an estimate to plan by, not a measurement.
 
 What is left of the command line goes to every training, and decides on the network and the rows.
 Without a folder a small synthetic log is made. `--out` names a CSV of both kinds of lines; JSON and
@@ -177,12 +176,16 @@ def expect(
     """A line a scaling, number of GPUs and scheme; and what the log's batches are, with parts."""
     lines: Lines = []
     looked: Lines = []
+    left_out: dict[str, list[str]] = {}
     for scaling in ("weak", "strong"):
         for number in ranks:
             part = mini_batch if scaling == "weak" else mini_batch // number
             if not part:
                 continue  # more GPUs than inputs of a step
             found = sampler.measure(part, number)
+            if not found.is_whole and number > 1:
+                left_out.setdefault(scaling, []).append(str(number))
+                continue
             lines += [
                 {"kind": "expected", "scaling": scaling, **line}
                 for line in expected(sizes, found, compute, links, mini_batch)
@@ -190,6 +193,11 @@ def expect(
             parts = received_bytes(sizes, found)
             megabytes = {f"{name}_mb": value / 1e6 for name, value in parts.items()}
             looked.append({"scaling": scaling, **asdict(found), **megabytes})
+    for scaling, numbers in left_out.items():
+        print(
+            f"note: no {scaling} scaling for W = {', '.join(numbers)}: the log has fewer hot or "
+            "cold inputs than a mini-batch of all ranks would"
+        )
     return lines, looked
 
 
@@ -207,7 +215,6 @@ def print_batches(looked: Lines, shown: Sequence[int]) -> None:
         print(
             f"{one['processes']:>3}{one['part']:>8,}{one['hot_share']:>13.1%}{part:>20}"
             f"{joined:>22}{cold['part_cold']:>19,.0f}"
-            + ("" if one["is_whole"] else "  (of fewer inputs: all of a kind)")
         )
     print("\nMB received a rank and step, by the formulas")
     print(

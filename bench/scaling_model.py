@@ -62,6 +62,7 @@ SCHEMES = ("ours", "all-sharded", "dense-replicated")
 VALUE_BYTES = 4
 NUMBER_BYTES, SLOT_BYTES = 8, 4  # of a row's number, on the way to another rank; with new rows
 CHUNK = 1 << 16  # inputs looked at together
+RARE = 0.05  # of the inputs: a kind that decides nothing
 MAX_PARTS = 4  # of a joined batch, looked at
 # A step of FAE at Kaggle's network, the default optimizers, fp32, mini-batch 2048 on an H100: 2048
 # over the median of `fae+adaptive` in
@@ -130,7 +131,8 @@ class Distinct:
     Attributes:
         hot_share: h, of the batches.
         hot, cold: batches of hot inputs, of cold ones; all 0 where there are none.
-        is_whole: the joined batch has as many inputs as asked for; False: all there are of a kind.
+        is_whole: the log has as many inputs as a joined batch, of each kind that is not rare;
+            False: batches of all there are of a kind were looked at, which is not what was asked.
     """
 
     part: int
@@ -177,7 +179,8 @@ class Sampler:
             counts = {hot: -(-size // joined) for hot, size in sizes.items()}
             found = {hot: self._kind(hot, joined, processes) for hot in sizes}
             share = counts[True] / max(sum(counts.values()), 1)
-            is_whole = all(size >= joined for size in sizes.values() if size)
+            much = RARE * sum(sizes.values())
+            is_whole = all(size >= joined for size in sizes.values() if size > much)
             self._known[part, processes] = Distinct(
                 part, processes, share, found[True], found[False], is_whole
             )
