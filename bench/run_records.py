@@ -55,6 +55,13 @@ class Start(Struct):
     resumed: bool | UnsetType = UNSET
 
 
+class Exchanged(Struct):
+    """What a rank waited for, and received, of one kind of communication."""
+
+    seconds: Amount
+    bytes: Count
+
+
 class Judged(Struct):
     """An evaluation, or the summary; null where nothing is held out."""
 
@@ -70,6 +77,10 @@ class Judged(Struct):
     snapshot_s: Amount | UnsetType = UNSET
     threshold_s: Amount | UnsetType = UNSET
     classification_s: Amount | UnsetType = UNSET
+    processes: Positive | UnsetType = UNSET
+    communication_s: Amount | UnsetType = UNSET
+    received_bytes: Count | UnsetType = UNSET
+    communication: dict[str, Exchanged] | UnsetType = UNSET
 
 
 class Other(Struct):
