@@ -56,8 +56,7 @@ def training_needs(
     areas = AREAS * area + min(test_batch_size * num_features, num_host)
     # A CPU adds up the gradients of equal rows by place.
     sum_places = 0 if on_device else 4 * (num_resident + areas)
-    one_memory = not on_device and num_host == 0
-    resident = 0 if one_memory else num_resident * row_bytes
+    resident = num_resident * row_bytes if on_device or num_host else 0  # else one memory
     # Evaluation keeps no gradients, and only two layers at once.
     per_input = max(8 * batch_size, 2 * test_batch_size) * num_activations
     optimizer_bytes = {"sgd": 8, "adagrad": 12, "adam": 16}[dense_optimizer]

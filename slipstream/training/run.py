@@ -95,7 +95,7 @@ def run_training(
         progress, run_log, log = Progress(), None, NO_LOG
         if is_first:
             run_log, log = _open_log(stack, method, settings, resumes, progress)
-        own = {"network": spec.plugin, "policy": policy and policy.plugin}
+        own = {"network": spec.plugin, "policy": None if policy is None else policy.plugin}
         _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
