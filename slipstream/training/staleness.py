@@ -29,7 +29,7 @@ HALF_OCTAVE = 22  # bits of a float32 behind its exponent and the first of its m
 
 def row_change(before: Tensor, after: Tensor) -> Tensor:
     """change[row] = max_d |after - before|: (n, dim), (n, dim) -> (n,)."""
-    change = torch.empty(len(before), device=before.device)
+    change = torch.empty(len(before), dtype=torch.float32, device=before.device)
     for start in range(0, len(before), CHUNK):
         part = slice(start, start + CHUNK)
         change[part] = (after[part] - before[part]).abs().amax(1)

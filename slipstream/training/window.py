@@ -66,7 +66,9 @@ class Window:
         """What the window showed of the hot rows, which now are `rows`."""
         assert self._before is not None and self.touched is not None
         touched, self.touched = self.touched, None
-        change = torch.full((self.num_hot + 1,), math.inf, device=touched.device)
+        change = torch.full(
+            (self.num_hot + 1,), math.inf, dtype=torch.float32, device=touched.device
+        )
         change[:-1] = row_change(self._before, rows)
         self._before = None
         if not bool(torch.isfinite(change[:-1]).all()):
