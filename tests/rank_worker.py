@@ -8,6 +8,8 @@ said of the run, or the error that all ranks raised.
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +28,17 @@ from slipstream.training.saved import state_arrays
 from slipstream.training.sharded import ShardedTable
 
 SCRIPTS = {"baseline": dlrm_s_pytorch, "fae": fae_train, "slipstream": slipstream_train}
+
+
+def raise_error():
+    raise ValueError("planted")
+
+
+FAILURES = {
+    "raises": raise_error,
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
 PLAIN = (Ranks.exchange, ShardedTable._sum_by_row, run.build_trainer)
 
 
@@ -79,7 +92,18 @@ def network_fault(fault, trainer, rank):
 
         trainer.step.joined.begin = lossy
     if fault == "drifted copy" and rank == 1:
-        trainer.table.copies[3, 0] += 1e-6
+
+        def drift():
+            trainer.table.copies[3, 0] += 1e-6
+
+        trainer.after_step = drift
+    if fault in FAILURES and rank == 1:
+
+        def fail():
+            if trainer.progress.step == 12:
+                FAILURES[fault]()
+
+        trainer.after_step = fail
 
 
 def run_case(case, folder, ranks):
@@ -98,6 +122,8 @@ def run_case(case, folder, ranks):
     try:
         summary = SCRIPTS[case["script"]].main([*words, "--runs-dir", str(folder / "runs")])
     except ValueError as error:
+        if fault in FAILURES:
+            raise
         said["error"] = str(error)
     else:
         trainer = found["trainer"]
@@ -122,6 +148,9 @@ def main():
     number, cases = int(sys.argv[1]), Path(sys.argv[2])
     processes.start(number, __file__, None)
     torch.set_num_threads(1)
+    pids = cases.parent / "pids"
+    pids.mkdir(exist_ok=True)
+    (pids / str(os.getpid())).write_text(os.environ.get("RANK", "0"))
     for case in json.loads(cases.read_text()):
         run_case(case, cases.parent, processes.current())
 

@@ -34,7 +34,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_VARIABLE = "SLIPSTREAM_RANK_TIMEOUT"
 TIMEOUT_S = 600.0  # after which a rank that does not answer is given up
 LAUNCHED = "SLIPSTREAM_LAUNCHED"  # set by `launch`, which then speaks of signals
-GRACE_S = 15.0  # for ranks to end by themselves, once one has failed
+GRACE_S = 10.0  # at most, for ranks to end by themselves, once one has failed
 NOTE_S = 3.0  # for the rank that failed first to say so
 FAULT, OPENED, LOST = "fault", "opened", "lost"  # in the store
 PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
@@ -135,10 +135,16 @@ def _run_rank(main: Callable[[], Any]) -> None:
     raise failure
 
 
+def _timeout_s() -> float:
+    text = os.environ.get(TIMEOUT_VARIABLE) or str(TIMEOUT_S)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1e9:
+            return float(text)
+    raise ValueError(f"{TIMEOUT_VARIABLE}={text}: expected seconds, more than 0")
+
+
 def _join(rank: int) -> tuple[Ranks, Any]:
-    seconds = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT_S))
-    if not seconds.isdecimal() and seconds != str(TIMEOUT_S):
-        raise ValueError(f"{TIMEOUT_VARIABLE}={seconds}: expected whole seconds")
+    seconds = _timeout_s()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     num_devices = torch.cuda.device_count()
     backend = "gloo"
@@ -147,7 +153,7 @@ def _join(rank: int) -> tuple[Ranks, Any]:
         # NCCL has one rank a device.
         backend = f"cpu:gloo,cuda:{'nccl' if local_size <= num_devices else 'gloo'}"
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # so that a lost rank is an error
-    timeout = timedelta(seconds=float(seconds))
+    timeout = timedelta(seconds=seconds)
     try:
         store, _, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
         store.set_timeout(timeout)
@@ -157,7 +163,7 @@ def _join(rank: int) -> tuple[Ranks, Any]:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the {os.environ['WORLD_SIZE']} ranks did not find each other at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {seconds} s: {reason}"
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {seconds:g} s: {reason}"
         ) from error
     own.set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     return Ranks(local_size), own
@@ -191,7 +197,7 @@ def _who_is_lost(rank: int, reason: str) -> str:
         return f"the ranks lost each other ({' '.join(reason.split())[:200]})"
     return (
         f"{places} does not answer rank {rank}: it was killed or stopped, or is cut off "
-        f"({TIMEOUT_VARIABLE} seconds are waited, {TIMEOUT_S:g} where not given)"
+        f"({_timeout_s():g} s were waited, see {TIMEOUT_VARIABLE})"
     )
 
 
@@ -214,29 +220,29 @@ def _launch(number: int, command: list[str]) -> int:
     if sys.platform != "linux":
         del usual["GLOO_SOCKET_IFNAME"]
     shared |= {name: str(value) for name, value in usual.items() if name not in os.environ}
-    with tempfile.TemporaryDirectory() as logs, _Forwarding() as forwarding:
+    with tempfile.TemporaryDirectory() as logs:
         context = start_processes(
             "rank",
             sys.executable,
             {n: tuple(command) for n in range(number)},
-            {
-                rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                for rank in range(number)
-            },
+            {n: {**shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(number)},
             DefaultLogsSpecs(logs),
         )
-        forwarding.pids = context.pids()
         try:
-            return _watch(forwarding.pids, dist.PrefixStore("slipstream", store))
+            with _Forwarding(context.pids()):
+                return _watch(context.pids(), dist.PrefixStore("slipstream", store))
         finally:
             context.close()
 
 
 class _Forwarding:
-    """Hands Ctrl-C, SIGTERM and a lost terminal on to the ranks, while the body runs."""
+    """Hands Ctrl-C, SIGTERM and a lost terminal on to the ranks, while the body runs.
 
-    def __init__(self) -> None:
-        self.pids: dict[int, int] = {}
+    torch's launcher has set handlers of its own before, which would end them at once.
+    """
+
+    def __init__(self, pids: dict[int, int]) -> None:
+        self.pids = pids
         self._before: dict[int, Any] = {}
         self._is_said = False
 
@@ -272,13 +278,16 @@ def _watch(pids: dict[int, int], store: Any) -> int:
     """Wait for all ranks; once one has failed, the others have `GRACE_S`. Returns the status."""
     first: int | None = None  # the status of the first to fail
     end, is_locked = math.inf, True
+    grace = min(GRACE_S, _timeout_s())
     while True:
         statuses = {rank: _ended(pid) for rank, pid in pids.items()}
         failed = {rank: status for rank, status in statuses.items() if status}
         killed = [rank for rank, status in failed.items() if status < 0]
         if failed and first is None:
             rank = killed[0] if killed else min(failed)
-            first, end = failed[rank], time.monotonic() + GRACE_S
+            first = failed[rank]
+            if first <= 128:  # else a signal, of which all have heard
+                end = time.monotonic() + grace
             if killed:
                 _say_killed(rank, pids[rank], -first, store)
         if None not in statuses.values():

@@ -122,13 +122,13 @@ class Ranks:
     def share(self, value: Any = None, arrays: Arrays | None = None) -> tuple[Any, Arrays]:
         """Rank 0's `value`, of JSON, and `arrays`, on every rank; others' are not looked at."""
         if self.is_first:
-            given = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+            # PyTorch takes no memory that it may not write to, as a mapped file's.
+            given = {name: np.require(a, requirements="CW") for name, a in (arrays or {}).items()}
             specs = {name: [array.dtype.str, array.shape] for name, array in given.items()}
             head = np.frombuffer(json.dumps([value, specs]).encode(), np.uint8)
             self._broadcast(torch.tensor([len(head)]))
             self._broadcast(torch.from_numpy(head.copy()))
             for array in given.values():
-                # A 0-d array has no bytes view; and broadcasting does not change it.
                 self._broadcast(torch.from_numpy(array.reshape(-1).view(np.uint8)))
             return value, given
         size = torch.zeros(1, dtype=torch.int64)

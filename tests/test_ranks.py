@@ -1,0 +1,294 @@
+"""Several processes train as one: the same weights, the same choices, faults that are named.
+
+Each launch trains many small runs (`rank_worker.py`): one process, two and three ranks.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import (
+    MODEL_FLAGS,
+    REPOSITORY,
+    assert_same_weights,
+    segregate_small,
+    write_processed,
+)
+from test_models import write_clicks
+
+import data_utils
+import fae_train
+import input_segregation
+from bench import multi_hot
+from dlrm_data_pytorch import load_segregated
+from slipstream.training.saved import find_checkpoint
+
+BATCH = 15  # 2 hot inputs and 1 cold one are left for the last batches: fewer than 3 ranks
+ADAM = "--optimizer rwsadagrad --dense-optimizer adam --learning-rate 0.1".split()
+EARLY = "--alpha 0.5 --snapshot-window 0.2 --drop-min-steps 0".split()
+LOSS_POLICY = """
+pool = "all"
+
+def score(chunk):
+    return chunk.losses()
+"""
+
+
+def words_of(folder, *flags):
+    data = ["--segregated-data-dir", folder]
+    return [str(word) for word in (*data, *MODEL_FLAGS, "--mini-batch-size", BATCH, *flags)]
+
+
+def segregated_of(folder, name, processed, budget):
+    words = ["--processed-data-file", processed, "--segregated-data-dir", folder / name]
+    words += ["--hot-emb-gpu-mem", budget, "--arch-sparse-feature-size", 8]
+    input_segregation.main([str(word) for word in words])
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A plain log with sgd's and Adagrad's rows, one of multi-hot features, one of sequences."""
+    folder = tmp_path_factory.mktemp("ranks")
+    processed = write_processed(folder / "p.npz", 1000)
+    plain = segregate_small(processed)
+    prepared = load_segregated(plain)
+    sizes = (len(prepared.data.hot), len(prepared.data.cold))
+    assert [size % BATCH for size in sizes] == [2, 1] and min(sizes) > 5 * BATCH
+    adagrad = segregated_of(folder, "adagrad", processed, 120 * 36)
+    (folder / "policy.py").write_text(LOSS_POLICY)
+    several = folder / "several.npz"
+    multi = ["--processed-data-file", processed, "--output", several, "--values", *"21413"]
+    multi_hot.main([str(word) for word in multi])
+    write_clicks(folder / "UserBehavior.csv", 600)
+    data_utils.preprocess("taobao", folder / "UserBehavior.csv", folder / "clicks.npz", history=3)
+    return {
+        "folder": folder,
+        "plain": plain,
+        "adagrad": adagrad,
+        "several": segregated_of(folder, "several", several, 400 * 36),
+        "sequences": segregated_of(folder, "sequences", folder / "clicks.npz", 3000),
+    }
+
+
+def equal_cases(data):
+    """Runs that come out the same whatever the number of ranks."""
+    plain, adagrad, folder = data["plain"], data["adagrad"], data["folder"]
+    policy = f"{folder / 'policy.py'}:score"
+    rows = ["--num-resident"]
+    found = {
+        "sgd": ("fae", words_of(plain, "--learning-rate", 1)),
+        "adam": ("fae", words_of(adagrad, *ADAM, "--schedule", "phased", "--lr-decay-share", 0.3)),
+        "budget": ("fae", words_of(adagrad, *ADAM, *rows, 13)),  # below the rows of a batch
+        "no-copies": ("fae", words_of(adagrad, *ADAM, *rows, 0)),
+        "all-copies": ("fae", words_of(adagrad, *ADAM, *rows, 1348)),
+        "stale": ("slipstream", words_of(adagrad, *ADAM, *EARLY, "--recalibrate-every", 0.2)),
+        "weights": ("slipstream", words_of(plain, *EARLY, "--stale-keep-rate", 0.3)),
+        "losses": ("slipstream", words_of(adagrad, *ADAM, *EARLY, "--drop-policy", policy)),
+        "several": ("fae", words_of(data["several"], *ADAM, "--loss-function", "wbce")),
+        "sequences": (
+            "slipstream",
+            words_of(
+                data["sequences"], *ADAM, *EARLY, "--model", "tbsm", "--arch-mlp-bot", "auto-8"
+            ),
+        ),
+    }
+    found["several"][1].extend(["--loss-weights", "1.0-2.0"])
+    baseline = ["--processed-data-file", str(folder / "p.npz"), *MODEL_FLAGS, *ADAM]
+    found["baseline"] = ("baseline", [*baseline, "--mini-batch-size", str(BATCH)])
+    cases = [
+        {"name": name, "script": script, "words": words, "dtype": "float64"}
+        for name, (script, words) in found.items()
+    ]
+    script, words = found["stale"]
+    return [*cases, {"name": "float32", "script": script, "words": [*words, "--val-freq", "20"]}]
+
+
+def part_of(folder, name, steps, *flags):
+    """One part of a run in parts, each with another number of ranks."""
+    where = ["--save-model", str(folder), "--num-batches", str(steps), "--run-name", name, *flags]
+    return {"name": name, "script": "slipstream", "words": where}
+
+
+def launch(number, folder, cases, **environment):
+    folder.mkdir()
+    (folder / "cases.json").write_text(json.dumps(cases))
+    worker = [
+        sys.executable,
+        REPOSITORY / "tests" / "rank_worker.py",
+        number,
+        folder / "cases.json",
+    ]
+    return subprocess.run(
+        [str(word) for word in worker],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SLIPSTREAM_RANK_TIMEOUT": "60", **environment},
+        timeout=150,
+    )
+
+
+FAULTS = {
+    "seed": "rank 1 has another order of its batches",
+    "lost row gradient": "lost or changed on the way from rank 1 to rank 0",
+    "lost network gradient": "gradients of the network were lost",
+    "order": "rank 2: rows are not what the sum of all ranks' gradients, in the order",
+    "drifted copy": "rank 1 has another copy of the hot rows",
+}
+STEPS = {1: 9, 2: 20, 3: 40}  # where the run in parts stops, the second time within the window
+
+
+@pytest.fixture(scope="module")
+def outcomes(data):
+    """By number of ranks: what came out of each case; and the run in parts, in `chain`."""
+    folder = data["folder"]
+    chain = [*words_of(data["adagrad"], *ADAM, *EARLY), "--checkpoint-every", "9", "--keep", "9"]
+    found, cases = {}, equal_cases(data)
+    for number in (1, 2, 3):
+        more = [part_of(folder / "chain", f"chain-{number}", STEPS[number], *chain)]
+        if number > 1:
+            more[0]["words"] += ["--load-model", "auto"]
+        if number == 2:
+            whole, parts = folder / "whole", folder / "parts"
+            more += [part_of(whole, "whole", 40, *chain), part_of(parts, "part", 20, *chain)]
+            more.append(part_of(parts, "rest", 40, *chain, "--load-model", "auto"))
+        if number == 3:
+            words = words_of(data["adagrad"], *ADAM, "--print-freq", 10)
+            more += [
+                {"name": fault, "script": "fae", "words": words, "plant": fault} for fault in FAULTS
+            ]
+        run = launch(number, folder / f"of-{number}", [*cases, *more])
+        assert run.returncode == 0, run.stderr + run.stdout[-2000:]
+        assert "Traceback" not in run.stderr and "FutureWarning" not in run.stderr
+        found[number] = {}
+        for path in (folder / f"of-{number}").glob("*.npz"):
+            with np.load(path) as file:
+                values = {name: file[name] for name in file.files}
+            found[number][path.stem] = (json.loads(str(values.pop("said"))), values)
+    return found
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_equals_one_process(data, outcomes, number):
+    """In float64, after an epoch of over 50 steps: 1e-10."""
+    for case in equal_cases(data):
+        name = case["name"]
+        said, values = outcomes[number][name]
+        expected_said, expected = outcomes[1][name]
+        tolerance = 1e-10 if name != "float32" else 2e-4
+        assert said["step"] == expected_said["step"] > 40, name
+        assert said["dropped"] == expected_said["dropped"], name
+        assert (said["dropped"] > 0) == (case["script"] == "slipstream"), name
+        assert said["auc"] == pytest.approx(expected_said["auc"], abs=tolerance), name
+        assert values.keys() == expected.keys() and "rows" in values
+        for key, value in values.items():
+            assert value.dtype == expected[key].dtype
+            assert np.abs(value - expected[key]).max() <= tolerance, (name, key)
+        assert np.abs(values["rows"]).max() > 0.1
+        assert said["copies_equal"] and said["processes"] == number
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_other_rows_are_dealt_out(outcomes, number):
+    said, values = outcomes[number]["baseline"]
+    assert said["cold_rows_here"] == -(-len(values["rows"]) // number)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(outcomes, fault):
+    """By the first report after it: no rank has trained to the end."""
+    said, values = outcomes[3][fault]
+    assert FAULTS[fault] in said["error"] and not values
+
+
+def test_goes_on_with_another_number(data, outcomes, tmp_path):
+    """One process, two, three and one again, stopped within the window, as one does at a stretch;
+    and bit for bit as uninterrupted where the number stays.
+    """
+    folder = data["folder"]
+    assert "snapshot_at" in find_checkpoint(folder / "parts" / "step-0000000020").values["rule"]
+    assert_same_weights(folder / "whole", folder / "parts")
+    words = [*words_of(data["adagrad"], *ADAM, *EARLY), "--runs-dir", str(tmp_path)]
+    import slipstream_train
+
+    chain = ["--save-model", str(folder / "chain"), "--load-model", "auto"]
+    got = slipstream_train.main([*words, *chain])
+    expected = slipstream_train.main([*words, "--save-model", str(tmp_path / "at once")])
+    assert got["dropped"] == expected["dropped"] > 0 and got["step"] == expected["step"]
+    assert got["auc"] == pytest.approx(expected["auc"], abs=1e-4)
+    assert len(got["drops"]) == 1
+
+
+def in_parts(data, tmp_path, plant, number=2, **environment):
+    """A run of two ranks of which one fails at its 12th step; the ranks' process numbers, too."""
+    words = words_of(data["adagrad"], *ADAM, "--checkpoint-every", 5)
+    words += ["--save-model", str(tmp_path / "model")]
+    case = {"name": "failing", "script": "fae", "words": words, "plant": plant}
+    start = time.monotonic()
+    run = launch(number, tmp_path / "run", [case], **environment)
+    pids = [int(path.name) for path in (tmp_path / "run" / "pids").iterdir()]
+    assert len(pids) == number
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()
+    assert find_checkpoint(tmp_path / "model").step == 10
+    return run, time.monotonic() - start, pids
+
+
+@pytest.mark.parametrize(
+    ("plant", "status", "line"),
+    [
+        ("raises", 2, "rank_worker.py: error: rank 1: planted"),
+        ("killed", 1, "rank_worker.py: error: rank 1 (process {1}) was killed by SIGKILL"),
+        ("stopped", 2, "rank_worker.py: error: rank 1 ("),
+    ],
+)
+def test_a_rank_fails(data, tmp_path, plant, status, line):
+    run, seconds, pids = in_parts(data, tmp_path, plant, SLIPSTREAM_RANK_TIMEOUT="4")
+    [said] = run.stderr.strip().splitlines()
+    assert run.returncode == status, said
+    rank_1 = next(pid for pid in pids if (tmp_path / "run" / "pids" / str(pid)).read_text() == "1")
+    assert said.startswith(line.replace("{1}", str(rank_1)))
+    assert f"process {rank_1}" in said or plant == "raises"
+    assert seconds < 60
+
+
+def test_ctrl_c_ends_all_ranks_with_a_checkpoint(data, tmp_path):
+    words = words_of(data["adagrad"], *ADAM, "--nepochs", 10_000, "--processes", 2)
+    words += ["--runs-dir", tmp_path / "runs", "--save-model", tmp_path / "model"]
+    command = [sys.executable, REPOSITORY / "fae_train.py", *words, "--checkpoint-every", 20]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SLIPSTREAM_RANK_TIMEOUT": "60"},
+    )
+    while not list((tmp_path / "model").glob("step-*")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert error.split("\n") == ["", "stopping after this mini-batch; once more: at once", ""]
+    step = find_checkpoint(tmp_path / "model").step
+    assert out.splitlines()[-1].startswith(f"stopped by SIGINT at step {step}; ")
+    # One process goes on from there.
+    where = ["--load-model", "auto", "--num-batches", step + 3]
+    more = [str(word) for word in (*words[: words.index("--processes")], *words[-4:], *where)]
+    assert fae_train.main(more)["step"] == step + 3
+
+
+def test_another_number_than_the_launcher_started(monkeypatch, tmp_path):
+    from slipstream.tools import processes
+
+    for name, value in zip(processes.VARIABLES, ("0", "3", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--processes 2: the launcher started 3; leave it out"):
+        processes.start(2, "fae_train.py", [])
+    processes.start(3, "fae_train.py", [])  # this is one of them
