@@ -4,14 +4,14 @@
 #   RAW_DATA         the raw log. Not set: input/kaggle/train.txt where it exists, else a synthetic log
 #   PROCESSED_DATA   the processed .npz. Set without RAW_DATA: used as it is, nothing is preprocessed
 #   HOT_COLD         the segregated folder; of OPTIMIZER=sgd, whose rows are smaller, one of its own
-#   more             an array: the trainers' flags that follow from LEARNING_RATE and DATA_SET
+#   more             an array: the trainers' flags that follow from LEARNING_RATE, PROCESSES and DATA_SET
 # and SLIPSTREAM_LOCKS, by which two runs that use the same files take turns: see `hold`.
 # It reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), TEST_DATA (a log of held-out rows), SPLIT (last-day, random:SEED, none), MAX_IND_RANGE,
 # MIN_COUNT, HISTORY (taobao: clicks before, as sequences), DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES
 # (stop, skip:N), MAX_MEMORY (of preprocessing, as 2G), JOBS (files read at once), SYNTHETIC_ROWS (rows
 # of the synthetic log), EMB_DIM (values of an embedding row), OPTIMIZER (rwsadagrad, sgd),
-# LEARNING_RATE (of the rows). Relative paths in these variables start where the script was called;
+# LEARNING_RATE (of the rows), PROCESSES (that train together). Relative paths in these variables start where the script was called;
 # those of SYNTHETIC_DIR and of flags at the repository, which it goes to.
 
 # What cannot be said (`| head -1`, a full disk under `> file`) does not end the run.
@@ -43,6 +43,7 @@ export EMB_DIM="${EMB_DIM:-16}" OPTIMIZER="${OPTIMIZER:-rwsadagrad}"
 # The trainers decide on mini-batch, rates and decay by the number of inputs (--help).
 more=()
 if [ -n "${LEARNING_RATE:-}" ]; then more+=(--learning-rate "$LEARNING_RATE"); fi
+if [ -n "${PROCESSES:-}" ]; then more+=(--processes "$PROCESSES"); fi
 # Of Taobao's few columns each vector meets itself, too: AUC 0.85 for 0.83 (bench/README.md).
 if [ "$DATA_SET" = taobao ] && [ "${HISTORY:-0}" = 0 ]; then more+=(--arch-interaction-itself true); fi
 hot_cold=hot_cold

@@ -35,6 +35,7 @@ TIMEOUT_VARIABLE = "SLIPSTREAM_RANK_TIMEOUT"
 TIMEOUT_S = 600.0  # after which a rank that does not answer is given up
 LAUNCHED = "SLIPSTREAM_LAUNCHED"  # set by `launch`, which then speaks of signals
 GRACE_S = 10.0  # at most, for ranks to end by themselves, once one has failed
+SAME_S = 0.3  # for rank 0 to say what all have found, as a file that is missing
 NOTE_S = 3.0  # for the rank that failed first to say so
 FAULT, OPENED, LOST = "fault", "opened", "lost"  # in the store
 PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
@@ -124,6 +125,8 @@ def _run_rank(main: Callable[[], Any]) -> None:
         raise  # said, or a signal, of which all have heard
     except BaseException as error:
         failure = error
+    if rank:
+        time.sleep(SAME_S)
     text = f"rank {rank}: {failure}"
     if isinstance(failure, RankLost):
         text = _who_is_lost(rank, str(failure))
@@ -160,10 +163,10 @@ def _join(rank: int) -> tuple[Ranks, Any]:
         own = dist.PrefixStore("slipstream", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(
-            f"the {os.environ['WORLD_SIZE']} ranks did not find each other at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {seconds:g} s: {reason}"
+            f"the {os.environ['WORLD_SIZE']} ranks did not find each other at {place} within "
+            f"{seconds:g} s: {' '.join(str(error).split())[:200]}"
         ) from error
     own.set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     return Ranks(local_size), own

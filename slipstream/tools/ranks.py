@@ -123,7 +123,9 @@ class Ranks:
         """Rank 0's `value`, of JSON, and `arrays`, on every rank; others' are not looked at."""
         if self.is_first:
             # PyTorch takes no memory that it may not write to, as a mapped file's.
-            given = {name: np.require(a, requirements="CW") for name, a in (arrays or {}).items()}
+            given = {
+                name: np.require(a, requirements=["C", "W"]) for name, a in (arrays or {}).items()
+            }
             specs = {name: [array.dtype.str, array.shape] for name, array in given.items()}
             head = np.frombuffer(json.dumps([value, specs]).encode(), np.uint8)
             self._broadcast(torch.tensor([len(head)]))
