@@ -102,17 +102,31 @@ class Ranks:
         padded[: len(values)] = values
         return [part[:count] for part, count in zip(self.gather(padded, kind), counts, strict=True)]
 
-    def exchange(
+    def start_exchange(
         self, values: Tensor, sent: Sequence[int], received: Sequence[int], kind: str
-    ) -> Tensor:
-        """Send `values` (n, ...), the first sent[0] rows to rank 0 and so on; what arrives, by
-        source.
+    ) -> Callable[[], Tensor]:
+        """Begin to send `values` (n, ...), the first sent[0] rows to rank 0 and so on; the returned
+        function waits for what arrives, by source.
         """
         found = values.new_empty((sum(received), *values.shape[1:]))
         of_others = found.nbytes // max(len(found), 1) * (sum(received) - received[self.rank])
+        values = values.contiguous()  # and it must live until it is sent
         with self._collective(kind, of_others):
-            dist.all_to_all_single(found, values.contiguous(), list(received), list(sent))
-        return found
+            work = dist.all_to_all_single(found, values, list(received), list(sent), async_op=True)
+
+        def wait() -> Tensor:
+            with self._collective(kind, 0):
+                work.wait()
+            assert values is not None
+            return found
+
+        return wait
+
+    def exchange(
+        self, values: Tensor, sent: Sequence[int], received: Sequence[int], kind: str
+    ) -> Tensor:
+        """As `start_exchange`, waited for."""
+        return self.start_exchange(values, sent, received, kind)()
 
     def add_up_integers(self, values: Tensor, kind: str) -> None:
         """Add integers up over the ranks, in place, on rank 0 alone."""

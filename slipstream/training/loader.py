@@ -110,11 +110,12 @@ class Loader:
         self._plan: EpochPlan | None = None
         self._num_staged = 0
         self._current: StagedBatch | None = None  # staged and not yet given to write_back
+        self._asked: _Cut | None = None  # a cold batch whose rows other ranks are sending
 
     def start(self, plan: EpochPlan) -> None:
         """Begin an epoch, or go on with one."""
         self._plan = plan
-        self._ahead = {}
+        self._ahead, self._asked = {}, None
         # An epoch that is gone on with has inputs behind it.
         self._announced = {
             hot: (plan.num_replaced(hot), plan.num_taken(hot)) for hot in (False, True)
@@ -166,6 +167,8 @@ class Loader:
 
     def done(self, batch: Batch) -> None:
         """The batch's step has been given to the device: write its rows back when it is through."""
+        if self._ranks is not None and not batch.planned.hot and self.hot_rows_resident:
+            self._ask_ahead()
         if batch.staged.host_rows is None:
             return
         mark = self.table.lane.mark()
@@ -174,6 +177,14 @@ class Loader:
         else:
             self._submit(lambda: self._write_back(batch.staged, mark))
         self._current = None
+
+    def _ask_ahead(self) -> None:
+        """Ask the other ranks for the rows of the next cold batch: no hot one changes them."""
+        assert self._plan is not None
+        self._asked = None
+        if (planned := self._plan.peek(False)) is not None:
+            cut = self._take(planned)
+            self._asked = replace(cut, staged=self.table.stage(cut.slots))
 
     def _write_back(self, staged: StagedBatch, mark: Any) -> None:
         try:
@@ -200,6 +211,10 @@ class Loader:
         return all_resident or (cut.planned.hot and self.hot_rows_resident)
 
     def _take(self, planned: PlannedBatch) -> _Cut:
+        if self._asked is not None and not planned.hot:
+            asked, self._asked = self._asked, None
+            if asked.planned.key == planned.key:
+                return asked
         future = self._ahead.pop(planned.hot, None)
         if future is not None:
             cut = future.result()

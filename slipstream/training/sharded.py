@@ -121,9 +121,10 @@ class ShardedTable:
         after: Any = None,
         resident: bool = False,
     ) -> StagedBatch:
-        """Bring the rows of this rank's part (B, C) into a staging area.
+        """Ask for the rows of this rank's part (B, C), which `enter` puts into a staging area.
 
-        `resident`: no rank's part needs any, which is not asked about then.
+        No rank may step them meanwhile. `resident`: no rank's part needs any, which is not asked
+        about then.
         """
         raw = slots
         if self._null_place is not None:
@@ -147,13 +148,19 @@ class ShardedTable:
         lent, borrowed = wanted[:, self._ranks.rank].tolist(), counts.tolist()
         asked = self._ranks.exchange(torch.from_numpy(keys % most), borrowed, lent, COLD)
         rows = self._home.index_select(0, asked).to(self.device)
-        found = self._ranks.exchange(rows, lent, borrowed, COLD)
-        self._weight[start : start + len(found)] = found
+        wait = self._ranks.start_exchange(rows, lent, borrowed, COLD)
+
+        def arrive() -> None:
+            found = wait()
+            self._weight[start : start + len(found)] = found
+
         numbers = torch.from_numpy(keys % most * size + keys // most)
-        return replace(staged, loan=Loan(asked, lent, borrowed, numbers))
+        return replace(staged, loan=Loan(asked, lent, borrowed, numbers), arrived=arrive)
 
     def enter(self, staged: StagedBatch) -> StagedBatch:
-        """Make a staged batch the current one: its index on the device."""
+        """Make a staged batch the current one: its index on the device, its rows there."""
+        if staged.arrived is not None:
+            staged.arrived()
         if staged.index.device == self.device:
             return staged
         return replace(staged, index=staged.index.to(self.device, non_blocking=True))
