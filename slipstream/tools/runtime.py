@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import resource
@@ -61,6 +62,18 @@ def available_memory_bytes() -> int:
             spare = next(li for li in statistics if li.startswith(cache + " ")).split()[1]
             available = min(available, most - taken + int(spare))
     return max(available, 0)
+
+
+def process_limit_bytes() -> float:
+    """Memory that this process may still take by its own limits (`ulimit -v`, `-d`); infinity."""
+    left = math.inf
+    for limit, name in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        most = resource.getrlimit(limit)[0]
+        with contextlib.suppress(OSError, StopIteration, ValueError):
+            lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+            taken = 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+            left = min(left, most - taken if most != resource.RLIM_INFINITY else math.inf)
+    return max(left, 0)
 
 
 THREADS_VARIABLE = "SLIPSTREAM_THREADS"

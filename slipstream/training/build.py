@@ -22,7 +22,7 @@ from slipstream.model.networks import (
 from slipstream.tools.device import free_device_bytes
 from slipstream.tools.ranks import Ranks
 from slipstream.tools.runlog import Clocks, Log
-from slipstream.tools.runtime import StopRequest, available_memory_bytes
+from slipstream.tools.runtime import StopRequest, available_memory_bytes, process_limit_bytes
 from slipstream.tools.streams import torch_seed
 from slipstream.training.checkpoint import Checkpoints
 from slipstream.training.dropping import DropRule
@@ -195,7 +195,9 @@ def _check_memory(
     num_local = 1 if ranks is None else ranks.local_size
     # Of one device each rank has its share.
     sharing = -(-num_local // max(torch.cuda.device_count(), 1)) if on_device else 1
-    print(check_needs(needs, available_memory_bytes(), free_device, num_local, sharing))
+    free = min(available_memory_bytes() // num_local, process_limit_bytes())
+    free_device = None if free_device is None else free_device // sharing
+    print(check_needs(needs, free, free_device, num_local))
 
 
 def build_trainer(

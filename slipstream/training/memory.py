@@ -85,29 +85,28 @@ def training_needs(
     ]
 
 
-def _size(num_bytes: int) -> str:
+def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
 
 
 def check_needs(
     needs: list[Need],
-    free_host: int,
+    free_host: float,
     free_device: int | None,
     num_processes: int = 1,
-    num_sharing: int = 1,
 ) -> str:
     """A line that says what is needed; `MemoryError` where that is not free.
 
     `free_device` None: the host holds what is meant for the device. Of `num_processes` on this
-    machine each needs as much, and `num_sharing` share a device.
+    machine these are the needs of one, and what it may have.
     """
     host = {
         need.what: need.host + (0 if free_device is not None else need.device) for need in needs
     }
-    memories = [("host", host, free_host // num_processes)]
+    memories = [("host", host, free_host)]
     if free_device is not None:
         on_device = {need.what: need.device for need in needs}
-        memories.append(("device", on_device, free_device // num_sharing))
+        memories.append(("device", on_device, free_device))
     said = []
     of_each = f" for each of {num_processes} processes" if num_processes > 1 else ""
     for name, taken, free in memories:

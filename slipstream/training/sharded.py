@@ -83,12 +83,12 @@ class ShardedTable:
         if num_others or device != weight.device:
             self._weight = weight.new_zeros((num_places, self.dim), device=device)
             self._weight[: self.num_resident].copy_(weight[resident])
-        self._home = weight[own].clone() if num_others else weight[own]
+        self._home = weight[own]
         self._sums = self._home_sums = None
         if optimizer == "rwsadagrad":
             given = weight.new_zeros(shard.num_kept) if sums is None else sums
             self._sums = given[resident].to(device, copy=True)  # those it owns are kept up
-            self._home_sums = given[own].clone()
+            self._home_sums = given[own]
         on_cpu = device.type == "cpu"
         self._row_place = np.zeros(len(self._weight), np.int32) if on_cpu else None
         self._home_place = np.zeros(len(self._home), np.int32)
