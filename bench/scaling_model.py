@@ -54,8 +54,8 @@ from typing import Any
 import numpy as np
 
 from slipstream.training.batching import epoch_order
-from slipstream.training.embedding import bytes_per_row
 from slipstream.training.memory import AREAS
+from slipstream.training.rows import bytes_per_row
 from slipstream.training.sets import Inputs, PreparedData
 
 SCHEMES = ("ours", "all-sharded", "dense-replicated")
