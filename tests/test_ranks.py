@@ -5,6 +5,7 @@ Each launch trains many small runs (`rank_worker.py`): one process, two and thre
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -282,6 +283,28 @@ def test_ctrl_c_ends_all_ranks_with_a_checkpoint(data, tmp_path):
     where = ["--load-model", "auto", "--num-batches", step + 3]
     more = [str(word) for word in (*words[: words.index("--processes")], *words[-4:], *where)]
     assert fae_train.main(more)["step"] == step + 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux'")
+def test_a_table_too_large_for_one_process(tmp_path):
+    """6 M rows take 408 MB, the run 432: with 410 free two processes train it, and one does not."""
+    sizes = np.array([40, 1, 300, 7, 6_000_000])
+    processed = write_processed(tmp_path / "p.npz", 1000, sizes)
+    words = ["--processed-data-file", processed, "--runs-dir", tmp_path, *MODEL_FLAGS, *ADAM]
+    words += ["--arch-sparse-feature-size", 16, "--arch-mlp-bot", "3-16", "--num-batches", 3]
+
+    def run(number, kilobytes):
+        command = [sys.executable, REPOSITORY / "dlrm_s_pytorch.py", *words, "--processes", number]
+        line = " ".join(str(word) for word in command)
+        limited = ["bash", "-c", f"ulimit -d {kilobytes}; {line}"]
+        return subprocess.run(limited, capture_output=True, text=True, timeout=60)
+
+    limit = 600_000
+    alone = run(1, limit)
+    found = re.search(r"about 432 MB .* 408 MB of them .*; (\d+) MB are free", alone.stderr)
+    assert alone.returncode == 2 and found, alone.stderr
+    together = run(2, limit + 1000 * (410 - int(found[1])))
+    assert together.returncode == 0 and not together.stderr and "test AUC" in together.stdout
 
 
 def test_another_number_than_the_launcher_started(monkeypatch, tmp_path):

@@ -279,10 +279,10 @@ def test_what_cannot_be_said_ends_no_wrapper(checkout, tmp_path, where):
 
 
 def test_an_optimizer_and_a_rate_of_ones_own(checkout, tmp_path):
-    given = {"OPTIMIZER": "sgd", "LEARNING_RATE": "0.7"}
+    given = {"OPTIMIZER": "sgd", "LEARNING_RATE": "0.7", "PROCESSES": "2"}
     calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", **given)
     parsed = check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
-    assert parsed["fae_train"].learning_rate == 0.7
+    assert parsed["fae_train"].learning_rate == 0.7 and parsed["fae_train"].processes == 2
     assert parsed["input_segregation"].optimizer == parsed["fae_train"].optimizer == "sgd"
     assert Path(parsed["fae_train"].segregated_data_dir).name == "hot_cold_sgd"
 
