@@ -33,7 +33,7 @@ from slipstream.training.growth import grown_rows, is_extended
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.optimizers import make_optimizer
 from slipstream.training.policies import Policy
-from slipstream.training.progress import Progress
+from slipstream.training.progress import Progress, report_freqs
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import PreparedData, move_resident_inputs
@@ -194,6 +194,8 @@ def build_trainer(
     optimizer = make_optimizer(model.network, training.dense_optimizer)
     batch_size, graph = training.mini_batch_size, machine.cuda_graph
     rate_ratio = training.dense_learning_rate / training.learning_rate
+    num_steps = -(-prepared.data.num_train // batch_size)
+    print_freq, said_freq = report_freqs(judged.print_freq, num_steps)
     return Trainer(
         step=TrainStep(
             *(model, table, optimizer, batch_size, graph, rate_ratio),
@@ -220,7 +222,8 @@ def build_trainer(
         window=_window(prepared, training.data_randomize),
         test_freq=judged.test_freq,
         val_freq=judged.val_freq,
-        print_freq=judged.print_freq,
+        print_freq=print_freq,
+        said_freq=said_freq,
         max_steps=training.num_batches,
         ends=Ends(judged.mlperf_auc_threshold, judged.mlperf_acc_threshold, judged.patience),
         checkpoints=checkpoints,

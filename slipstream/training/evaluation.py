@@ -21,6 +21,7 @@ from slipstream.tools.metrics import (
     mean_calibration,
     probabilities,
 )
+from slipstream.tools.output import stage_bar
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.embedding import EVALUATION, EmbeddingTable
@@ -87,7 +88,7 @@ def outputs_of(
     noted a signal.
     """
     logits = [torch.empty(0, device=table.device)]
-    for start in range(0, len(inputs), batch_size):
+    for start in stage_bar(range(0, len(inputs), batch_size), "evaluating", unit=" batches"):
         if stop is not None and stop.signal:
             raise Interrupted
         logits.append(logits_of(model, table, inputs, slice(start, start + batch_size))[0])

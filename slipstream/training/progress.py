@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from slipstream.tools.runlog import Log
 
+PRINT_FREQ, MOST_LINES = 100, 5
+
 
 @dataclass
 class Progress:
@@ -69,6 +71,16 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def report_freqs(print_freq: int | None, num_steps: int) -> tuple[int, int]:
+    """Steps between reports in the log, and on the screen, for an epoch of so many steps.
+
+    None: the screen gets `MOST_LINES` of an epoch at most.
+    """
+    if print_freq is not None:
+        return print_freq, print_freq
+    return PRINT_FREQ, PRINT_FREQ * max(1, -(-num_steps // (MOST_LINES * PRINT_FREQ)))
+
+
 def drop_report(log: Log, progress: Progress) -> Callable[[dict[str, Any]], None]:
     """A `DropRule` report that keeps each choice in `progress`, with the step and the samples
     before it, logs it and says it in one line.
@@ -96,9 +108,10 @@ def log_drop(log: Log, record: dict[str, Any]) -> None:
     short = ""
     if record["why"] is not None:
         short = f"; {record['achieved']:,} chosen, target {record['target']:,}: {record['why']}"
-    pool = {"all": "inputs", "cold": "cold inputs"}.get(record["pool"], "hot inputs")
+    pool = {"all": " inputs; ", "cold": " cold inputs; "}.get(record["pool"], " of ")
     before = record["dropped_before"]
     tqdm.write(
-        f"{epoch}: dropped {record['dropped']:,} {pool}; {record['hot_remaining']:,} hot ones were "
-        "left" + (f" or dropped before ({before:,})" if before else "") + f" ({how}){short}"
+        f"{epoch}: dropped {record['dropped']:,}{pool}{record['hot_remaining']:,} hot inputs left"
+        + (f" or dropped before ({before:,})" if before else "")
+        + f" to train ({how}){short}"
     )

@@ -57,7 +57,7 @@ class Trainer:
         schedule, randomize, window: see `slipstream.training.batching`.
         test_freq, val_freq: steps between evaluations on the test and on the validation set; 0: at
             the end only.
-        print_freq: steps between progress reports; 0: none.
+        print_freq, said_freq: steps between progress reports, and those on the screen; 0: none.
         max_steps: stop after as many steps; 0: train all epochs.
         ends: when a validation ends the run; None: none does.
         checkpoints: writes them; None: the model is not kept.
@@ -85,6 +85,7 @@ class Trainer:
         test_freq: int = 0,
         val_freq: int = 0,
         print_freq: int = 0,
+        said_freq: int = 0,
         max_steps: int = 0,
         ends: Ends | None = None,
         checkpoints: Checkpoints | None = None,
@@ -99,7 +100,7 @@ class Trainer:
         self.num_epochs, self.seed = num_epochs, seed
         self.schedule, self.randomize = schedule, randomize
         self.test_freq, self.val_freq, self.print_freq = test_freq, val_freq, print_freq
-        self.max_steps = max_steps
+        self.max_steps, self.said_freq = max_steps, said_freq
         self.checkpoints, self._stop = checkpoints, stop or StopRequest()
         self._on_report = on_report
         self.progress = Progress()
@@ -395,12 +396,11 @@ class Trainer:
         self.log.write("training", **record)
         if not bar.disable:
             bar.set_postfix(loss=f"{progress.loss:.4f}")
-        if is_said or not bar.disable:
+        if is_said or not bar.disable or not due(progress.step, self.said_freq):
             return
         tqdm.write(
-            f"step {progress.step}: loss {progress.loss:.4f}, {progress.samples:,} samples, "
-            f"{progress.samples / max(seconds, 1e-9):,.0f} samples/s, "
-            f"{1e3 * seconds / progress.step:.2f} ms a mini-batch"
+            f"step {progress.step}: loss {progress.loss:.4f}; {progress.samples:,} inputs trained, "
+            f"{progress.samples / max(seconds, 1e-9):,.0f} a second"
         )
 
     def _take_loss(self) -> None:
