@@ -111,7 +111,7 @@ def log_drop(log: Log, record: dict[str, Any]) -> None:
     pool = {"all": " inputs; ", "cold": " cold inputs; "}.get(record["pool"], " of ")
     before = record["dropped_before"]
     tqdm.write(
-        f"{epoch}: dropped {record['dropped']:,}{pool}{record['hot_remaining']:,} hot inputs left"
-        + (f" or dropped before ({before:,})" if before else "")
-        + f" to train ({how}){short}"
+        f"{epoch}: dropped {record['dropped']:,}{pool}{record['hot_remaining']:,} hot inputs left "
+        + (f"to train or dropped before ({before:,})" if before else "to train")
+        + f" ({how}){short}"
     )

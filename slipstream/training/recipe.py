@@ -97,11 +97,11 @@ def describe(recipe: Recipe, num_train: int, num_steps: int) -> str:
     share = recipe.lr_decay_share
     line = (
         f"training on {num_train:,} inputs, in mini-batches of {recipe.mini_batch_size:,}\n"
-        f"learning rates: embedding rows {recipe.learning_rate:g} ({recipe.optimizer}), "
+        f"learning rates: rows {recipe.learning_rate:g} ({recipe.optimizer}), "
         f"network {recipe.dense_learning_rate:g} ({recipe.dense_optimizer})"
     )
     if share:
-        line += f", to 0 over the run's last {share:.0%}"
+        line += f", to 0 over the last {share:.0%} of inputs"
     if num_steps < FEW_STEPS:
         line += (
             f"\nnote: few mini-batches to learn from ({num_steps:,}); a smaller --mini-batch-size "

@@ -149,12 +149,10 @@ def segregate(
     """Write the segregated folder of a processed file; False when it is up to date.
 
     `hot_emb_gpu_mem` is in bytes, weights and optimizer state counted; `hot_threshold` is Lambda
-    and wins where given; `ip_sampling_rate` is the percentage of training inputs counted, and
-    `min_count_report` adds to what is noted, and with `verbose` printed, not to what the folder is
-    of. The
-    folder is written as `<folder>.partial` and renamed whole; a run that finds one left by a killed
-    process goes on after the last of its files that was finished. Where `folder` is a link, all
-    that happens where it leads.
+    and wins where given; `ip_sampling_rate` is the percentage of training inputs counted;
+    `min_count_report` adds to the figures, which `verbose` prints, not to what the folder is of.
+    The folder is written as `<folder>.partial` and renamed whole; one left by a killed process is
+    gone on with after its last whole file. Of a link, all that happens where it leads.
     """
     folder = resolved(folder)
     options = {
@@ -172,10 +170,7 @@ def segregate(
     if current is not None:
         remove_ours(folder.with_name(folder.name + ".old"), OWN_FILES)
         say_current(folder)
-        if verbose:
-            print(_described(current["figures"]))
-            _print_tables(current["figures"])
-        _warn(current["figures"])
+        _print_figures(current["figures"], verbose, is_new=False)
         return False
     start = time.perf_counter()
     log = load_processed(processed_file, verify=True)
@@ -195,10 +190,8 @@ def segregate(
     except Exception:  # a killed process leaves what is whole; an error leaves nothing
         remove_ours(partial, OWN_FILES)
         raise
-    print(f"segregated into {folder} in {seconds:.1f} s: {_described(figures)}")
-    if verbose:
-        _print_tables(figures)
-    _warn(figures)
+    print(f"segregated into {folder} in {seconds:.1f} s: ", end="")
+    _print_figures(figures, verbose, is_new=True)
     return True
 
 
@@ -402,14 +395,23 @@ def _finish_folder(partial: Path, log: ClickLog, seconds: float) -> dict[str, An
     return figures
 
 
-def _described(figures: dict[str, Any]) -> str:
-    """What is hot, in two lines that go on from others."""
-    return (
-        f"hot are {figures['num_hot']:,} of {figures['num_rows']:,} embedding rows\n"
-        f"({figures['hot_bytes'] / 2**20:,.2f} MB, {figures['hot_access_share']:.2%} of the "
-        f"accesses) and {figures['num_hot_inputs']:,} of {figures['num_inputs']:,} training inputs "
-        f"({figures['hot_input_share']:.2%})"
-    )
+def _print_figures(figures: dict[str, Any], verbose: bool, is_new: bool) -> None:
+    """Print what is hot, where that is new, or all that is known, and where one kind lacks."""
+    if is_new or verbose:
+        print(
+            f"hot are {figures['num_hot']:,} of {figures['num_rows']:,} embedding rows\n"
+            f"({figures['hot_bytes'] / 2**20:,.2f} MB, {figures['hot_access_share']:.2%} of the "
+            f"accesses) and {figures['num_hot_inputs']:,} of {figures['num_inputs']:,} training "
+            f"inputs ({figures['hot_input_share']:.2%})"
+        )
+    if verbose:
+        _print_tables(figures)
+    if figures["hot_input_share"] == 1:
+        print("every input is hot: a smaller --hot-emb-gpu-mem leaves cold ones")
+    elif figures["hot_input_share"] == 0:
+        print(
+            "no input is hot: a larger --hot-emb-gpu-mem, or a smaller --hot-threshold, makes some"
+        )
 
 
 def _print_tables(figures: dict[str, Any]) -> None:
@@ -425,13 +427,3 @@ def _print_tables(figures: dict[str, Any]) -> None:
         print("\n --min-count     rows left    MB of rows   inputs hot with as much hot memory")
         for min_count, num_rows, num_bytes, inputs in min_counts:
             print(f"{min_count:>12,} {num_rows:>13,} {num_bytes / 2**20:>13,.3f} {inputs:>12.2%}")
-
-
-def _warn(figures: dict[str, Any]) -> None:
-    """Say where hot and cold are not both."""
-    if figures["hot_input_share"] == 1:
-        print("every input is hot: a smaller --hot-emb-gpu-mem leaves cold ones")
-    elif figures["hot_input_share"] == 0:
-        print(
-            "no input is hot: a larger --hot-emb-gpu-mem, or a smaller --hot-threshold, makes some"
-        )
