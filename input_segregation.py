@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> bool:
         named = args.segregated_data_dir or default_folder(processed, args.optimizer)
         folder = resolved(named)
         with exclusive(folder.parent):
-            return segregate(processed, folder, **options)
+            return segregate(processed, folder, verbose=args.verbose, **options)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 # Synthetic log (1 M rows), 2 cores: 9 s of training, 0.9 GB of memory, test AUC 0.808.
 set -euo pipefail
 source "$(dirname "$0")/bench/prepare.sh"
+say_current
 
 exec "$PYTHON" dlrm_s_pytorch.py \
   --processed-data-file "$PROCESSED_DATA" \

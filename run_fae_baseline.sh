@@ -8,6 +8,7 @@
 set -euo pipefail
 source "$(dirname "$0")/bench/prepare.sh"
 ./run_input_segregation.sh
+say_current
 
 exec "$PYTHON" fae_train.py \
   --processed-data-file "$PROCESSED_DATA" \

@@ -8,6 +8,8 @@
 set -euo pipefail
 source "$(dirname "$0")/bench/prepare.sh"
 
+say_current
+
 # The paper profiles 5 % of the inputs; here all are counted, which takes seconds.
 exec "$PYTHON" input_segregation.py \
   --processed-data-file "$PROCESSED_DATA" \
@@ -16,4 +18,5 @@ exec "$PYTHON" input_segregation.py \
   --ip-sampling-rate "${IP_SAMPLING_RATE:-100}" \
   --arch-sparse-feature-size "$EMB_DIM" \
   --optimizer "$OPTIMIZER" \
+  ${VERBOSE:+--verbose "$VERBOSE"} \
   "$@"

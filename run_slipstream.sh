@@ -39,6 +39,7 @@ for flag in "$@"; do
 done
 source "$(dirname "$0")/bench/prepare.sh"
 ./run_input_segregation.sh
+say_current
 
 exec "$PYTHON" slipstream_train.py \
   --processed-data-file "$PROCESSED_DATA" \

@@ -5,13 +5,15 @@
 #   PROCESSED_DATA   the processed .npz. Set without RAW_DATA: used as it is, nothing is preprocessed
 #   HOT_COLD         the segregated folder; of OPTIMIZER=sgd, whose rows are smaller, one of its own
 #   more             an array: the trainers' flags that follow from LEARNING_RATE, PROCESSES and DATA_SET
-# and SLIPSTREAM_LOCKS, by which two runs that use the same files take turns: see `hold`.
+# and SLIPSTREAM_LOCKS, by which two runs that use the same files take turns: see `hold`. `say_current`
+# says in one line what its stages found up to date.
 # It reads, where set: DATA_SET (kaggle, terabyte, avazu, taobao, custom), COLUMNS_FILE (custom's
 # column file), TEST_DATA (a log of held-out rows), SPLIT (last-day, random:SEED, none), MAX_IND_RANGE,
 # MIN_COUNT, HISTORY (taobao: clicks before, as sequences), DATA_SUB_SAMPLE_RATE, NUM_DAYS, BAD_LINES
 # (stop, skip:N), MAX_MEMORY (of preprocessing, as 2G), JOBS (files read at once), SYNTHETIC_ROWS (rows
 # of the synthetic log), EMB_DIM (values of an embedding row), OPTIMIZER (rwsadagrad, sgd),
-# LEARNING_RATE (of the rows), PROCESSES (that train together). Relative paths in these variables start where the script was called;
+# LEARNING_RATE (of the rows), PROCESSES (that train together), VERBOSE (1 or true, as --verbose: also
+# tables that are else in reports). Relative paths in these variables start where the script was called;
 # those of SYNTHETIC_DIR and of flags at the repository, which it goes to.
 
 # What cannot be said (`| head -1`, a full disk under `> file`) does not end the run.
@@ -53,14 +55,26 @@ if [ "$OPTIMIZER" != rwsadagrad ]; then hot_cold="hot_cold_$OPTIMIZER"; fi
 source bench/python.sh
 
 # The trainer would preprocess a log that a flag names into the file of the one that is named here.
+model=""
 if [ -z "${preprocess_flags+set}" ]; then
-  for name in "$@"; do
-    name="${name%%=*}"
-    if [ "${name//_/-}" = --raw-data-file ] || [ "${name//_/-}" = --processed-data-file ]; then
-      say "$0: error: $name: name the log by RAW_DATA, or a processed file by PROCESSED_DATA" >&2
-      exit 2
-    fi
+  flag=""
+  for word in "$@"; do
+    case "$flag:$word" in
+      --verbose:[!-]*) VERBOSE="$word" ;;
+      --save-model:[!-]*) model="$word" ;;
+    esac
+    flag="${word%%=*}"
+    flag="${flag//_/-}"
+    case "$flag" in
+      --raw-data-file | --processed-data-file)
+        say "$0: error: ${word%%=*}: name the log by RAW_DATA, or a processed file by PROCESSED_DATA" >&2
+        exit 2
+        ;;
+      --verbose) if [ "$flag" = "$word" ]; then VERBOSE=true; else VERBOSE="${word#*=}"; fi ;;
+      --save-model) if [[ "$word" == *=* ]]; then model="${word#*=}"; fi ;;
+    esac
   done
+  export VERBOSE="${VERBOSE:-}"
 fi
 
 # Before minutes of installation: what the scripts would refuse after it.
@@ -86,6 +100,39 @@ hold() { # files
     fi
   done
   export SLIPSTREAM_LOCKS
+}
+
+# Stages write there what they find up to date (slipstream/tools/output.py).
+collect_current() {
+  local file
+  if ! file="$(mktemp 2>/dev/null)"; then return; fi # each says it by itself
+  exec {SLIPSTREAM_CURRENT}>"$file"
+  exec {current}<"$file"
+  rm -f "$file"
+  export SLIPSTREAM_CURRENT
+}
+
+say_current() {
+  if [ -n "$is_prepared" ] || [ -z "${current:-}" ]; then return; fi
+  local names
+  mapfile -t -u "$current" names
+  exec {current}<&- {SLIPSTREAM_CURRENT}>&-
+  unset SLIPSTREAM_CURRENT
+  if [ "${#names[@]}" -gt 0 ]; then say "up to date: $(printf '%s\n' "${names[@]}" | paste -sd , | sed 's/,/, /g')"; fi
+}
+
+# What the trainer of a first run says last: commands for the repository.
+propose() {
+  local script control="" keep="--save-model runs/mine/model  # keeps the model: predict.py scores rows"
+  script="./$(basename "$0")"
+  if [ "$script" = ./run_slipstream.sh ]; then
+    control="$script --drop-policy random  # the control: as many inputs dropped, at random"$'\n      '
+  fi
+  keep="$script $keep"
+  if [ -n "$model" ]; then keep="$PYTHON predict.py --load-model $model --raw-data-file $RAW_DATA --output scores.csv"; fi
+  export SLIPSTREAM_NEXT="next: $control$keep
+      $PYTHON -m bench.report runs --output runs/report.html  # all runs on one page
+      RAW_DATA=path/to/train.txt $script  # your own log; formats: README.md, Data"
 }
 
 prepare() {
@@ -139,6 +186,7 @@ prepare() {
   HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
   hold "$PROCESSED_DATA" "$HOT_COLD" ${synthetic:+"$RAW_DATA"}
   if [ -n "$synthetic" ]; then
+    if [ ! -f "$PROCESSED_DATA" ] || [ ! -d runs ]; then propose; fi
     say "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
     "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
   fi
@@ -147,7 +195,7 @@ prepare() {
   for pair in MAX_IND_RANGE:--max-ind-range MIN_COUNT:--min-count HISTORY:--history \
     NUM_DAYS:--num-days SPLIT:--split \
     DATA_SUB_SAMPLE_RATE:--data-sub-sample-rate COLUMNS_FILE:--columns TEST_DATA:--test-data-file \
-    BAD_LINES:--bad-lines MAX_MEMORY:--max-memory JOBS:--jobs; do
+    BAD_LINES:--bad-lines MAX_MEMORY:--max-memory JOBS:--jobs VERBOSE:--verbose; do
     name="${pair%%:*}"
     if [ -n "${!name:-}" ]; then options+=("${pair#*:}" "${!name}"); fi
   done
@@ -156,6 +204,7 @@ prepare() {
 }
 
 if [ -z "$is_prepared" ]; then
+  collect_current
   prepare
   export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD SLIPSTREAM_PREPARED=$$
 fi

@@ -30,6 +30,7 @@ UNTOLD = {
     *GENERATED,
     *("seed", "run_name", "runs_dir", "processed_data_file", "segregated_data_dir"),
     *("save_model", "load_model", "checkpoint_every", "keep", "print_freq", "test_freq"),
+    "verbose",
     *("val_freq", "drop_policy"),  # which the method's name says
 }
 # How far the ends of averaged runs may lie apart: how many inputs go can depend on the seed.

@@ -39,6 +39,7 @@ from slipstream.logs.synthetic import (  # noqa: E402
 )
 from slipstream.tools import cli, runtime  # noqa: E402
 from slipstream.tools.locks import exclusive  # noqa: E402
+from slipstream.tools.output import say_current, stage_bar  # noqa: E402
 from slipstream.tools.places import room_for  # noqa: E402
 
 VERSION = 1  # of what the same options write
@@ -101,15 +102,11 @@ def write_and_say(args: argparse.Namespace, output: Path, drift: Drift | None) -
     with exclusive(output.absolute().parent):
         sidecar = write_log(output, args.rows, args.seed, args.positive_rate, drift=drift)
     if sidecar is None:
-        print(f"{output} is up to date: {args.rows} synthetic rows, seed {args.seed}")
+        say_current(output)
         return
     print(
-        f"wrote {sidecar['rows']} synthetic rows to {output} in {sidecar['seconds']:.1f} s;"
-        f" {100 * sidecar['positives']:.2f} % positive"
-    )
-    print(
-        f"planted model's AUC: {_text(sidecar['planted_auc'])} on all rows,"
-        f" {_text(sidecar['planted_auc_test'])} on the test part; no model does better"
+        f"wrote {output} in {sidecar['seconds']:.1f} s: {sidecar['positives']:.2%} of the rows"
+        f" positive; limit of a test AUC: {_text(sidecar['planted_auc_test'])}"
     )
 
 
@@ -204,11 +201,9 @@ def _write_rows(
     probability: np.ndarray,
 ) -> None:
     """Write every block, a few at a time, and keep labels and probabilities."""
-    from tqdm import tqdm
-
     to_frame = LogFrames()
     start = 0
-    with tqdm(total=len(y), unit="rows", unit_scale=True, desc="write", disable=None) as bar:
+    with stage_bar(total=len(y), unit=" rows", unit_scale=True, desc="writing") as bar:
         while chunk := list(islice(blocks, blocks_per_chunk)):
             clicks = concatenate_clicks(chunk)
             frame = to_frame(clicks)

@@ -122,6 +122,9 @@ def joined(lines):
     return "".join("\t".join(fields) + "\n" for fields in lines)
 
 
+BUILT = ["train_processed.npz", "train_processed.npz.columns.txt"]
+
+
 @pytest.mark.parametrize("block_bytes", [100, 5000, 1 << 24])
 @pytest.mark.parametrize("name", ["train.txt", "train.txt.gz"])
 def test_equals_the_reference(tmp_path, name, block_bytes):
@@ -131,7 +134,7 @@ def test_equals_the_reference(tmp_path, name, block_bytes):
     built = data_utils.preprocess("kaggle", raw, block_bytes=block_bytes)
     assert built
     assert_same(tmp_path / "train_processed.npz", reference([text.decode()]))
-    assert sorted(os.listdir(tmp_path)) == sorted([name, "train_processed.npz"])
+    assert sorted(os.listdir(tmp_path)) == sorted([name, *BUILT])
 
 
 def test_block_size_and_compression_change_no_byte(tmp_path):
@@ -601,7 +604,7 @@ def test_an_error_while_writing_keeps_the_old_result(tmp_path, monkeypatch):
     assert target.read_bytes() == before
     data_utils.preprocess("kaggle", raw, max_ind_range=5)
     assert_same(target, reference([raw.read_text()], 5))
-    assert sorted(os.listdir(tmp_path)) == ["train.txt", "train_processed.npz"]
+    assert sorted(os.listdir(tmp_path)) == ["train.txt", *BUILT]
 
 
 def test_too_many_embedding_rows(tmp_path, monkeypatch):
@@ -647,7 +650,7 @@ def test_command_line(tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "line 3, column 15 (category 1): 'zz'" in done.stderr
-    assert os.listdir(tmp_path) == ["train.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["train.txt", "train_processed.npz.columns.txt"]
 
 
 def test_help_explains_every_flag(capsys):
@@ -677,3 +680,29 @@ def test_an_empty_category_is_no_hash(tmp_path, kind):
         assert unpack_manifest(arrays)["table_columns"][0]["missing_share"] == 3 / 8
         if modulus == 1 or kind == "hex":  # 0, 5 and 10 are one value
             assert arrays["counts"].tolist() == [2]
+
+
+def test_what_is_said_of_the_columns(tmp_path, capsys):
+    """Few lines and all warnings on the screen; the rest in a file, or with --verbose."""
+    lines = ["y,n,zero,id,same,shop", *(f"{row % 2},7,0,u{row},x,{row % 9}" for row in range(1200))]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    about = {"label": "y", "dense": ["n", "zero"], "categorical": ["id", "same", "shop"]}
+    (tmp_path / "log.json").write_text(json.dumps(about))
+    flags = ["--data-set", "custom", "--columns", str(tmp_path / "log.json")]
+    flags += ["--raw-data-file", str(tmp_path / "log.csv")]
+    data_utils.main(flags)
+    said, report = capsys.readouterr().out, tmp_path / "log_processed.npz.columns.txt"
+    text = report.read_text()
+    assert f"3 tables, 2 dense columns: {report} has what they hold\n" in said
+    assert "one value alone, so nothing to learn, in same, zero\n" in said
+    assert "nearly each row has a value of its own in id: is it an id" in said
+    assert "171 held-out rows are few" in said and len(said.splitlines()) <= 8
+    assert text.splitlines()[3].split() == ["id", "1,200", "0.00%", "1.00%"]
+    data_utils.main([*flags, "--verbose"])
+    again = capsys.readouterr().out
+    assert again == f"{tmp_path / 'log_processed.npz'} is up to date\n{text}"
+    report.unlink()
+    report.mkdir()  # it is in the way, and no harm
+    data_utils.main([*flags, "--split", "none", "--verbose", "true"])
+    said = capsys.readouterr().out
+    assert "no report (" in said and said.endswith("1,210 embedding rows in 3 tables: 1200-1-9\n")

@@ -211,7 +211,7 @@ def test_the_published_lines_run(tmp_path, capsys):
     runs = ["--runs-dir", str(tmp_path / "runs")]
     dlrm_s_pytorch.main([*shlex.split(line), *runs, "--run-name", "a"])
     said = capsys.readouterr().out
-    assert "rows by sgd at 0.1, the network by sgd at 0.1\n" in said  # and no decay
+    assert "learning rates: rows 0.1 (sgd), network 0.1 (sgd)\n" in said  # and no decay
     assert npz.exists()
     raw.unlink()  # it is not needed any more
     kept = ["--save-model", str(tmp_path / "m"), "--use-gpu", "--memory-map"]

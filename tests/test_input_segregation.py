@@ -120,7 +120,7 @@ def test_up_to_date_and_rebuilt(processed, capsys):
 
 
 def test_budget_table_equals_counting(processed, capsys):
-    segregate_small(processed)
+    segregate_small(processed, "--hot-emb-gpu-mem", "3840", "--verbose")
     _, ids, _ = small_arrays()
     _, counts, largest = brute_force(ids, HELD_OUT)
     lines = capsys.readouterr().out.split("inputs hot\n")[-1].splitlines()[:10]

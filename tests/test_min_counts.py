@@ -97,6 +97,7 @@ def figures_of(folder):
 
 @pytest.mark.parametrize("flags", ["--hot-emb-gpu-mem 3840", "--hot-threshold 0.001"])
 def test_figures_of_a_folder_and_what_is_printed(processed, capsys, flags):
+    flags += " --verbose"
     folder = segregate_small(processed, *flags.split())
     figures = figures_of(folder)
     ids = small_arrays()[1][:HELD_OUT]
@@ -116,30 +117,32 @@ def test_figures_of_a_folder_and_what_is_printed(processed, capsys, flags):
         words = [str(min_count), f"{rows:,}", f"{num_bytes / 2**20:,.3f}", f"{share:.2%}"]
         assert line.split() == words
     segregate_small(processed, *flags.split())  # up to date: printed from the manifest
-    assert printed.split("segregated into")[0] in capsys.readouterr().out
+    assert printed.partition("hot are")[2] == capsys.readouterr().out.partition("hot are")[2]
 
 
 def test_no_table_unless_asked_of_all_inputs_and_where_a_larger_count_is_left(processed, capsys):
+    shown = ("--hot-emb-gpu-mem", "3840", "--verbose")
     for flags in (["--min-count-report", "false"], ["--ip-sampling-rate", "50"]):
-        figures = figures_of(segregate_small(processed, "--hot-emb-gpu-mem", "3840", *flags))
-        assert "--min-count" not in capsys.readouterr().out
+        figures = figures_of(segregate_small(processed, *shown, *flags))
+        printed = capsys.readouterr().out
+        assert "--min-count" not in printed and "budget MB" in printed
         assert [line[0] for line in figures["min_counts"]] == [1]
         assert figures["min_counts"][0][3] == figures["hot_input_share"]
     manifest = pack_manifest({"options": {"min_count": 50}})
     write_npz(processed, {**open_npz(processed), "manifest": manifest})
-    folder = segregate_small(processed)
+    folder = segregate_small(processed, "--hot-emb-gpu-mem", "3840", "--verbose")
     assert "--min-count" not in capsys.readouterr().out
     assert [line[0] for line in figures_of(folder)["min_counts"]] == [50]
 
 
 def test_a_folder_of_before_stays_up_to_date(processed, capsys):
-    folder = segregate_small(processed)
+    folder = segregate_small(processed, "--hot-emb-gpu-mem", "3840", "--verbose")
     path = folder / "embedding_rows.npz"
     arrays = {name: np.array(array) for name, array in open_npz(path).items()}
     manifest = unpack_manifest(arrays)
     del manifest["figures"]["min_counts"]
     write_npz(path, {**arrays, "manifest": pack_manifest(manifest)})
     capsys.readouterr()
-    segregate_small(processed)
+    segregate_small(processed, "--hot-emb-gpu-mem", "3840", "--verbose")
     printed = capsys.readouterr().out
     assert "is up to date" in printed and "--min-count" not in printed

@@ -154,7 +154,7 @@ def test_a_linked_processed_file_and_its_linked_work_folder(tmp_path):
     assert sorted(os.listdir(tmp_path / "log")) == ["train.txt", link.name]
     kept = ["notes.txt", "part_00007_00000", "part_00007_00000/mine.txt"]
     assert names_in(big / "work") == kept
-    assert sorted(os.listdir(big)) == ["p.npz", "p.npz.work", "work"]
+    assert sorted(os.listdir(big)) == ["p.npz", "p.npz.columns.txt", "p.npz.work", "work"]
 
 
 def test_an_unfinished_file_is_never_written_through_a_link(tmp_path):

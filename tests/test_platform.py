@@ -61,9 +61,11 @@ def test_names_that_the_locale_cannot_spell(tmp_path):
         return done.stdout
 
     for raw in ("log", "lög.csv"):
-        flags = ["--raw-data-file", raw, "--processed-data-file", raw + "ü.npz"]
+        flags = ["--raw-data-file", raw, "--processed-data-file", raw + "ü.npz", "--verbose"]
         said = run("data_utils.py", "--data-set", "custom", "--columns", "späl.json", *flags)
         assert rb"gr\xf6\xdfe" in said and rb"L\xe4den" in said
+        report = (folder / f"{raw}ü.npz.columns.txt").read_text(encoding="utf-8")
+        assert "größe" in report and "Läden" in report
     model = ["--arch-mlp-bot=1-4-2", "--arch-mlp-top=4-1", "--arch-sparse-feature-size=2"]
     files = ["--processed-data-file", "lög.csvü.npz", "--segregated-data-dir", "ségr"]
     run("input_segregation.py", *files)

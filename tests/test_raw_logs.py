@@ -83,10 +83,13 @@ def spoil(r, data, log):
     return b"\n".join(lines)
 
 
+RAW_NAMES_OF = {"kaggle": "train.txt", "avazu": "train.csv", "taobao": "UserBehavior.csv"}
+RAW_NAMES = {*RAW_NAMES_OF.values(), "log.csv"}
+
+
 def build(folder, what, data, log, **options):
     """Preprocess `data`: the arrays and the manifest, or the error's text."""
-    names = {"kaggle": "train.txt", "avazu": "train.csv", "taobao": "UserBehavior.csv"}
-    raw = folder / names.get(what, "log.csv")
+    raw = folder / RAW_NAMES_OF.get(what, "log.csv")
     raw.write_bytes(data)
     if "described" in log:
         (folder / "columns.json").write_text(json.dumps(log["described"]))
@@ -99,7 +102,7 @@ def build(folder, what, data, log, **options):
         assert sorted(os.listdir(folder)) == before, "an error leaves nothing"
         return None, str(error)
     arrays = {name: np.array(array) for name, array in open_npz(folder / "out.npz").items()}
-    assert sorted(os.listdir(folder)) == sorted([*before, "out.npz"])
+    assert sorted(os.listdir(folder)) == sorted([*before, "out.npz", "out.npz.columns.txt"])
     return arrays, unpack_manifest(arrays)
 
 
@@ -146,7 +149,7 @@ def check(folder, what, data, log, limit, block_bytes, **options):
 
 def check_read_again(folder, arrays, manifest, limit):
     """By its own vocabulary a log has the same rows, whatever their order, and a place a line."""
-    (raw,) = (path for path in folder.iterdir() if path.suffix in (".txt", ".csv"))
+    (raw,) = (path for path in folder.iterdir() if path.name in RAW_NAMES)
     layout = layout_of(manifest, arrays["X_cat"].shape[1], len(arrays["counts"]), "p")
     transforms = transforms_of(manifest, arrays["X_int"].shape[1], "p")
     reader = Reader(vocabulary_of(arrays, manifest, "p"), layout, transforms)

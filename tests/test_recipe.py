@@ -1,6 +1,7 @@
 """The rule that decides on mini-batch, rates and decay, and the benches that chose and judge it."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 import dlrm_s_pytorch
 from bench import quality, recipe_grid, tune
 from slipstream.logs.processed import load_processed
+from slipstream.training import progress
 from slipstream.training.recipe import MINI_BATCHES, decide, describe
 from slipstream.training.sets import baseline_data
 
@@ -56,14 +58,21 @@ def test_mini_batches_grow_with_the_log():
         )
 
 
-def test_a_run_says_and_logs_what_was_decided(tmp_path, capsys):
+def test_a_run_says_and_logs_what_was_decided(tmp_path, capsys, monkeypatch):
+    """And where it stands: a few times an epoch on the screen, oftener in the log."""
+    monkeypatch.setattr(progress, "PRINT_FREQ", 2)
     processed = write_processed(tmp_path / "p.npz", 4000)
     words = ["--processed-data-file", str(processed), "--runs-dir", str(tmp_path), *NETWORK]
     dlrm_s_pytorch.main([*words, "--device", "cpu", "--run-name", "a"])
     recipe = decide(3429, "rwsadagrad")
     said = capsys.readouterr().out
-    assert f"3,429 training inputs: mini-batches of {recipe.mini_batch_size}; rows by" in said
-    logged = (tmp_path / "a/log.jsonl").read_text().partition("\n")[0]
+    assert f"training on 3,429 inputs, in mini-batches of {recipe.mini_batch_size}\n" in said
+    assert "(adam), to 0 over the last 30% of inputs\n" in said
+    num_steps = -(-3429 // recipe.mini_batch_size)
+    assert 3 <= len(re.findall("^step .* inputs trained", said, re.M)) <= progress.MOST_LINES
+    logged, *rest = (tmp_path / "a/log.jsonl").read_text().splitlines()
+    assert sum('"kind": "training"' in line for line in rest) == num_steps // 2
+    assert progress.report_freqs(7, 10**6) == (7, 7)  # what is asked for is given
     for name, value in vars(recipe).items():
         assert f'"{name}": {value}' in logged or f'"{name}": "{value}"' in logged
 

@@ -65,13 +65,14 @@ def test_numbers_in_names_and_what_is_no_part_of_a_log(tmp_path, columns, capsys
         (folder / name).write_bytes(b"\0\1\2")
     found = find_raw_files("custom", folder, 0)
     assert [path.name for path in found] == [f"log_{n}.csv" for n in (1, 2, 9, 10, 11)]
-    arrays = build(folder, columns(), tmp_path / "p.npz")
+    arrays = build(folder, columns(), folder / "p.npz")
+    assert find_raw_files("custom", folder, 0) == found  # nor is what preprocessing has left there
     assert arrays["X_int"][:, 0].tolist() == [
         100 * number + row for number in (1, 2, 9, 10, 11) for row in range(20)
     ]
     said = capsys.readouterr().out
     assert "left out, as no part of a log: .DS_Store, ._log_1.csv, .log_1.csv.crc" in said
-    assert "read log_10.csv: 20 rows" in said
+    assert "read log_10.csv: 20 rows\n" in (folder / "p.npz.columns.txt").read_text()
     held_out = int(np.diff(arrays["days"])[-1])
     assert f"{100 - held_out} training rows, {held_out} of the last day held out" in said
     assert [source["rows"] for source in unpack_manifest(arrays)["sources"]] == [20] * 5
@@ -132,7 +133,7 @@ def test_an_empty_parquet_part(tmp_path, columns, capsys):
     parquet(tmp_path / "log" / "c.parquet", 0, 0)
     described = columns(separator="parquet")
     assert len(build(tmp_path / "log", described, tmp_path / "p.npz")["y"]) == 28
-    assert "read a.parquet: 0 rows" in capsys.readouterr().out
+    assert "warning: no rows in a.parquet, c.parquet\n" in capsys.readouterr().out
     (tmp_path / "log" / "b.parquet").unlink()
     with pytest.raises(ValueError, match="no rows are left of the log"):
         build(tmp_path / "log", described, tmp_path / "q.npz")
@@ -180,7 +181,8 @@ def test_folders_by_day(tmp_path, columns, kind, capsys):
     (first, *_) = unpack_manifest(arrays)["sources"]
     assert first["name"].startswith("country=B%C3%89/date=2024-02-29/part-0")
     said = capsys.readouterr().out
-    assert f"read {first['name']}: 20 rows" in said and "/.part-0.crc" in said
+    report = (tmp_path / "q.npz.columns.txt").read_text()
+    assert f"read {first['name']}: 20 rows\n" in report and "/.part-0.crc" in said
     described = columns(**named, **layout)
     assert not data_utils.preprocess("custom", folder, tmp_path / "q.npz", columns=described)
 

@@ -131,7 +131,7 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
         (
             {"policy": "stale", "pool": "hot", "alpha": 0.8, "threshold": 0.00395247}
             | {"why": "a longer --snapshot-window touches more rows"},
-            "dropped 5 hot inputs; 100 hot ones were left or dropped before (3) (stale, alpha 0.8, "
+            "dropped 5 of 100 hot inputs left to train or dropped before (3) (stale, alpha 0.8, "
             "T 0.00395); 5 chosen, target 30: a longer --snapshot-window touches",
         ),
         (
@@ -140,7 +140,8 @@ def test_log_is_strict_json_and_never_shared(tmp_path):
         ),
         (
             {"policy": "mine.py:score", "pool": "all", "target": 5},
-            "dropped 5 inputs; 100 hot ones were left or dropped before (3) (mine.py:score)\n",
+            "dropped 5 inputs; 100 hot inputs left to train or dropped before (3) "
+            "(mine.py:score)\n",
         ),
     ],
 )

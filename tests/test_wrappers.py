@@ -94,8 +94,11 @@ def check_calls(calls, expected):
 
 @pytest.mark.parametrize("script", WRAPPERS)
 def test_run_scripts_flags(checkout, tmp_path, script):
-    calls = recorded(checkout, tmp_path, script, "--seed", "7", RAW_DATA="some/train.txt")
-    last = check_calls(calls, WRAPPERS[script])[WRAPPERS[script][-1]]
+    flags = ["--seed", "7", "--verbose"]
+    calls = recorded(checkout, tmp_path, script, *flags, RAW_DATA="some/train.txt")
+    parsed = check_calls(calls, WRAPPERS[script])
+    assert [args.verbose for args in parsed.values()] == [True] * len(parsed)
+    last = parsed[WRAPPERS[script][-1]]
     assert last.seed == 7  # "$@" reaches the script
     if hasattr(last, "mini_batch_size"):  # Kaggle's network; how it is trained, the trainer decides
         decided = ("mini_batch_size", "learning_rate", "dense_learning_rate", "lr_decay_share")
@@ -189,11 +192,12 @@ def test_taobao_without_a_history(checkout, tmp_path):
 
 def test_a_custom_log_and_its_options_reach_the_script(checkout, tmp_path):
     environment = {"DATA_SET": "custom", "COLUMNS_FILE": "my.json", "RAW_DATA": "logs/shop.csv"}
-    environment |= {"BAD_LINES": "skip:7", "MAX_MEMORY": "3G"}
+    environment |= {"BAD_LINES": "skip:7", "MAX_MEMORY": "3G", "VERBOSE": "1"}
     calls = recorded(checkout, tmp_path, "run_fae_baseline.sh", **environment)
     parsed = check_calls(calls, WRAPPERS["run_fae_baseline.sh"])
     args = parsed["data_utils"]
     assert (args.data_set, args.bad_lines, args.max_memory) == ("custom", 7, 3 << 30)
+    assert args.verbose and parsed["input_segregation"].verbose
     assert args.columns == str(checkout / "my.json")
     assert re.fullmatch(r"input/logs-\d+/shop_processed.npz", args.processed_data_file)
     assert parsed["fae_train"].arch_mlp_bot[0] == 0  # as many as the data have
@@ -399,11 +403,23 @@ def test_the_pipeline_from_nothing_and_again(checkout):
     first = run(checkout, "run_slipstream.sh", "--count-untouched-as-stale=true", **small)
     assert first.returncode == 0, first.stderr
     assert "SYNTHETIC log of 6000 rows" in first.stdout
-    assert "slipstream: test AUC" in first.stdout and "the planted model's limit" in first.stdout
+    assert re.search(r"^slipstream: test AUC 0\.\d+ \(limit 0\.", first.stdout, re.MULTILINE)
+    # One screen, with three lines of a large log's steps; of so few rows there is more to warn of.
+    few = ("note:", "warning:", "epoch 1: nothing dropped")
+    said = first.stdout.replace(sys.executable, "python3").splitlines()
+    said = [line for line in said if not line.startswith(few)]
+    assert len(said) <= 24 - 3 and max(map(len, said)) <= 100, first.stdout
+    report = checkout / "input/synthetic/train_processed.npz.columns.txt"
+    assert f"{report.relative_to(checkout)} has what they hold" in first.stdout
+    assert "category 26 " in report.read_text() and "category 26" not in first.stdout
+    assert first.stdout.count("./run_slipstream.sh --") == 2 and "predict.py" in first.stdout
     again = run(checkout, "run_fae_baseline.sh", **small)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("up to date") == 3  # log, processed file, segregated folder
-    assert "fae: test AUC" in again.stdout
+    names = ("train.txt", "train_processed.npz", "hot_cold")
+    current = "up to date: " + ", ".join(f"input/synthetic/{name}" for name in names)
+    said = again.stdout.splitlines()
+    assert said[1] == current and said[2].startswith("training on 5,143 inputs"), again.stdout
+    assert "fae: test AUC" in again.stdout and "next:" not in again.stdout
     assert len(list((checkout / "runs").glob("*/log.jsonl"))) == 2
 
 

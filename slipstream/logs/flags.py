@@ -34,6 +34,12 @@ DATA_SET, RAW_FILE = (
         " holds them; custom: a file, or a folder of files",
     ),
 )
+VERBOSE = cli.Flag(
+    "--verbose",
+    cli.boolean,
+    False,
+    "also print the report of the log's columns, which is a file beside the processed one",
+)
 FILE_FLAGS = (
     DATA_SET,
     RAW_FILE,
@@ -86,6 +92,7 @@ FILE_FLAGS = (
         "memory it may take, as 2G or 1500M; not given: half of what is free",
         "BYTES",
     ),
+    VERBOSE,
 )
 SPLIT = cli.Flag(
     "--split",
@@ -150,4 +157,8 @@ RAW_FLAGS = (
     ),
     MAX_IND_RANGE._replace(help=f"of preprocessing: {MAX_IND_RANGE.help}"),
     SUB_SAMPLE_RATE._replace(help=f"of preprocessing: {SUB_SAMPLE_RATE.help}"),
+    VERBOSE._replace(
+        help="of preprocessing: also print the report of the log's columns; of segregation: what "
+        "other budgets and --min-count would give"
+    ),
 )

@@ -10,9 +10,10 @@ from urllib.parse import unquote
 
 from slipstream.tools.places import regular_file
 
+REPORT_END = ".npz.columns.txt"  # of a processed file's report
 EMPTY = "__HIVE_DEFAULT_PARTITION__"
 # What preprocessing leaves in a folder; an interrupted run, a .partial or .work, too.
-OURS = (".npz", ".npz.partial", ".npz.work")
+OURS = (".npz", ".npz.partial", ".npz.work", REPORT_END, REPORT_END + ".partial")
 # Folders that say which of a table's files count.
 TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 

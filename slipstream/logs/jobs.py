@@ -25,7 +25,7 @@ from slipstream.logs.formats import LogFormat, Schema
 from slipstream.logs.rawfile import RawFile, Tally, parse_file
 from slipstream.logs.rows import Rows
 from slipstream.logs.selection import Choice, chooser
-from slipstream.tools.output import survive
+from slipstream.tools.output import stage_bar, survive
 from slipstream.tools.runtime import THREADS_VARIABLE, num_threads
 
 SECONDS_SHOWN = 0.3  # between two looks at how far the processes are
@@ -98,7 +98,7 @@ def encode_files(
     num_bad = sum(info["dropped"].get("bad line", 0) for info in done.values())
     num_bytes = sum(raw.size_and_time["bytes"] for raw in raws)
     left = [number for number in range(len(raws)) if number not in done]
-    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
+    with stage_bar(total=num_bytes, unit="B", unit_scale=True, desc="encoding") as bar:
         bar.update(sum(raws[number].size_and_time["bytes"] for number in done))
         if num_jobs < 2 or len(left) < 2:
             for number in left:

@@ -15,6 +15,7 @@ from slipstream.logs.rows import RARE, folded
 from slipstream.logs.vocabulary import TableCodes, Vocabulary, checksum_of
 from slipstream.logs.work_files import Table, check_map
 from slipstream.tools.npz import open_npz
+from slipstream.tools.output import stage_bar
 from slipstream.tools.runtime import num_threads, read_json, sync_file, write_json
 from slipstream.tools.schema import check_fields
 
@@ -69,7 +70,9 @@ def merge_tables(
         return found
 
     with ThreadPoolExecutor(num_workers) as pool:
-        return list(pool.map(merged, range(len(schema.table_names))))
+        tables = range(len(schema.table_names))
+        found = pool.map(merged, tables)
+        return list(stage_bar(found, "merging", len(tables), unit=" tables"))
 
 
 def codes_in(folder: Path, counts: Sequence[int]) -> Iterator[np.ndarray]:

@@ -39,12 +39,13 @@ from slipstream.logs.jobs import Reading, check_bad_lines, encode_files
 from slipstream.logs.manifests import manifest_of_log
 from slipstream.logs.parquet import check_types
 from slipstream.logs.rawfile import BLOCK_BYTES, RawFile, is_same_file
-from slipstream.logs.report import print_summary
+from slipstream.logs.report import print_summary, report_lines
 from slipstream.logs.selection import Choice
 from slipstream.logs.stages import Work, remove_work, work_folder
 from slipstream.logs.vocabulary import Known, known_of
 from slipstream.tools.locks import exclusive
 from slipstream.tools.npz import open_npz
+from slipstream.tools.output import say_current
 from slipstream.tools.places import kind_of_place, resolved
 from slipstream.tools.runtime import (
     available_memory_bytes,
@@ -79,6 +80,7 @@ def preprocess(
     jobs: int = 1,
     extend: str | Path | None = None,
     history: int = 0,
+    verbose: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> bool:
     """Build `processed_data_file` from a raw log; False when it was up to date already.
@@ -88,7 +90,7 @@ def preprocess(
     in `<processed_data_file>.work` for the next run. With `jobs` over 1, so many files are read at
     once, in processes that import the caller's main module. With `extend`, a processed file of the
     same columns, values that it holds keep their ids, others follow, and dense columns are
-    standardized as there.
+    standardized as there. With `verbose` the report of the columns is printed, too.
     """
     check_numbers(data_set, num_days, max_ind_range, min_count, data_sub_sample_rate)
     log_format = choose_format(data_set, columns)
@@ -108,13 +110,14 @@ def preprocess(
     manifest = manifest_of(data_set, options, log_format)
     with writable(processed), exclusive(processed.parent):
         raws = [RawFile(path, len(paths) > 1, root_of(path, roots)) for path in paths]
-        if is_up_to_date(processed, manifest, raws):
+        if is_up_to_date(processed, manifest, raws, verbose):
             return False
         if schema.split.rule == "last day" and not data_sub_sample_rate and max_ind_range == -1:
             manifest |= source_notes(raw_data_file, paths)
         of_log = (work_folder(processed), data_set, log_format, schema, choice)
         reading = Reading(*of_log, max_ind_range, bad_lines, block_bytes, 0)
-        build(processed, raws, manifest, reading, max_memory, jobs, known)
+        numbers, seconds = build(processed, raws, manifest, reading, max_memory, jobs, known)
+        print_summary(processed, numbers, seconds, verbose)
         return True
 
 
@@ -298,8 +301,11 @@ def build(
     max_memory: int | None,
     jobs: int,
     known: Known | None = None,
-) -> None:
-    """Go through the stages of `slipstream.logs.stages`, as far as they are not done already."""
+) -> tuple[dict[str, Any], float]:
+    """Go through the stages of `slipstream.logs.stages`, as far as they are not done already.
+
+    Returns what the manifest says, and the seconds.
+    """
     started = time.perf_counter()
     log_format, schema, choice = reading.log_format, reading.schema, reading.choice
     num_jobs = 1 if manifest["data_set"] == "taobao" else min(jobs, len(raws))
@@ -332,10 +338,12 @@ def build(
         elif work.folder.exists():
             print(f"what is finished is kept in {work.folder}: run again to go on")
         raise
-    print_summary(processed, numbers, time.perf_counter() - started)
+    return numbers, time.perf_counter() - started
 
 
-def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawFile]) -> bool:
+def is_up_to_date(
+    processed: Path, manifest: dict[str, Any], raws: Sequence[RawFile], verbose: bool = False
+) -> bool:
     """Whether `processed` is whole and was built from the same files with the same options.
 
     Then what a killed run left beside it is deleted.
@@ -360,7 +368,9 @@ def is_up_to_date(processed: Path, manifest: dict[str, Any], raws: Sequence[RawF
     built_from = built.get("sources", [])
     if len(built_from) == len(raws) and all(map(is_same_file, built_from, raws)):
         remove_work(processed)
-        print(f"{processed} is up to date")
+        say_current(processed)
+        if verbose:
+            print(*report_lines({**built, "days": arrays["days"].tolist()}), sep="\n")
         return True
     print(f"{processed} was built from another log: rebuilding")
     return False
@@ -404,8 +414,9 @@ def check_memory(max_memory: int | None, block_bytes: int, num_jobs: int) -> tup
         )
     while needed(num_jobs) > max_memory:
         num_jobs -= 1
-    at_once = f"; {num_jobs} files at once (--jobs)" if num_jobs > 1 else ""
-    print(f"memory: at most {max_memory / 1e9:.2f} GB (--max-memory){at_once}")
+    if num_jobs > 1:
+        memory = f"{max_memory / 1e9:.2f} GB of memory (--max-memory)"
+        print(f"reading {num_jobs} files at once (--jobs), in at most {memory}")
     return num_jobs, max_memory - needed(num_jobs) + MIN_STAGE_BYTES
 
 
@@ -427,7 +438,7 @@ def check_disk(
     needed_bytes += work.disk_bytes(num_rows, is_unsorted)
     final_bytes = num_rows * schema.row_bytes
     print(
-        f"{paths[0]}: about {num_rows:,} rows to write, which take {needed_bytes / 1e9:,.2f} GB of"
-        f" disk while it runs, {final_bytes / 1e9:,.2f} GB afterwards"
+        f"preprocessing {paths[0]}: about {num_rows:,} rows; needs {needed_bytes / 1e9:,.2f} GB of"
+        f" disk, keeps {final_bytes / 1e9:,.2f} GB"
     )
     check_free_disk(work.processed.parent, needed_bytes - work.num_bytes(), "preprocessing")

@@ -37,6 +37,7 @@ from slipstream.logs.encoding import (
     array_names,
     check_num_embedding_rows,
 )
+from slipstream.logs.folders import REPORT_END
 from slipstream.logs.formats import Schema
 from slipstream.logs.merging import check_tables, codes_in, describe_vocabulary, merge_tables
 from slipstream.logs.report import report_of
@@ -46,6 +47,7 @@ from slipstream.logs.vocabulary import VOCABULARY, Known
 from slipstream.logs.work_files import Plan, Written, check_plan, check_written
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import NpzWriter, Spec, pack_manifest
+from slipstream.tools.output import stage_bar
 from slipstream.tools.places import regular_file, remove_ours, resolved
 from slipstream.tools.runtime import ordered, read_json, sync_file, write_json
 
@@ -271,7 +273,7 @@ class Work:
             check_written(progress, plan, row_bytes, self.folder / "progress.json")
         writer = NpzWriter(self.processed, specs, progress.get("writer"))
         try:
-            with tqdm(total=plan["num_rows"], unit=" rows", desc="writing", disable=None) as bar:
+            with stage_bar(total=plan["num_rows"], unit=" rows", desc="writing") as bar:
                 bar.update(progress.get("num_rows", 0))
                 num_written = progress.get("num_rows", 0)
                 for folder in segments:
@@ -408,4 +410,5 @@ def remove_work(processed: Path) -> None:
     # First: without its identity nobody trusts what a kill leaves of it.
     (folder / "identity.json").unlink(missing_ok=True)
     remove_ours(folder, WORK_FILES)
-    processed.with_name(processed.name + ".partial").unlink(missing_ok=True)
+    for end in (".npz", REPORT_END):
+        processed.with_name(processed.stem + end + ".partial").unlink(missing_ok=True)

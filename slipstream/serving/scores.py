@@ -286,7 +286,8 @@ def say(found: dict[str, Any], model: TrainedModel, file: IO[str] | None = None)
     for name, number in found["unseen"].items():
         share = number / max(rows * number_of[name], 1)
         print(
-            f"{name}: {number:,} values ({share:.2%}) that the vocabulary does not have", file=file
+            f"{name}: {number:,} values ({share:.2%} of its) that the vocabulary does not have",
+            file=file,
         )
     if 0 < found["labelled"] < rows:
         print(f"no metrics: {found['labelled']:,} of {rows:,} rows have a label", file=file)

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Any
 
+from tqdm import tqdm
+
 NAMES = {"stdout": "standard output", "stderr": "standard error"}
+# A stage's progress on a terminal, and none elsewhere; what came of it has a line of its own. One
+# place for all: tqdm leaves the cursor inside a line where one below another is the last to end.
+stage_bar = partial(tqdm, disable=None, leave=False, position=0)
+# What a run script hands on: a descriptor that takes what is up to date, and its last lines.
+CURRENT_VARIABLE, NEXT_VARIABLE = "SLIPSTREAM_CURRENT", "SLIPSTREAM_NEXT"
 
 
 class Lossy:
@@ -74,6 +82,22 @@ def survive() -> None:
         except (OSError, ValueError) as error:  # it flushes
             failure = error
         setattr(sys, name, Lossy(stream, failure))
+
+
+def say_current(what: object) -> None:
+    """Say that an output is up to date: to a run script, which says it of all its stages at once,
+    or else on the screen.
+    """
+    try:
+        os.write(int(os.environ.get(CURRENT_VARIABLE, "")), os.fsencode(f"{what}\n"))
+    except (ValueError, OSError):
+        print(f"{what} is up to date")
+
+
+def say_next() -> None:
+    """Say what the run script that has started this program proposes to do next."""
+    if text := os.environ.get(NEXT_VARIABLE):
+        print(text)
 
 
 def lost() -> str | None:

@@ -34,7 +34,7 @@ from slipstream.training.loader import Table
 from slipstream.training.memory import check_needs, training_needs
 from slipstream.training.optimizers import make_optimizer
 from slipstream.training.policies import Policy
-from slipstream.training.progress import Progress
+from slipstream.training.progress import Progress, report_freqs
 from slipstream.training.rows import Shard, initial_rows
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
@@ -216,13 +216,14 @@ def build_trainer(
 ) -> Trainer:
     """The training loop that `settings` ask for."""
     training, machine, judged = settings.training, settings.machine, settings.evaluation
-    on_cuda = table.device.type == "cuda"
-    data = prepared.data
+    on_cuda, data = table.device.type == "cuda", prepared.data
     if machine.device_data != "false" and on_cuda:
         data = move_resident_inputs(prepared, table, machine.device_data == "true")
     optimizer = make_optimizer(model.network, training.dense_optimizer)
     batch_size, graph = training.mini_batch_size, machine.cuda_graph
     rate_ratio = training.dense_learning_rate / training.learning_rate
+    num_steps = -(-prepared.data.num_train // batch_size)
+    print_freq, said_freq = report_freqs(judged.print_freq, num_steps)
     return Trainer(
         step=TrainStep(
             *(model, table, optimizer, batch_size, graph, rate_ratio),
@@ -250,7 +251,8 @@ def build_trainer(
         window=_window(prepared, training.data_randomize),
         test_freq=judged.test_freq,
         val_freq=judged.val_freq,
-        print_freq=judged.print_freq,
+        print_freq=print_freq,
+        said_freq=said_freq,
         max_steps=training.num_batches,
         ends=Ends(judged.mlperf_auc_threshold, judged.mlperf_acc_threshold, judged.patience),
         checkpoints=checkpoints,

@@ -167,6 +167,7 @@ def processed_file(args: argparse.Namespace) -> str | None:
         processed,
         max_ind_range=args.max_ind_range,
         data_sub_sample_rate=args.data_sub_sample_rate,
+        verbose=args.verbose,
     )
     return processed
 
@@ -261,7 +262,7 @@ def open_segregated(args: argparse.Namespace) -> PreparedData:
                 defaults = {flag.dest: flag.usual for flag in HOT_ROW_FLAGS}
                 defaults |= {"arch_sparse_feature_size": dim, "optimizer": optimizer}
                 with exclusive(resolved(folder).parent):
-                    segregate(processed, folder, **defaults)
+                    segregate(processed, folder, verbose=args.verbose, **defaults)
         prepared = load_segregated(folder, processed, row_bytes, args.max_memory)
         return tested_on(prepared, args.test_data_file)
 

@@ -22,6 +22,7 @@ from slipstream.tools.metrics import (
     mean_calibration,
     probabilities,
 )
+from slipstream.tools.output import stage_bar
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.embedding import EVALUATION
@@ -101,7 +102,7 @@ def outputs_of(
     noted a signal.
     """
     logits = []
-    for start in range(0, len(inputs), batch_size):
+    for start in stage_bar(range(0, len(inputs), batch_size), "evaluating", unit=" batches"):
         if stop is not None and stop.signal:
             raise Interrupted
         logits.append(logits_of(inputs, slice(start, start + batch_size))[0])

@@ -253,8 +253,9 @@ EVALUATION = (
     Flag(
         "--print-freq",
         cli.nonnegative_int,
-        100,
-        "mini-batches between progress reports; 0: none",
+        None,
+        "mini-batches between progress reports; 0: none; not given: 100, all in the log, at most 5 "
+        "of an epoch on the screen",
     ),
     CORRECTION,
 )
@@ -348,7 +349,7 @@ class EvaluationSettings:
     mlperf_auc_threshold: float
     mlperf_acc_threshold: float
     patience: int
-    print_freq: int
+    print_freq: int | None
     correct_sub_sampling: bool
 
 

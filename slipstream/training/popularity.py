@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
+from slipstream.tools.output import stage_bar
 from slipstream.tools.runtime import ordered
 from slipstream.tools.streams import stream
 
@@ -190,5 +190,5 @@ def budgets_of(ranking: Ranking) -> list[int]:
 def chunks(num_inputs: int, purpose: str) -> Iterator[slice]:
     """Slices of at most `CHUNK` inputs, with a progress bar on a terminal."""
     starts = range(0, num_inputs, CHUNK)
-    for start in tqdm(starts, desc=purpose, unit_scale=CHUNK, unit=" inputs", disable=None):
+    for start in stage_bar(starts, purpose, unit_scale=CHUNK, unit=" inputs"):
         yield slice(start, min(start + CHUNK, num_inputs))

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from slipstream.tools.runlog import Log
 
+PRINT_FREQ, MOST_LINES = 100, 5
+
 
 @dataclass
 class Progress:
@@ -70,8 +72,8 @@ def said_of(record: dict[str, Any]) -> str:
     """A report's line for people."""
     step, samples, seconds = (record[name] for name in ("step", "samples", "training_s"))
     return (
-        f"step {step}: loss {record['loss']:.4f}, {samples:,} samples, "
-        f"{samples / max(seconds, 1e-9):,.0f} samples/s, {1e3 * seconds / step:.2f} ms a mini-batch"
+        f"step {step}: loss {record['loss']:.4f}; {samples:,} inputs trained, "
+        f"{samples / max(seconds, 1e-9):,.0f} a second"
     )
 
 
@@ -96,6 +98,16 @@ def shown(loss: float | None) -> str:
 def due(step: int, every: int) -> bool:
     """Whether something that comes every so many steps comes now; 0: never."""
     return every > 0 and step % every == 0
+
+
+def report_freqs(print_freq: int | None, num_steps: int) -> tuple[int, int]:
+    """Steps between reports in the log, and on the screen, for an epoch of so many steps.
+
+    None: the screen gets `MOST_LINES` of an epoch at most.
+    """
+    if print_freq is not None:
+        return print_freq, print_freq
+    return PRINT_FREQ, PRINT_FREQ * max(1, -(-num_steps // (MOST_LINES * PRINT_FREQ)))
 
 
 def drop_report(log: Log, progress: Progress) -> Callable[[dict[str, Any]], None]:
@@ -125,9 +137,10 @@ def log_drop(log: Log, record: dict[str, Any]) -> None:
     short = ""
     if record["why"] is not None:
         short = f"; {record['achieved']:,} chosen, target {record['target']:,}: {record['why']}"
-    pool = {"all": "inputs", "cold": "cold inputs"}.get(record["pool"], "hot inputs")
+    pool = {"all": " inputs; ", "cold": " cold inputs; "}.get(record["pool"], " of ")
     before = record["dropped_before"]
     tqdm.write(
-        f"{epoch}: dropped {record['dropped']:,} {pool}; {record['hot_remaining']:,} hot ones were "
-        "left" + (f" or dropped before ({before:,})" if before else "") + f" ({how}){short}"
+        f"{epoch}: dropped {record['dropped']:,}{pool}{record['hot_remaining']:,} hot inputs left "
+        + (f"to train or dropped before ({before:,})" if before else "to train")
+        + f" ({how}){short}"
     )

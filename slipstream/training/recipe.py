@@ -96,12 +96,12 @@ def describe(recipe: Recipe, num_train: int, num_steps: int) -> str:
     """For people: how a run of so many mini-batches trains, and whether they are few."""
     share = recipe.lr_decay_share
     line = (
-        f"{num_train:,} training inputs: mini-batches of {recipe.mini_batch_size:,}; rows by "
-        f"{recipe.optimizer} at {recipe.learning_rate:g}, the network by {recipe.dense_optimizer} "
-        f"at {recipe.dense_learning_rate:g}"
+        f"training on {num_train:,} inputs, in mini-batches of {recipe.mini_batch_size:,}\n"
+        f"learning rates: rows {recipe.learning_rate:g} ({recipe.optimizer}), "
+        f"network {recipe.dense_learning_rate:g} ({recipe.dense_optimizer})"
     )
     if share:
-        line += f", falling to 0 over the last {share:.0%}"
+        line += f", to 0 over the last {share:.0%} of inputs"
     if num_steps < FEW_STEPS:
         line += (
             f"\nnote: few mini-batches to learn from ({num_steps:,}); a smaller --mini-batch-size "

@@ -15,7 +15,7 @@ from slipstream.logs.processed import planted_limit
 from slipstream.model.networks import NetworkSpec
 from slipstream.tools import processes
 from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
-from slipstream.tools.output import lost
+from slipstream.tools.output import lost, say_next
 from slipstream.tools.places import output_file
 from slipstream.tools.plugins import Plugin
 from slipstream.tools.runlog import Clocks, Log, NoLog, RunLog, was_busy
@@ -120,6 +120,7 @@ def run_training(
         summary = _end(method, trainer, prepared, log, run.save_predictions)
     if run_log is not None:
         _say_where(run_log, trainer)
+        say_next()
         summary["log"] = str(run_log.path)
     return summary
 
@@ -325,7 +326,7 @@ def _judged(summary: dict[str, Any]) -> str:
     if summary["auc"] is None:
         return f"nothing was held out, so nothing is judged; loss {shown(summary['loss'])}"
     limit = summary["planted_auc"]
-    beside = f" (the planted model's limit: {limit:.4f})" if limit is not None else ""
+    beside = f" (limit {limit:.4f})" if limit is not None else ""
     return (
         f"test AUC {summary['auc']:.4f}{beside}, log loss {summary['log_loss']:.4f}, accuracy "
         f"{summary['accuracy']:.4f}; validation AUC {summary['val']['auc']:.4f}"
@@ -337,27 +338,20 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if (note := _worse_than_none(summary)) is not None:
         print(note)
     print(f"{summary['method']}: {_judged(summary)}")
-    print(
-        f"trained {summary['samples']:,} samples ({summary['hot_share']:.1%} hot), dropped "
-        f"{summary['dropped']:,} ({summary['dropped_share']:.1%} of both)"
-    )
+    samples, dropped = summary["samples"], summary["dropped"]
+    hot = f", {summary['hot_share']:.1%} of them hot" if summary["hot_share"] else ""
+    gone = f"; dropped {dropped:,} of {samples + dropped:,} ({summary['dropped_share']:.1%})"
+    print(f"trained {samples:,} inputs{hot}{gone if dropped else ''}")
     device_bytes = summary["peak_device_bytes"]
     print(
-        f"peak memory {summary['peak_rss_bytes'] / 1e6:,.0f} MB"
-        + (f", on the device {device_bytes / 1e6:,.0f} MB" if device_bytes is not None else "")
-    )
-    print(
-        f"training {summary['training_s']:.1f} s ({summary['samples_per_s']:,.0f} samples/s), "
-        f"paused {summary['paused_s']:.1f} s, program {summary['program_s']:.1f} s"
-        + "".join(
-            f"; {name} {summary[f'{name}_s']:.3f} s"
-            for name in ("snapshot", "threshold", "classification")
-            if f"{name}_s" in summary
-        )
+        f"{summary['training_s']:.1f} s of training ({summary['samples_per_s']:,.0f} inputs a "
+        f"second), {summary['program_s']:.1f} s in all; at most "
+        f"{summary['peak_rss_bytes'] / 1e6:,.0f} MB of memory"
+        + (f" and {device_bytes / 1e6:,.0f} MB on the device" if device_bytes is not None else "")
     )
     switches = summary["involuntary_switches_per_s"]
     if was_busy(switches, summary["program_s"]):
         print(
-            f"note: other work took a core from this run {switches:,.0f} times a second: its times "
-            "are not to be compared"
+            f"note: other work took a core from this run {switches:,.0f} times a second: do not "
+            "compare its times"
         )

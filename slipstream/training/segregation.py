@@ -42,6 +42,7 @@ from slipstream.tools.npz import (
     unpack_manifest,
     write_npz,
 )
+from slipstream.tools.output import say_current
 from slipstream.tools.places import (
     check_replaceable,
     own_names,
@@ -143,15 +144,15 @@ def segregate(
     arch_sparse_feature_size: int,
     optimizer: str,
     seed: int,
+    verbose: bool = False,
 ) -> bool:
     """Write the segregated folder of a processed file; False when it is up to date.
 
     `hot_emb_gpu_mem` is in bytes, weights and optimizer state counted; `hot_threshold` is Lambda
-    and wins where given; `ip_sampling_rate` is the percentage of training inputs counted, and
-    `min_count_report` adds to what is printed and noted, not to what the folder is of. The
-    folder is written as `<folder>.partial` and renamed whole; a run that finds one left by a killed
-    process goes on after the last of its files that was finished. Where `folder` is a link, all
-    that happens where it leads.
+    and wins where given; `ip_sampling_rate` is the percentage of training inputs counted;
+    `min_count_report` adds to the figures, which `verbose` prints, not to what the folder is of.
+    The folder is written as `<folder>.partial` and renamed whole; one left by a killed process is
+    gone on with after its last whole file. Of a link, all that happens where it leads.
     """
     folder = resolved(folder)
     options = {
@@ -168,8 +169,8 @@ def segregate(
     current = current_manifest(folder, identity)
     if current is not None:
         remove_ours(folder.with_name(folder.name + ".old"), OWN_FILES)
-        _print_figures(current["figures"])
-        print(f"{folder} is up to date")
+        say_current(folder)
+        _print_figures(current["figures"], verbose, is_new=False)
         return False
     start = time.perf_counter()
     log = load_processed(processed_file, verify=True)
@@ -189,8 +190,8 @@ def segregate(
     except Exception:  # a killed process leaves what is whole; an error leaves nothing
         remove_ours(partial, OWN_FILES)
         raise
-    _print_figures(figures)
-    print(f"segregated into {folder}: {seconds:.2f} s, {len(log.inputs) / seconds:,.0f} rows/s")
+    print(f"segregated into {folder} in {seconds:.1f} s: ", end="")
+    _print_figures(figures, verbose, is_new=True)
     return True
 
 
@@ -394,16 +395,31 @@ def _finish_folder(partial: Path, log: ClickLog, seconds: float) -> dict[str, An
     return figures
 
 
-def _print_figures(figures: dict[str, Any]) -> None:
+def _print_figures(figures: dict[str, Any], verbose: bool, is_new: bool) -> None:
+    """Print what is hot, where that is new, or all that is known, and where one kind lacks."""
+    if is_new or verbose:
+        print(
+            f"hot are {figures['num_hot']:,} of {figures['num_rows']:,} embedding rows\n"
+            f"({figures['hot_bytes'] / 2**20:,.2f} MB, {figures['hot_access_share']:.2%} of the "
+            f"accesses) and {figures['num_hot_inputs']:,} of {figures['num_inputs']:,} training "
+            f"inputs ({figures['hot_input_share']:.2%})"
+        )
+    if verbose:
+        _print_tables(figures)
+    if figures["hot_input_share"] == 1:
+        print("every input is hot: a smaller --hot-emb-gpu-mem leaves cold ones")
+    elif figures["hot_input_share"] == 0:
+        print(
+            "no input is hot: a larger --hot-emb-gpu-mem, or a smaller --hot-threshold, makes some"
+        )
+
+
+def _print_tables(figures: dict[str, Any]) -> None:
     print(
-        f"embedding rows    {figures['num_rows']:>12,}\n"
-        f"hot rows          {figures['num_hot']:>12,}   {figures['hot_bytes'] / 2**20:,.2f} MB\n"
-        f"Lambda            {figures['lambda']:>12.3g}   least share of all accesses of a hot row\n"
-        f"accesses hot      {figures['hot_access_share']:>12.2%}\n"
-        f"inputs hot        {figures['hot_input_share']:>12.2%}   "
-        f"{figures['num_hot_inputs']:,} of {figures['num_inputs']:,} training inputs\n"
+        f"Lambda, the least share of all accesses that a hot row has: {figures['lambda']:.3g}\n"
+        "shares of all accesses and of the training inputs that would be hot:\n"
+        "   budget MB      hot rows   accesses hot   inputs hot"
     )
-    print("   budget MB      hot rows   accesses hot   inputs hot")
     for num_bytes, num_hot, accesses, inputs in figures["budgets"]:
         print(f"{num_bytes / 2**20:>12,.3f} {num_hot:>13,} {accesses:>14.2%} {inputs:>12.2%}")
     min_counts = figures.get("min_counts", [])  # folders of before have none
@@ -411,9 +427,3 @@ def _print_figures(figures: dict[str, Any]) -> None:
         print("\n --min-count     rows left    MB of rows   inputs hot with as much hot memory")
         for min_count, num_rows, num_bytes, inputs in min_counts:
             print(f"{min_count:>12,} {num_rows:>13,} {num_bytes / 2**20:>13,.3f} {inputs:>12.2%}")
-    if figures["hot_input_share"] == 1:
-        print("every input is hot: a smaller --hot-emb-gpu-mem leaves cold ones")
-    elif figures["hot_input_share"] == 0:
-        print(
-            "no input is hot: a larger --hot-emb-gpu-mem, or a smaller --hot-threshold, makes some"
-        )

@@ -48,7 +48,7 @@ def tested_on(prepared: PreparedData, path: str | Path | None) -> PreparedData:
     slots, num_absent = _slots_of(prepared, log.inputs)
     if num_absent:
         share = num_absent / slots.size
-        print(f"{path}: {num_absent:,} values ({share:.2%}) that the data do not have")
+        print(f"{path}: {num_absent:,} values ({share:.2%} of its) that the data do not have")
     num_rows, has_absent = len(log.inputs), layout.has_absent or bool((slots < 0).any())
     arrays = (log.inputs.dense, slots, log.inputs.labels, np.array([0, num_rows]))
     inputs = ClickInputs(*arrays, None, None, has_absent, transforms, log.inputs.weights)

@@ -65,7 +65,7 @@ class Trainer:
         schedule, randomize, window: see `slipstream.training.batching`.
         test_freq, val_freq: steps between evaluations on the test and on the validation set; 0: at
             the end only.
-        print_freq: steps between progress reports; 0: none.
+        print_freq, said_freq: steps between progress reports, and those on the screen; 0: none.
         max_steps: stop after as many steps; 0: train all epochs.
         ends: when a validation ends the run; None: none does.
         checkpoints: writes them; None: the model is not kept.
@@ -73,6 +73,8 @@ class Trainer:
         on_report: called at each report, after the device has been waited for, in its place.
         ranks: that train parts of each batch; None: this process trains it whole.
     """
+
+    _order_check: list[int] | None = None  # of the epoch in progress
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class Trainer:
         test_freq: int = 0,
         val_freq: int = 0,
         print_freq: int = 0,
+        said_freq: int = 0,
         max_steps: int = 0,
         ends: Ends | None = None,
         checkpoints: Checkpoints | None = None,
@@ -109,11 +112,10 @@ class Trainer:
         self.num_epochs, self.seed, self.max_steps = num_epochs, seed, max_steps
         self.schedule, self.randomize = schedule, randomize
         self.test_freq, self.val_freq, self.print_freq = test_freq, val_freq, print_freq
-        self.checkpoints, stop = checkpoints, stop or StopRequest()
+        self.said_freq, self.checkpoints, stop = said_freq, checkpoints, stop or StopRequest()
         self._on_report, self.progress = on_report, Progress()
         of_run = (step, stop, checkpoints, data, lambda: self.progress, drop_rule)
         self.team = team_of(ranks, *of_run)
-        self._order_check: list[int] = []
         self._rate = learning_rate.base  # of the last step
         self.keeper = Keeper(
             checkpoints=checkpoints,
@@ -368,7 +370,7 @@ class Trainer:
                 self._on_report(self.progress)
             self._settled_step = step
             return
-        self.team.check(self._plan, self._order_check, step)
+        self.team.check(self._plan, self._order_check or [], step)
         self.team.led(lambda: self._settle(step, bar))
         if self.team.rank:
             self._settled_step = step
@@ -404,7 +406,7 @@ class Trainer:
         self.log.write("training", **record)
         if not bar.disable:
             bar.set_postfix(loss=f"{self.progress.loss:.4f}")
-        elif not is_said:
+        elif not is_said and due(self.progress.step, self.said_freq):
             tqdm.write(said_of(record))
 
     def _take_loss(self) -> None:
