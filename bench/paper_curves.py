@@ -14,7 +14,7 @@ from bench.run_figures import aligned_points
 from bench.run_records import Records, all_training_s
 from slipstream.tools.runlog import OVERHEAD
 
-PHASED = ("--schedule", "phased")
+ORDERS = ("interleaved", "phased")
 DROPPING = ("slipstream", "random")
 
 
@@ -26,8 +26,12 @@ def main_jobs(plan: Plan) -> list[Job]:
 
 def schedule_jobs(plan: Plan) -> list[Job]:
     """FAE and Slipstream, mixed and in phases."""
-    pairs = [(Job(method), Job(method, "phased", PHASED)) for method in ("fae", "slipstream")]
-    return [job for pair in pairs for job in pair]
+    usual = plan.parsed().schedule
+    return [
+        Job(method) if order == usual else Job(method, order, ("--schedule", order))
+        for method in ("fae", "slipstream")
+        for order in ORDERS
+    ]
 
 
 def mini_batch_jobs(plan: Plan) -> list[Job]:
@@ -181,8 +185,8 @@ def schedule(plan: Plan) -> Drawn:
     jobs = schedule_jobs(plan)
     rows, labels = [], []
     picture, [[axes]] = new_figure(3.6)
-    for job in jobs:
-        order = "phased" if job.setting else "interleaved"
+    for number, job in enumerate(jobs):
+        order = ORDERS[number % len(ORDERS)]
         logs = plan.records(job)
         points = mean_curve(logs)
         rows += [
@@ -190,7 +194,7 @@ def schedule(plan: Plan) -> Drawn:
         ]
         colour = METHOD_COLOURS[job.method]
         x, y = ([point[key] for point in points] for key in ("samples", "auc"))
-        axes.plot(np.array(x) / 1e3, y, "--" if job.setting else "-", color=colour)
+        axes.plot(np.array(x) / 1e3, y, "--" if order == "phased" else "-", color=colour)
         labels.append(Label(f"{NAMES[job.method]}, {order}", colour, x[-1] / 1e3, y[-1]))
     axes.set(xlabel="thousand inputs trained", ylabel="test AUC")
     axes.set_xlim(left=0)

@@ -63,7 +63,7 @@ class Figure(NamedTuple):
 
 
 def _sweep(name: str, title: str, claim: str) -> Figure:
-    return Figure(title, claim, sweep_figure(name), lambda plan: SWEEPS[name].all_jobs)
+    return Figure(title, claim, sweep_figure(name), SWEEPS[name].all_jobs)
 
 
 FIGURES = {

@@ -13,7 +13,6 @@ from bench.colours import METHOD_COLOURS
 from bench.compare import half_interval
 from bench.paper_runs import NAMES, Drawn, Job, Plan, mean_sd
 from bench.paper_style import SOFT, new_figure, plain_log_ticks
-from slipstream.training.drop_flags import DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Sweep:
     """One setting and its values.
 
     Attributes:
-        values: the usual one among them.
-        usual: the value of the usual runs.
+        values: those shown.
+        usual: the plan -> the value of the usual runs.
         job: a method and a value -> the run.
         label: of the axis.
         is_log: whether the axis is logarithmic.
@@ -31,60 +30,64 @@ class Sweep:
     """
 
     values: tuple[float, ...]
-    usual: float
+    usual: Callable[[Plan], float | None]
     job: Callable[[str, float], Job]
     label: str
     is_log: bool = False
     with_fae: bool = False
     unit: str = ""
 
-    def jobs(self, method: str) -> list[Job]:
+    def jobs(self, plan: Plan, method: str) -> list[Job]:
         """The runs, a value each; the usual value's are the usual runs."""
-        return [
-            Job(method) if value == self.usual else self.job(method, value) for value in self.values
-        ]
+        usual = self.usual(plan)
+        return [Job(method) if value == usual else self.job(method, value) for value in self.values]
 
-    @property
-    def all_jobs(self) -> list[Job]:
+    def all_jobs(self, plan: Plan) -> list[Job]:
         """Slipstream's and FAE's."""
-        return [*self.jobs("slipstream"), *(self.jobs("fae") if self.with_fae else [Job("fae")])]
+        fae = self.jobs(plan, "fae") if self.with_fae else [Job("fae")]
+        return [*self.jobs(plan, "slipstream"), *fae]
 
 
-def _of_flag(flag: str) -> Callable[[str, float], Job]:
+def _of_flag(flag: str) -> tuple[Callable[[Plan], float | None], Callable[[str, float], Job]]:
+    """What the usual runs have of a flag, and the runs with another value."""
     name = flag.removeprefix("--").replace("-", "_")
-    return lambda method, value: Job(method, f"{name}{value:g}", (flag, f"{value:g}"))
+
+    def usual(plan: Plan) -> float | None:
+        given = getattr(plan.parsed(), name)
+        if not isinstance(given, tuple):
+            return float(given)
+        share, batches = given  # --snapshot-start in mini-batches is no share
+        return None if batches else float(share)
+
+    return usual, lambda method, value: Job(method, f"{name}{value:g}", (flag, f"{value:g}"))
 
 
 SWEEPS = {
     "alpha": Sweep(
         (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-        DEFAULTS.alpha,
-        _of_flag("--alpha"),
+        *_of_flag("--alpha"),
         "alpha: share of an input's rows that must be stale",
     ),
     "snapshot_start": Sweep(
         (0.1, 0.25, 0.4, 0.6, 0.8),
-        DEFAULTS.start,
-        _of_flag("--snapshot-start"),
+        *_of_flag("--snapshot-start"),
         "snapshot: share of the hot inputs trained before",
     ),
     "snapshot_window": Sweep(
         (0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
-        DEFAULTS.window,
-        _of_flag("--snapshot-window"),
+        *_of_flag("--snapshot-window"),
         "window: share of the hot inputs from snapshot to choice",
         is_log=True,
     ),
     "sample_rate": Sweep(
         (0.001, 0.01, 0.1, 1.0),
-        DEFAULTS.sample_rate,
-        _of_flag("--sample-rate"),
+        *_of_flag("--sample-rate"),
         "share of the hot inputs left from which T is found",
         is_log=True,
     ),
     "hot_budget": Sweep(
         (0.25, 0.5, 1.0, 2.0, 4.0),
-        1.0,
+        lambda plan: 1.0,
         lambda method, value: Job(method, f"budget{value:g}", budget_share=value),
         "hot memory, of that of the other figures",
         is_log=True,
@@ -93,7 +96,7 @@ SWEEPS = {
     ),
     "min_count": Sweep(
         (1, 2, 4, 10, 20),
-        1,
+        lambda plan: 1.0,
         lambda method, value: Job(method, f"min_count{value:g}", min_count=int(value)),
         "--min-count: values seen fewer times share a row",
         is_log=True,
@@ -104,10 +107,11 @@ SWEEPS = {
 
 def rows_of(plan: Plan, sweep: Sweep) -> list[dict[str, Any]]:
     """A row a value: AUC, the drop, T, and what is hot, mean over seeds."""
-    fae = [plan.records(job) for job in sweep.jobs("fae")] if sweep.with_fae else None
+    fae = [plan.records(job) for job in sweep.jobs(plan, "fae")] if sweep.with_fae else None
+    jobs = sweep.jobs(plan, "slipstream")
     usual = [] if fae else plan.records(Job("fae"))
     rows = []
-    for number, (value, job) in enumerate(zip(sweep.values, sweep.jobs("slipstream"), strict=True)):
+    for number, (value, job) in enumerate(zip(sweep.values, jobs, strict=True)):
         logs = plan.records(job)
         reference = fae[number] if fae else usual
         ends, starts = [log[-1] for log in logs], [log[0] for log in logs]
@@ -118,8 +122,7 @@ def rows_of(plan: Plan, sweep: Sweep) -> list[dict[str, Any]]:
         pairs = zip(ends, reference, strict=True)  # the same seed starts from the same weights
         differences = np.array([end["auc"] - log[-1]["auc"] for end, log in pairs])
         row["less_fae"], row["interval"] = float(differences.mean()), half_interval(differences)
-        # T is infinite where too few inputs could be stale: null in the log.
-        thresholds = [math.inf if d["threshold"] is None else d["threshold"] for d in drops]
+        thresholds = [threshold_of(drop) for drop in drops]
         row["threshold"] = float(np.mean(thresholds)) if drops else math.nan
         shares = [d["achieved"] / max(d["hot_remaining"], 1) for d in drops]
         row["dropped_of_left"] = float(np.mean(shares)) if drops else 0.0
@@ -131,12 +134,21 @@ def rows_of(plan: Plan, sweep: Sweep) -> list[dict[str, Any]]:
     return rows
 
 
+def threshold_of(drop: dict[str, Any]) -> float:
+    """A choice's T, the largest where labels have one each; infinite, null in the log, where too
+    few inputs could be stale.
+    """
+    value = drop["threshold"]
+    values = value if isinstance(value, list) else [value]
+    return max(math.inf if one is None else float(one) for one in values)
+
+
 def sweep_figure(name: str) -> Callable[[Plan], Drawn]:
     """The figure of one of `SWEEPS`."""
 
     def draw(plan: Plan) -> Drawn:
         sweep = SWEEPS[name]
-        if why := plan.why_not(sweep.all_jobs):
+        if why := plan.why_not(sweep.all_jobs(plan)):
             return Drawn([], f"Not made: {why}.")
         rows = rows_of(plan, sweep)
         picture, [panels] = new_figure(3.1, 1, 3)
@@ -171,7 +183,7 @@ def sweep_figure(name: str) -> Callable[[Plan], Drawn]:
         threshold.plot(x, finite, "o-", color=colour)
         threshold.set_ylim(0, 1.15 * max([v for v in finite if v == v], default=1.0))
         picture.supxlabel(sweep.label, color=SOFT, fontsize=10)
-        return Drawn(rows, _said(plan, rows, sweep), picture, jobs=sweep.all_jobs)
+        return Drawn(rows, _said(plan, rows, sweep), picture, jobs=sweep.all_jobs(plan))
 
     draw.__doc__ = f"Slipstream by {name.replace('_', ' ')}."
     return draw
@@ -217,5 +229,7 @@ def _said(plan: Plan, rows: list[dict[str, Any]], sweep: Sweep) -> str:
     if any(row["threshold"] == math.inf for row in rows):
         said += "T is infinite where too few inputs could be stale, and not drawn. "
     return said + (
-        "Whiskers: 95 % of paired seeds." if len(plan.seeds) > 1 else plan.noise(sweep.all_jobs)
+        "Whiskers: 95 % of paired seeds."
+        if len(plan.seeds) > 1
+        else plan.noise(sweep.all_jobs(plan))
     )

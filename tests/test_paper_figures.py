@@ -9,6 +9,7 @@ import pandas
 import pytest
 from helpers import write_processed
 
+import slipstream_train
 from bench import paper_curves, paper_data, paper_figures, paper_page, paper_style
 from bench.colours import COLOURS, METHOD_COLOURS, colours_of, method_of_label
 from bench.paper_runs import Job
@@ -164,10 +165,16 @@ def test_bad_words_are_one_line(words, said, capsys):
     assert stopped.value.code == 2 and said in errors and errors.count("\n") == 1
 
 
+def plan_with(flags, **more):
+    """What sweeps ask of a plan."""
+    words = ["--segregated-data-dir", "-", *flags.split()]
+    return SimpleNamespace(parsed=lambda: slipstream_train.parse_args(words), **more)
+
+
 def test_a_choice_that_is_none_and_an_infinite_threshold():
     """As the logs have them: no choice in a short epoch, null for a T that nothing reaches."""
     start = {"num_hot_inputs": 50, "num_train": 100, "num_hot": 7, "table_sizes": [5, 6]}
-    drop = {"threshold": None, "achieved": 3, "hot_remaining": 10}
+    drop = {"threshold": [0.1, None], "achieved": 3, "hot_remaining": 10}
 
     def records(job):
         if job.method == "fae":
@@ -176,7 +183,7 @@ def test_a_choice_that_is_none_and_an_infinite_threshold():
         end = {"auc": 0.71, "dropped_share": 0.1, "drops": drops}
         return [[start, end], [start, end]]
 
-    rows = rows_of(SimpleNamespace(records=records), SWEEPS["alpha"])
+    rows = rows_of(plan_with("", records=records), SWEEPS["alpha"])
     usual = next(row for row in rows if row["value"] == 1.0)
     assert usual["threshold"] == np.inf and usual["dropped_of_left"] == 0.3
     assert usual["less_fae"] == pytest.approx(0) and usual["interval"] > 0.05
@@ -185,15 +192,25 @@ def test_a_choice_that_is_none_and_an_infinite_threshold():
 
 
 def test_settings_are_runs_of_their_own():
+    plan = plan_with("")
     for name, sweep in SWEEPS.items():
-        jobs = sweep.jobs("slipstream")
+        jobs = sweep.jobs(plan, "slipstream")
         assert jobs.count(Job("slipstream")) == 1, name  # the usual run is shared
         assert len({job.name for job in jobs}) == len(sweep.values)
-    names = [job.name for sweep in SWEEPS.values() for job in set(sweep.all_jobs)]
+    names = [job.name for sweep in SWEEPS.values() for job in set(sweep.all_jobs(plan))]
     assert sorted(set(names) & {name for name in names if names.count(name) > 1}) == [
         "fae",
         "slipstream",
     ]
+
+
+def test_what_the_reader_gave_is_usual():
+    plan = plan_with("--alpha 0.8 --snapshot-start 40b --schedule phased")
+    alpha = dict(zip(SWEEPS["alpha"].values, SWEEPS["alpha"].jobs(plan, "fae"), strict=True))
+    assert alpha[0.8] == Job("fae") and alpha[1.0].words == ("--alpha", "1")
+    assert Job("fae") not in SWEEPS["snapshot_start"].jobs(plan, "fae")
+    first, second, *_ = paper_curves.schedule_jobs(plan)
+    assert first.words == ("--schedule", "interleaved") and second == Job("fae")
 
 
 def test_scaling_is_drawn_where_it_was_run(tmp_path):
