@@ -7,26 +7,29 @@
 #   RAW_DATA=input/kaggle/train.txt bench/paper_figures.sh
 set -euo pipefail
 
+modules=(torch numpy sklearn pandas tqdm msgspec matplotlib scipy)
 words=("$@")
-# A path that is given starts where this is called, the others at the repository.
-if [ $# -gt 0 ] && [ -e "$1" ]; then words[0]="$(realpath -s -- "$1")"; fi
 given=""
+if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
+  given=yes
+  # DATA starts where this is called; paths in flags at the repository.
+  words[0]="$(realpath -ms -- "$1")"
+fi
 for word in "$@"; do
   case "$word" in --quick | --help | -h) given=yes ;; esac
 done
-if [ $# -gt 0 ] && [[ "$1" != -* ]]; then given=yes; fi
-cd "$(dirname "$0")/.."
 if [ -n "$given" ]; then
+  if [[ "${PYTHON:-}" == */* ]]; then PYTHON="$(realpath -ms -- "$PYTHON")"; fi
+  cd "$(dirname "$0")/.."
   # shellcheck source=bench/python.sh
   source bench/python.sh
-  find_python torch numpy sklearn pandas tqdm msgspec matplotlib scipy polars
+  find_python "${modules[@]}" polars
 else
   # shellcheck source=bench/prepare.sh
-  source bench/prepare.sh
-  find_python torch numpy sklearn pandas tqdm msgspec matplotlib scipy
-  words=("$PROCESSED_DATA" "${words[@]}")
-  # shellcheck disable=SC2154 # prepare.sh sets it
-  words+=(--arch-sparse-feature-size "$EMB_DIM" --optimizer "$OPTIMIZER" "${more[@]}")
+  source "$(dirname "$0")/prepare.sh"
+  find_python "${modules[@]}"
+  # shellcheck disable=SC2154 # prepare.sh sets `more`
+  words=("$PROCESSED_DATA" --arch-sparse-feature-size "$EMB_DIM" --optimizer "$OPTIMIZER" "${more[@]}" "${words[@]}")
   if [ -n "${HOT_EMB_GPU_MEM:-}" ]; then words+=(--hot-emb-gpu-mem "$HOT_EMB_GPU_MEM"); fi
 fi
 exec "$PYTHON" -m bench.paper_figures "${words[@]}"
