@@ -195,7 +195,7 @@ def profiling(plan: Plan) -> Drawn:
     mark(axes, PAPER_RATE, "papers")
     plain_log_ticks(axes, [0.1, 1, 5, 20, 100], unit=" %")
     axes.set(xlabel="of the training inputs profiled", ylabel="% of profiling all")
-    axes.set_ylim(0, 103)
+    axes.set_ylim(0, max(103, *(105 * row["inputs_kept"] for row in rows)))
     label_lines(axes, labels, "left")
     axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
@@ -203,8 +203,8 @@ def profiling(plan: Plan) -> Drawn:
     said = (
         f"From {PAPER_RATE:g} % of the inputs ({paper['inputs']:,}), {paper['agreement']:.0%} of "
         f"the {paper['hot_rows']:,} hot rows are those found from all; they take "
-        f"{paper['accesses_kept']:.1%} of the accesses, and make {paper['inputs_kept']:.1%} of "
-        "the inputs hot, that the right ones would."
+        f"{paper['accesses_kept']:.1%} of the accesses that those take, and make "
+        f"{paper['inputs_kept']:.1%} as many inputs hot."
     )
     return Drawn(rows, said, picture)
 

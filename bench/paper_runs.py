@@ -164,7 +164,7 @@ class Plan:
         """The segregated folder of a hot memory, made where it is not up to date."""
         if (budget_share, min_count) in self.folders:
             return self.folders[budget_share, min_count]
-        budget = round(self.budget * budget_share)
+        budget = max(1, round(self.budget * budget_share))
         folder = self.out / "work" / f"hot{budget}_min_count{min_count}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = ["--processed-data-file", str(self.processed(min_count))]
