@@ -41,7 +41,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/figures.py`
 
 from bench import compare  # noqa: E402
-from bench.run_figures import COLOURS, Rows, curves, drop, policies, speed  # noqa: E402
+from bench.colours import COLOURS  # noqa: E402
+from bench.paper_style import DPI, new_figure, style  # noqa: E402
+from bench.run_figures import Rows, curves, drop, policies, speed  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import open_npz  # noqa: E402
@@ -49,12 +51,14 @@ from slipstream.tools.npz import open_npz  # noqa: E402
 NUM_POINTS = 60
 NUM_TABLES = 6
 QUICK_ROWS, QUICK_BUDGET = 20_000, 200_000
-LONG_LABEL = 44  # characters: three beside each other are wider than the figure
+LONG_LABEL, MEDIUM_LABEL = 40, 24  # characters: of longer ones one, two go beside each other
 
 
-def skew(args: argparse.Namespace, axes: Any) -> Rows:
-    """The most popular share of rows against the share of accesses they take."""
-    ranked = open_npz(Path(args.segregated_data_dir) / "embedding_rows.npz")
+def accesses_by_share(folder: str | Path) -> Rows:
+    """Share of the accesses that the most popular rows of a segregated folder take: of all tables
+    and of the largest ones.
+    """
+    ranked = open_npz(Path(folder) / "embedding_rows.npz")
     accesses = ranked["access_counts"][ranked["slot_of_row"]]
     ends = np.cumsum(ranked["counts"])
     tables = {
@@ -63,38 +67,56 @@ def skew(args: argparse.Namespace, axes: Any) -> Rows:
     }
     largest = sorted(tables, key=lambda name: -len(tables[name]))[:NUM_TABLES]
     found = []
-    for colour, name in zip(COLOURS[::-1], ["all tables", *largest], strict=False):
+    for name in ["all tables", *largest]:
         counts = np.sort(accesses if name == "all tables" else tables[name])[::-1]
         rows = np.unique(np.geomspace(1, len(counts), NUM_POINTS).astype(np.int64))
         shares = np.cumsum(counts)[rows - 1] / max(counts.sum(), 1)
-        axes.plot(100 * rows / len(counts), 100 * shares, color=colour, label=name)
         found += [
             {"table": name, "rows_share": n / len(counts), "accesses_share": float(share)}
             for n, share in zip(rows.tolist(), shares, strict=True)
         ]
+    return found
+
+
+def skew(args: argparse.Namespace, axes: Any) -> Rows:
+    """The most popular share of rows against the share of accesses they take."""
+    found = accesses_by_share(args.segregated_data_dir)
+    names = dict.fromkeys(row["table"] for row in found)
+    for colour, name in zip(COLOURS[::-1], names, strict=False):
+        mine = [row for row in found if row["table"] == name]
+        shares = ([100 * row[key] for row in mine] for key in ("rows_share", "accesses_share"))
+        axes.plot(*shares, color=colour, label=name)
     axes.set(xscale="log", xlabel="most popular rows, % of the table", ylabel="% of its accesses")
     return found
 
 
-def budget(args: argparse.Namespace, axes: Any) -> Rows:
-    """Memory for hot rows against the accesses and the inputs that are hot."""
+def hot_by_memory(processed: str | Path, folder: str | Path, row_bytes: int) -> Rows:
+    """Accesses and inputs that are hot in so much memory for hot rows, of `row_bytes` each."""
     from slipstream.logs.processed import load_processed
     from slipstream.training.popularity import count_hot_inputs
 
-    ranked = open_npz(Path(args.segregated_data_dir) / "embedding_rows.npz")
-    train = load_processed(args.processed_data_file).splits()[0]
+    ranked = open_npz(Path(folder) / "embedding_rows.npz")
+    train = load_processed(processed).splits()[0]
     slot_of_row, accesses = np.array(ranked["slot_of_row"]), ranked["access_counts"]
     bounds = np.unique(np.geomspace(10, len(accesses), NUM_POINTS).astype(np.int64))[::-1]
     inputs, *_ = count_hot_inputs(train, slot_of_row, bounds.tolist())
     taken = np.cumsum(accesses)[bounds - 1] / max(int(accesses.sum()), 1)
-    megabytes = bounds * args.row_bytes / 1e6
-    axes.plot(megabytes, 100 * taken, color=COLOURS[0], label="accesses to hot rows")
-    axes.plot(megabytes, 100 * inputs / len(train), color=COLOURS[1], label="hot inputs")
-    axes.set(xscale="log", xlabel=f"MB of hot rows ({args.row_bytes} bytes each)", ylabel="%")
+    found = zip(bounds.tolist(), taken.tolist(), (inputs / len(train)).tolist(), strict=True)
     return [
-        {"hot_rows": int(n), "megabytes": float(mb), "accesses_share": float(a), "inputs_share": b}
-        for n, mb, a, b in zip(bounds, megabytes, taken, inputs / len(train), strict=True)
+        {"hot_rows": n, "megabytes": n * row_bytes / 1e6, "accesses_share": a, "inputs_share": b}
+        for n, a, b in found
     ]
+
+
+def budget(args: argparse.Namespace, axes: Any) -> Rows:
+    """Memory for hot rows against the accesses and the inputs that are hot."""
+    found = hot_by_memory(args.processed_data_file, args.segregated_data_dir, args.row_bytes)
+    megabytes = [row["megabytes"] for row in found]
+    lines = {"accesses_share": "accesses to hot rows", "inputs_share": "hot inputs"}
+    for colour, (key, label) in zip(COLOURS, lines.items(), strict=False):
+        axes.plot(megabytes, [100 * row[key] for row in found], color=colour, label=label)
+    axes.set(xscale="log", xlabel=f"MB of hot rows ({args.row_bytes} bytes each)", ylabel="%")
+    return found
 
 
 def _training_figure(name: str) -> Callable[[argparse.Namespace, Any], Rows]:
@@ -169,9 +191,6 @@ def make_quick(args: argparse.Namespace, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> Path:
     """Make a figure; returns its PNG's path."""
     args = parse_args(argv)
-    import matplotlib
-
-    matplotlib.use("Agg")
     import pandas
     from matplotlib import pyplot
 
@@ -179,18 +198,19 @@ def main(argv: list[str] | None = None) -> Path:
         if args.quick:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="figure-"))
             make_quick(args, Path(folder))
-        figure, axes = pyplot.subplots(figsize=(7.5, 5.2), layout="constrained")
+        stack.enter_context(style())
+        figure, [[axes]] = new_figure(5.2)
         rows = FIGURES[args.name](args, axes)
-    axes.grid(alpha=0.3)
-    labels = axes.get_legend_handles_labels()[1]
-    is_long = max(map(len, labels), default=0) > LONG_LABEL
-    if is_long:
-        figure.set_figheight(5.2 + 0.17 * len(labels))
-    figure.legend(loc="outside lower center", ncols=1 if is_long else 3, fontsize=8)
-    path = Path(args.output_dir) / f"{args.name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+        labels = axes.get_legend_handles_labels()[1]
+        longest = max(map(len, labels), default=0)
+        columns = 1 if longest > LONG_LABEL else 2 if longest > MEDIUM_LABEL else 3
+        if columns == 1:
+            figure.set_figheight(5.2 + 0.2 * len(labels))
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+        path = Path(args.output_dir) / f"{args.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        pyplot.close(figure)
     pandas.DataFrame(rows).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     print(f"wrote {path} and {path.with_suffix('.csv')}")
     return path

@@ -27,8 +27,9 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/front.py`
 
+from bench.colours import colours_of  # noqa: E402
 from bench.compare import half_interval  # noqa: E402
-from bench.run_figures import COLOURS  # noqa: E402
+from bench.paper_style import DPI, new_figure, style  # noqa: E402
 from bench.run_records import Records, finished_records, save_table  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 
@@ -119,37 +120,38 @@ def print_table(lines: list[dict[str, Any]]) -> None:
 
 
 def draw(tables: Mapping[float, list[dict[str, Any]]], path: Path) -> None:
-    """A panel a cost, of what `family_of` knows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    """A panel a cost, two beside each other, of what `family_of` knows."""
     from matplotlib import pyplot
 
-    size = {"figsize": (3.4 * len(tables), 4.0), "sharey": True, "squeeze": False}
-    figure, panels = pyplot.subplots(1, len(tables), layout="constrained", **size)
-    for axes, (cold_cost, lines) in zip(panels[0], tables.items(), strict=True):
-        found = {family for line in lines if (family := family_of(line["kind"]))}
-        for number, family in enumerate(sorted(found, key=lambda name: (name != WHOLE, name))):
-            points = [line for line in lines if family_of(line["kind"]) == family]
-            label = "training less (FAE)" if family == WHOLE else family.removeprefix("slipstream-")
-            axes.plot(
-                [point["cost"] for point in points],
-                [point["auc"] for point in points],
-                color=COLOURS[-1 if family == WHOLE else number - 1],
-                linewidth=2.2 if family == WHOLE else 1.2,
-                marker="o",
-                markersize=4,
-                label=label,
-            )
-        axes.set_title(f"a cold input costs {cold_cost:g}", fontsize=10)
-        axes.set_xlabel("cost, share of FAE's epoch")
-        axes.grid(alpha=0.3)
-    panels[0][0].set_ylabel("test AUC")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    num_rows = (len(tables) + 1) // 2
+    with style():
+        figure, panels = new_figure(0.6 + 2.9 * num_rows, num_rows, 2, sharey=True)
+        for axes, (cold_cost, lines) in zip(panels.flat, tables.items(), strict=False):
+            found = {family for line in lines if (family := family_of(line["kind"]))}
+            families = sorted(found, key=lambda name: (name != WHOLE, name))
+            for family, colour in zip(families, colours_of(families), strict=True):
+                points = [line for line in lines if family_of(line["kind"]) == family]
+                label = family.removeprefix("slipstream-")
+                axes.plot(
+                    [point["cost"] for point in points],
+                    [point["auc"] for point in points],
+                    color=colour,
+                    linewidth=2.6 if family == WHOLE else 1.6,
+                    marker="o",
+                    label="training less (FAE)" if family == WHOLE else label,
+                )
+            axes.set_title(f"a cold input costs {cold_cost:g}x a hot one")
+            axes.set_xlabel("cost, share of FAE's epoch")
+        for axes in panels.flat[len(tables) :]:
+            axes.set_visible(False)
+        for [axes, *_] in panels:
+            axes.set_ylabel("test AUC")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        look = {"frameon": False, "labelcolor": "linecolor", "ncols": len(labels)}
+        figure.legend(handles, labels, loc="outside upper center", **look)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        pyplot.close(figure)
     print(f"wrote {path}")
 
 

@@ -90,17 +90,38 @@ def page(runs: Sequence[Run]) -> str:
         "Machine and code": tables.machines(runs),
     }
     body = "".join(f"<h2>{name}</h2>{text}" for name, text in sections.items())
+    return document(
+        title,
+        f'<nav class="key">{tables.legend(runs)}</nav>'
+        + (f'<ul class="warnings">{warned}</ul>' if warned else "")
+        + body,
+    )
+
+
+def document(title: str, body: str, policy: str = POLICY) -> str:
+    """A page of its own with the report's style."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Slipstream: {html.escape(title)}</title>"
         f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>"
-        f'<nav class="key">{tables.legend(runs)}</nav>'
-        + (f'<ul class="warnings">{warned}</ul>' if warned else "")
-        + f"{body}</body></html>\n"
+        f"<h1>{html.escape(title)}</h1>{body}</body></html>\n"
     )
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page beside its place and put it there whole."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            sync_file(file)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    print(f"wrote {path}")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -117,17 +138,7 @@ def main(argv: list[str] | None = None) -> Path:
     path = Path(args.output)
     if path.suffix.lower() not in (".html", ".htm"):  # a log given by mistake stays
         raise ValueError(f"--output {path}: the page's name ends in .html")
-    text = page(find_runs(args.runs))
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            sync_file(file)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    print(f"wrote {path}")
+    write_page(path, page(find_runs(args.runs)))
     return path
 
 

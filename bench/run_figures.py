@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from bench import compare
+from bench.colours import COLOURS, colours_of
 from bench.run_records import Records, all_training_s, curve_of, finished_records
 
 Rows = list[dict[str, Any]]
 Named = list[tuple[str, Records]]  # runs, by their folders
-LEGEND_WIDTH, TICK_WIDTH = 110, 44  # characters
-# Okabe and Ito's, told apart by colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LEGEND_WIDTH, TICK_WIDTH = 95, 40  # characters
 # Flags that say where things are, what is printed and what is kept; data are told by contents.
 GENERATED = ("data_generation", "data_size", "arch_embedding_size")
 UNTOLD = {
@@ -164,7 +163,7 @@ def _is_aligned(first: Records, second: Records) -> bool:
     return first_way == second_way and max(ends) - min(ends) <= ENDS_APART * max(ends)
 
 
-def _points(logs: list[Records]) -> list[tuple[dict[str, Any], ...]]:
+def aligned_points(logs: list[Records]) -> list[tuple[dict[str, Any], ...]]:
     """Evaluations of aligned runs, side by side: on the way, and last where each ended."""
     found = [curve_of(records) for records in logs]
     on_way = min(map(len, found)) - 1
@@ -182,8 +181,10 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
     """Test AUC along training, mean over seeds, against inputs trained or training time."""
     found: Rows = []
     against_time = args.name == "times"
-    for number, (name, logs) in enumerate(runs_by_kind(Path(args.runs_dir)).items()):
-        for row in _points(logs):
+    kinds = runs_by_kind(Path(args.runs_dir))
+    colours = colours_of(list(kinds))
+    for number, (name, logs) in enumerate(kinds.items()):
+        for row in aligned_points(logs):
             aucs = [record["auc"] for record in row]
             seconds = [all_training_s(record) for record in row]
             found.append(
@@ -196,7 +197,7 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
             [row["training_s"] if against_time else row["samples"] / 1e3 for row in mine],
             [row["auc"] for row in mine],
             ("-", "--", ":")[number // len(COLOURS) % 3] + ("o" if len(mine) == 1 else ""),
-            color=COLOURS[number % len(COLOURS)],
+            color=colours[number],
             label=_wrapped(name, len(logs), LEGEND_WIDTH),
         )
     axes.set(
@@ -232,11 +233,11 @@ def speed(args: argparse.Namespace, axes: Any) -> Rows:
     spread = np.array([row["sd"] for row in found])
     axes.errorbar(whole, places, xerr=spread, fmt="none", ecolor="black", capsize=3)
     for place, end, right in zip(places, whole, whole + spread, strict=True):
-        axes.annotate(f"  {whole.max() / end:.2f}x", (right, place), va="center", fontsize=8)
+        axes.annotate(f"  {whole.max() / end:.2f}x", (right, place), va="center")
     names = [_wrapped(row["run"], row["n"], TICK_WIDTH) for row in found]
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(places, names)
     num_lines = len(names) * max(name.count("\n") + 1 for name in names)
-    axes.figure.set_figheight(max(axes.figure.get_figheight(), 1.5 + 0.17 * num_lines))
+    axes.figure.set_figheight(max(axes.figure.get_figheight(), 1.5 + 0.2 * num_lines))
     axes.set_xlim(0, 1.12 * (whole + spread).max())
     axes.set(xlabel="seconds of training, mean over seeds")
     return found
@@ -307,14 +308,19 @@ def drop(args: argparse.Namespace, axes: Any) -> Rows:
         if row["method"].startswith("slipstream"):
             kind = row["setting"].rstrip("0123456789")
             lines.setdefault(f"{row['method']} {kind}".strip(), []).append(row)
+    methods = sorted({name.partition(" ")[0] for name in lines})
+    colours = dict(zip(methods, colours_of(methods), strict=True))
+    settings = sorted({name.partition(" ")[2] for name in lines})
     for number, (name, rows) in enumerate(sorted(lines.items())):
+        method, _, kind = name.partition(" ")
         axes.errorbar(
             # Beside each other: at equal shares their intervals would cover one another.
             [100 * row["dropped_share"] + 0.2 * number for row in rows],
             [1e3 * row["difference"] for row in rows],
             yerr=[1e3 * row["interval"] for row in rows],
-            fmt=("o-", "s--", "^:")[number // len(COLOURS) % 3],
-            color=COLOURS[number % len(COLOURS)],
+            fmt=("o-", "s--", "^:")[settings.index(kind) % 3],
+            color=colours[method],
+            elinewidth=1,
             capsize=2,
             label=name,
         )

@@ -138,10 +138,12 @@ def run_once(folder: Path, command: Sequence[str]) -> Records:
     return records
 
 
-def claim_runs(folder: Path, compared: dict[str, Any], growing: Sequence[str]) -> None:
+def claim_runs(
+    folder: Path, compared: dict[str, Any], growing: Sequence[str], flag: str = "--runs-dir"
+) -> None:
     """Note in `folder` what its runs compare; `ValueError` where finished ones were others.
 
-    `growing` parts are tables by name, to which a later call may add.
+    `growing` parts are tables by name, to which a later call may add; `flag` names the folder.
     """
     path = folder / CLAIM
     if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
@@ -158,7 +160,7 @@ def claim_runs(folder: Path, compared: dict[str, Any], growing: Sequence[str]) -
         if differing:
             raise ValueError(
                 f"{folder} holds runs of another comparison ({', '.join(differing)} differ);"
-                " choose another --runs-dir, or delete it"
+                f" choose another {flag}, or delete it"
             )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, compared)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 import slipstream_train
-from bench.run_figures import COLOURS, Rows
+from bench.colours import COLOURS
+from bench.run_figures import Rows
 from slipstream.tools.device import tune_process
 from slipstream.tools.runlog import Clocks, NoLog
 from slipstream.training.build import build_model, build_trainer, network_of

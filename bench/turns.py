@@ -335,12 +335,12 @@ def _alone(trainer: Trainer, batch_size: int, seconds: float) -> dict[str, Any]:
     host_rows = table.stage(slots).host_rows
     if host_rows is not None:
         alone["staged_bytes"] = len(host_rows) * 4 * table.dim
-    alone["phases_ms"] = _phases(trainer, inputs.batch, chosen)
+    alone["phases_ms"] = phases_of(trainer, inputs.batch, chosen)
     step.take_loss_sum()
     return alone
 
 
-def _phases(
+def phases_of(
     trainer: Trainer,
     cut: Callable[..., Any],
     chosen: Callable[[], np.ndarray],

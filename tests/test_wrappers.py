@@ -16,6 +16,7 @@ from helpers import REPOSITORY
 from plain_logs import AVAZU
 from test_interrupted import write_behaviours
 
+from bench import paper_figures
 from bench.fault_scenes import broken_pipe
 
 WRAPPERS = {
@@ -148,6 +149,23 @@ def test_a_kaggle_log_in_its_place_is_used(checkout, tmp_path):
     parsed = check_calls(calls, WRAPPERS["run_slipstream.sh"])
     assert parsed["data_utils"].raw_data_file == "input/kaggle/train.txt"
     assert parsed["input_segregation"].hot_emb_gpu_mem == 268435456
+
+
+def test_the_papers_figures_take_a_file_or_the_wrappers_variables(checkout, tmp_path):
+    script, here = checkout / "bench/paper_figures.sh", tmp_path / "here"
+    here.mkdir()
+    log = here / "mine.npz"
+    [call] = recorded(checkout, tmp_path, script, "mine.npz", "--seeds", "2", cwd=here)
+    assert call == ["-m", "bench.paper_figures", str(log), "--seeds", "2"]
+    (tmp_path / "log").unlink()
+    variables = {"RAW_DATA": "train.txt", "HOT_EMB_GPU_MEM": "4M", "LEARNING_RATE": "0.5"}
+    calls = recorded(checkout, tmp_path, script, "--only", "skew", cwd=here, **variables)
+    made = check_calls(calls[:-1], ["data_utils"])["data_utils"]
+    assert made.raw_data_file == str(here / "train.txt")
+    log.touch()
+    args, flags = paper_figures.parse_args([str(log), *calls[-1][3:]])
+    assert calls[-1][2] == made.processed_data_file and args.hot_emb_gpu_mem == 4 << 20
+    assert (args.only, flags[-2:]) == (["skew"], ["--learning-rate", "0.5"])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,235 @@
+"""The papers' figures of sensitivity: what one setting at a time does to AUC, drops and T."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.colours import METHOD_COLOURS
+from bench.compare import half_interval
+from bench.paper_runs import NAMES, Drawn, Job, Plan, mean_sd
+from bench.paper_style import SOFT, new_figure, plain_log_ticks
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One setting and its values.
+
+    Attributes:
+        values: those shown.
+        usual: the plan -> the value of the usual runs.
+        job: a method and a value -> the run.
+        label: of the axis.
+        is_log: whether the axis is logarithmic.
+        with_fae: whether FAE's runs, too, depend on it.
+        unit: behind a value.
+    """
+
+    values: tuple[float, ...]
+    usual: Callable[[Plan], float | None]
+    job: Callable[[str, float], Job]
+    label: str
+    is_log: bool = False
+    with_fae: bool = False
+    unit: str = ""
+
+    def jobs(self, plan: Plan, method: str) -> list[Job]:
+        """The runs, a value each; the usual value's are the usual runs."""
+        usual = self.usual(plan)
+        return [Job(method) if value == usual else self.job(method, value) for value in self.values]
+
+    def all_jobs(self, plan: Plan) -> list[Job]:
+        """Slipstream's and FAE's."""
+        fae = self.jobs(plan, "fae") if self.with_fae else [Job("fae")]
+        return [*self.jobs(plan, "slipstream"), *fae]
+
+
+def _of_flag(flag: str) -> tuple[Callable[[Plan], float | None], Callable[[str, float], Job]]:
+    """What the usual runs have of a flag, and the runs with another value."""
+    name = flag.removeprefix("--").replace("-", "_")
+
+    def usual(plan: Plan) -> float | None:
+        given = getattr(plan.parsed(), name)
+        if not isinstance(given, tuple):
+            return float(given)
+        share, batches = given  # --snapshot-start in mini-batches is no share
+        return None if batches else float(share)
+
+    return usual, lambda method, value: Job(method, f"{name}{value:g}", (flag, f"{value:g}"))
+
+
+SWEEPS = {
+    "alpha": Sweep(
+        (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        *_of_flag("--alpha"),
+        "alpha: share of an input's rows that must be stale",
+    ),
+    "snapshot_start": Sweep(
+        (0.1, 0.25, 0.4, 0.6, 0.8),
+        *_of_flag("--snapshot-start"),
+        "snapshot: share of the hot inputs trained before",
+    ),
+    "snapshot_window": Sweep(
+        (0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
+        *_of_flag("--snapshot-window"),
+        "window: share of the hot inputs from snapshot to choice",
+        is_log=True,
+    ),
+    "sample_rate": Sweep(
+        (0.001, 0.01, 0.1, 1.0),
+        *_of_flag("--sample-rate"),
+        "share of the hot inputs left from which T is found",
+        is_log=True,
+    ),
+    "hot_budget": Sweep(
+        (0.25, 0.5, 1.0, 2.0, 4.0),
+        lambda plan: 1.0,
+        lambda method, value: Job(method, f"budget{value:g}", budget_share=value),
+        "hot memory, of that of the other figures",
+        is_log=True,
+        with_fae=True,
+        unit="x",
+    ),
+    "min_count": Sweep(
+        (1, 2, 4, 10, 20),
+        lambda plan: 1.0,
+        lambda method, value: Job(method, f"min_count{value:g}", min_count=int(value)),
+        "--min-count: values seen fewer times share a row",
+        is_log=True,
+        with_fae=True,
+    ),
+}
+
+
+def rows_of(plan: Plan, sweep: Sweep) -> list[dict[str, Any]]:
+    """A row a value: AUC, the drop, T, and what is hot, mean over seeds."""
+    fae = [plan.records(job) for job in sweep.jobs(plan, "fae")] if sweep.with_fae else None
+    jobs = sweep.jobs(plan, "slipstream")
+    usual = [] if fae else plan.records(Job("fae"))
+    rows = []
+    for number, (value, job) in enumerate(zip(sweep.values, jobs, strict=True)):
+        logs = plan.records(job)
+        reference = fae[number] if fae else usual
+        ends, starts = [log[-1] for log in logs], [log[0] for log in logs]
+        drops = [drop for end in ends for drop in end["drops"] if "achieved" in drop]
+        row: dict[str, Any] = {"value": value, "n": len(logs)}
+        row["auc"], row["auc_sd"] = mean_sd([end["auc"] for end in ends])
+        row["fae_auc"] = float(np.mean([log[-1]["auc"] for log in reference]))
+        pairs = zip(ends, reference, strict=True)  # the same seed starts from the same weights
+        differences = np.array([end["auc"] - log[-1]["auc"] for end, log in pairs])
+        row["less_fae"], row["interval"] = float(differences.mean()), half_interval(differences)
+        thresholds = [threshold_of(drop) for drop in drops]
+        row["threshold"] = float(np.mean(thresholds)) if drops else math.nan
+        shares = [d["achieved"] / max(d["hot_remaining"], 1) for d in drops]
+        row["dropped_of_left"] = float(np.mean(shares)) if drops else 0.0
+        row["dropped_of_all"] = float(np.mean([end["dropped_share"] for end in ends]))
+        hot = [start["num_hot_inputs"] / start["num_train"] for start in starts]
+        row |= {"hot_inputs": float(np.mean(hot)), "hot_rows": starts[0]["num_hot"]}
+        row["rows"] = sum(starts[0]["table_sizes"])
+        rows.append(row)
+    return rows
+
+
+def threshold_of(drop: dict[str, Any]) -> float:
+    """A choice's T, the largest where labels have one each; infinite, null in the log, where too
+    few inputs could be stale.
+    """
+    value = drop["threshold"]
+    values = value if isinstance(value, list) else [value]
+    return max(math.inf if one is None else float(one) for one in values)
+
+
+def sweep_figure(name: str) -> Callable[[Plan], Drawn]:
+    """The figure of one of `SWEEPS`."""
+
+    def draw(plan: Plan) -> Drawn:
+        sweep = SWEEPS[name]
+        if why := plan.why_not(sweep.all_jobs(plan)):
+            return Drawn([], f"Not made: {why}.")
+        rows = rows_of(plan, sweep)
+        picture, [panels] = new_figure(3.1, 1, 3)
+        colour = METHOD_COLOURS["slipstream"]
+        x = [row["value"] for row in rows]
+        titles = ("test AUC less FAE's, 1/1000", "hot inputs dropped, %", "threshold T")
+        for axes, title in zip(panels, titles, strict=True):
+            axes.set_title(title)
+            if sweep.is_log:
+                plain_log_ticks(axes, x, unit=sweep.unit)
+            else:
+                axes.set_xticks(x, [f"{value:g}" for value in x])
+        auc, dropped, threshold = panels
+        _auc_lines(auc, rows, x)
+        left = [100 * row["dropped_of_left"] for row in rows]
+        of_all = [100 * row["dropped_of_all"] for row in rows]
+        dropped.plot(x, left, "o-", color=colour)
+        dropped.plot(x, of_all, "o:", color=colour, markersize=3.5)
+        dropped.set_ylim(0, 1.25 * max([*left, *of_all, 1.0]))
+        for text, y in (("of the hot ones left", left), ("of all inputs", of_all)):
+            y = y[len(y) // 3 :]  # above what is below the text
+            dropped.annotate(
+                text,
+                (x[-1], max(y)),
+                (2, 6),
+                textcoords="offset points",
+                color=colour,
+                ha="right",
+                va="bottom",
+            )
+        finite = [row["threshold"] if math.isfinite(row["threshold"]) else np.nan for row in rows]
+        threshold.plot(x, finite, "o-", color=colour)
+        threshold.set_ylim(0, 1.15 * max([v for v in finite if v == v], default=1.0))
+        picture.supxlabel(sweep.label, color=SOFT, fontsize=10)
+        return Drawn(rows, _said(plan, rows, sweep), picture, jobs=sweep.all_jobs(plan))
+
+    draw.__doc__ = f"Slipstream by {name.replace('_', ' ')}."
+    return draw
+
+
+def _auc_lines(axes: Any, rows: list[dict[str, Any]], x: list[float]) -> None:
+    """Slipstream less FAE, which is the line at 0, with what 95 % of paired seeds leave open."""
+    y = [1e3 * row["less_fae"] for row in rows]
+    error = 1e3 * np.nan_to_num([row["interval"] for row in rows])
+    colour, blue = METHOD_COLOURS["slipstream"], METHOD_COLOURS["fae"]
+    axes.axhline(0, color=blue)
+    axes.errorbar(x, y, yerr=error, fmt="o-", color=colour, elinewidth=1, capsize=2)
+    ends = [0.0, *(np.array(y) - error), *(np.array(y) + error)]
+    low, high = min(ends), max(ends)
+    room = high - low or 1.0
+    axes.set_ylim(low - 0.22 * room, high + 0.16 * room)
+    axes.annotate(
+        NAMES["fae"],
+        (1, 0),
+        (4, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        color=blue,
+        va="center",
+    )
+    name = NAMES["slipstream"]
+    axes.text(0.98, 0.03, name, transform=axes.transAxes, color=colour, ha="right")
+
+
+def _said(plan: Plan, rows: list[dict[str, Any]], sweep: Sweep) -> str:
+    best = max(rows, key=lambda row: row["less_fae"])
+    worst = min(rows, key=lambda row: row["less_fae"])
+
+    def told(row: dict[str, Any]) -> str:
+        return f"{row['less_fae']:+.4f} at {row['value']:g}{sweep.unit}"
+
+    said = f"Slipstream less FAE, test AUC: {told(worst)} to {told(best)}. "
+    if sweep.with_fae:
+        hot = ", ".join(
+            f"{r['value']:g}{sweep.unit} {r['hot_inputs']:.0%} and {r['fae_auc']:.4f}" for r in rows
+        )
+        said += f"Inputs hot, and FAE's AUC: {hot}. "
+    if any(row["threshold"] == math.inf for row in rows):
+        said += "T is infinite where too few inputs could be stale, and not drawn. "
+    return said + (
+        "Whiskers: 95 % of paired seeds."
+        if len(plan.seeds) > 1
+        else plan.noise(sweep.all_jobs(plan))
+    )
