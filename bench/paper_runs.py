@@ -29,8 +29,8 @@ from slipstream.tools.device import choose_device
 from slipstream.tools.npz import fingerprint
 from slipstream.tools.places import remove_ours
 from slipstream.tools.runtime import describe_machine, git_commit, read_json, write_json
-from slipstream.training.embedding import bytes_per_row
 from slipstream.training.flags import settings_of
+from slipstream.training.rows import bytes_per_row
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_BUDGET, SHARE_OF_ROWS = 256 << 20, 8  # the papers' hot memory; at most an eighth of the rows
@@ -282,10 +282,7 @@ class Plan:
             if records is None:
                 raise ValueError(f"{folder.name} did not finish; start again to go on")
             return records
-        command = [sys.executable, str(REPOSITORY / f"{script}.py"), *words]
-        if script not in SCRIPTS:  # plain PyTorch's threads wait as they do without this package
-            command = ["env", "-u", "GOMP_SPINCOUNT", *command]
-        return run_once(folder, command)
+        return run_once(folder, [sys.executable, str(REPOSITORY / f"{script}.py"), *words])
 
     def measured(self, name: str, measure: Callable[[], list[dict[str, Any]]]) -> Any:
         """What was measured in the same way on the same data and machine before, or is now."""
