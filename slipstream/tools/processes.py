@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import math
 import os
 import signal
@@ -34,6 +35,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_VARIABLE = "SLIPSTREAM_RANK_TIMEOUT"
 TIMEOUT_S = 600.0  # after which a rank that does not answer is given up
 LAUNCHED = "SLIPSTREAM_LAUNCHED"  # set by `launch`, which then speaks of signals
+START_S = 60.0  # at least, for all ranks to start
 GRACE_S = 10.0  # at most, for ranks to end by themselves, once one has failed
 SAME_S = 0.3  # for rank 0 to say what all have found, as a file that is missing
 NOTE_S = 3.0  # for the rank that failed first to say so
@@ -79,7 +81,10 @@ def start(number: int, script: str, argv: list[str] | None) -> None:
 def run_script(main: Callable[[], Any]) -> None:
     """As `cli.run_script`, for a script that may be one of several ranks."""
     if not is_rank():
-        cli.run_script(main)
+        # What a launcher's parser notes, rank 0's says, too.
+        quiet = _is_launcher(sys.argv[1:])
+        with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
+            cli.run_script(main)
         return
     status = 0
     try:
@@ -93,6 +98,15 @@ def run_script(main: Callable[[], Any]) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)  # the group's threads may wait for a rank that has gone
+
+
+def _is_launcher(words: list[str]) -> bool:
+    flags = [word.replace("_", "-").partition("=") for word in words]
+    names = [name for name, _, _ in flags]
+    if "--processes" not in names or {"-h", "--help"} & set(names):
+        return False
+    place = names.index("--processes")
+    return (flags[place][2] or "".join(words[place + 1 : place + 2])) != "1"
 
 
 def speaks_of_signals() -> bool:
@@ -156,17 +170,18 @@ def _join(rank: int) -> tuple[Ranks, Any]:
         # NCCL has one rank a device.
         backend = f"cpu:gloo,cuda:{'nccl' if local_size <= num_devices else 'gloo'}"
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # so that a lost rank is an error
-    timeout = timedelta(seconds=seconds)
+    timeout, starting = (timedelta(seconds=s) for s in (seconds, max(seconds, START_S)))
     try:
-        store, _, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-        store.set_timeout(timeout)
+        store, _, size = next(iter(dist.rendezvous("env://", timeout=starting)))
+        store.set_timeout(starting)
         own = dist.PrefixStore("slipstream", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        store.set_timeout(timeout)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(
             f"the {os.environ['WORLD_SIZE']} ranks did not find each other at {place} within "
-            f"{seconds:g} s: {' '.join(str(error).split())[:200]}"
+            f"{starting.total_seconds():g} s: {' '.join(str(error).split())[:200]}"
         ) from error
     own.set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     return Ranks(local_size), own

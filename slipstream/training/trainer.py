@@ -173,6 +173,7 @@ class Trainer:
             restore_random(saved.part("random")[1], self.table.device, self.team.rank)
             if self.progress.reached:  # what ends a run may be another now
                 self.progress.reached = self.judge.ends.reason(self.progress)
+        self.team.led(lambda: None)  # of the best model rank 0 alone knows
         self._saved = saved
 
     def run(self) -> Progress:
@@ -190,6 +191,7 @@ class Trainer:
                 self.loader.close()
             if not self.team.signal:
                 self.team.led(self._finish)
+            if not self.team.signal:
                 self._say_if_undecided()
         except Interrupted:
             pass
