@@ -173,17 +173,18 @@ def _join(rank: int) -> tuple[Ranks, Any]:
     timeout, starting = (timedelta(seconds=s) for s in (seconds, max(seconds, START_S)))
     try:
         store, _, size = next(iter(dist.rendezvous("env://", timeout=starting)))
-        store.set_timeout(starting)
-        own = dist.PrefixStore("slipstream", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         store.set_timeout(timeout)
+        own = dist.PrefixStore("slipstream", store)
+        own.set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
+        # All are here before the group is made, whose timeout may be short.
+        own.wait([f"place/{other}" for other in range(size)], starting)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(
             f"the {os.environ['WORLD_SIZE']} ranks did not find each other at {place} within "
             f"{starting.total_seconds():g} s: {' '.join(str(error).split())[:200]}"
         ) from error
-    own.set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     return Ranks(local_size), own
 
 
