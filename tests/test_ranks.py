@@ -32,6 +32,7 @@ from slipstream.training.saved import find_checkpoint
 
 BATCH = 15  # 2 hot inputs and 1 cold one are left for the last batches: fewer than 3 ranks
 ADAM = "--optimizer rwsadagrad --dense-optimizer adam --learning-rate 0.1".split()
+SHORT = ["--num-batches", 12]
 EARLY = "--alpha 0.5 --snapshot-window 0.2 --drop-min-steps 0".split()
 LOSS_POLICY = """
 pool = "all"
@@ -82,13 +83,14 @@ def equal_cases(data):
     """Runs that come out the same whatever the number of ranks."""
     plain, adagrad, folder = data["plain"], data["adagrad"], data["folder"]
     policy = f"{folder / 'policy.py'}:score"
-    rows = ["--num-resident"]
+    rows, tests = ["--num-resident"], ["--test-mini-batch-size"]
     found = {
         "sgd": ("fae", words_of(plain, "--learning-rate", 1)),
         "adam": ("fae", words_of(adagrad, *ADAM, "--schedule", "phased", "--lr-decay-share", 0.3)),
         "budget": ("fae", words_of(adagrad, *ADAM, *rows, 13)),  # below the rows of a batch
-        "no-copies": ("fae", words_of(adagrad, *ADAM, *rows, 0, "--num-batches", 12)),
-        "all-copies": ("fae", words_of(adagrad, *ADAM, *rows, 1348, "--num-batches", 12)),
+        # And evaluated by so few that a rank's part is none.
+        "no-copies": ("fae", words_of(adagrad, *ADAM, *rows, 0, *SHORT, *tests, 2)),
+        "all-copies": ("fae", words_of(adagrad, *ADAM, *rows, 1348, *SHORT)),
         "stale": ("slipstream", words_of(adagrad, *ADAM, *EARLY, "--recalibrate-every", 0.2)),
         "weights": ("slipstream", words_of(plain, *EARLY, "--stale-keep-rate", 0.3, *rows, 60)),
         "losses": ("slipstream", words_of(adagrad, *ADAM, *EARLY, "--drop-policy", policy)),
@@ -161,8 +163,12 @@ def outcomes(data):
             more.append(part_of(parts, "rest", 40, *chain, "--load-model", "auto"))
         if number == 3:
             words = words_of(data["adagrad"], *ADAM, "--print-freq", 10)
+            faults = {fault: list(words) for fault in FAULTS}
+            # Found before the end where nothing is due on the way.
+            faults["drifted copy"] += ["--print-freq", "0", "--num-batches", "20"]
             more += [
-                {"name": fault, "script": "fae", "words": words, "plant": fault} for fault in FAULTS
+                {"name": fault, "script": "fae", "words": flags, "plant": fault}
+                for fault, flags in faults.items()
             ]
         run = launch(number, folder / f"of-{number}", [*cases, *more])
         assert run.returncode == 0, run.stderr + run.stdout[-2000:]

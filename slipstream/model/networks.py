@@ -222,6 +222,11 @@ class ClickModel:
                 "no parameter `sequences`: choose another --model"
             )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits."""
+        return torch.float64 if self._dtype == torch.float64 else torch.float32
+
     def __call__(self, dense: Tensor, rows: Tensor, present: Tensor | None = None) -> Tensor:
         """Logits (B,) of dense features and rows (B, C, dim), all on the device.
 

@@ -149,6 +149,7 @@ def _run_rank(main: Callable[[], Any]) -> None:
     sys.stderr = sys.__stderr__
     if isinstance(failure, (RankLost, ValueError, OSError, MemoryError)):
         raise ValueError(text) from failure
+    print(f"rank {rank}:", file=sys.stderr)
     raise failure
 
 
@@ -239,6 +240,9 @@ def _launch(number: int, command: list[str]) -> int:
     if sys.platform != "linux":
         del usual["GLOO_SOCKET_IFNAME"]
     shared |= {name: str(value) for name, value in usual.items() if name not in os.environ}
+    names = ("SIGTERM", "SIGINT", "SIGHUP")  # but what is ignored (`nohup`) stays so, also there
+    heard = [name for name in names if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(heard)
     with tempfile.TemporaryDirectory() as logs:
         context = start_processes(
             "rank",
@@ -248,8 +252,8 @@ def _launch(number: int, command: list[str]) -> int:
             DefaultLogsSpecs(logs),
         )
         try:
-            with _Forwarding(context.pids()):
-                return _watch(context.pids(), dist.PrefixStore("slipstream", store))
+            with _Forwarding(context.pids()) as forwarding:
+                return _watch(forwarding, dist.PrefixStore("slipstream", store))
         finally:
             context.close()
 
@@ -261,9 +265,8 @@ class _Forwarding:
     """
 
     def __init__(self, pids: dict[int, int]) -> None:
-        self.pids = pids
+        self.pids, self.sent = pids, set[int]()
         self._before: dict[int, Any] = {}
-        self._is_said = False
 
     def __enter__(self) -> _Forwarding:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -279,10 +282,10 @@ class _Forwarding:
         for pid in self.pids.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        if not self._is_said:
-            self._is_said = True
+        if not self.sent:
             with contextlib.suppress(OSError):
                 os.write(2, STOPPING)
+        self.sent.add(number)
 
 
 def _ended(pid: int) -> int | None:
@@ -293,20 +296,21 @@ def _ended(pid: int) -> int | None:
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
-def _watch(pids: dict[int, int], store: Any) -> int:
+def _watch(ranks: _Forwarding, store: Any) -> int:
     """Wait for all ranks; once one has failed, the others have `GRACE_S`. Returns the status."""
     first: int | None = None  # the status of the first to fail
     end, is_locked = math.inf, True
-    grace = min(GRACE_S, _timeout_s())
+    grace, pids = min(GRACE_S, _timeout_s()), ranks.pids
     while True:
         statuses = {rank: _ended(pid) for rank, pid in pids.items()}
+        # One that had no handler yet ended by the signal itself.
+        statuses = {r: 128 - s if s and -s in ranks.sent else s for r, s in statuses.items()}
         failed = {rank: status for rank, status in statuses.items() if status}
         killed = [rank for rank, status in failed.items() if status < 0]
         if failed and first is None:
             rank = killed[0] if killed else min(failed)
             first = failed[rank]
-            if first <= 128:  # else a signal, of which all have heard
-                end = time.monotonic() + grace
+            end = time.monotonic() + grace
             if killed:
                 _say_killed(rank, pids[rank], -first, store)
         if None not in statuses.values():

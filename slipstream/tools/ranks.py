@@ -88,6 +88,12 @@ class Ranks:
         with self._collective(kind, flags.nbytes):
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
 
+    def is_any(self, flag: bool) -> bool:
+        """Whether any rank has the flag."""
+        flags = torch.tensor([flag], dtype=torch.uint8)
+        self.any_of(flags)
+        return bool(flags)
+
     def gather(self, values: Tensor, kind: str = "control") -> Tensor:
         """Every rank's `values`, all of one shape: (size, *shape), to all."""
         values = values.contiguous()

@@ -195,8 +195,11 @@ def _check_memory(
     num_local = 1 if ranks is None else ranks.local_size
     # Of one device each rank has its share.
     sharing = -(-num_local // max(torch.cuda.device_count(), 1)) if on_device else 1
+    # Of several ranks none takes memory before all have looked.
     free = min(available_memory_bytes() // num_local, process_limit_bytes())
     free_device = None if free_device is None else free_device // sharing
+    if ranks is not None:
+        ranks.gather(torch.zeros(1))
     print(check_needs(needs, free, free_device, num_local))
 
 
@@ -218,7 +221,7 @@ def build_trainer(
     training, machine, judged = settings.training, settings.machine, settings.evaluation
     on_cuda, data = table.device.type == "cuda", prepared.data
     if machine.device_data != "false" and on_cuda:
-        data = move_resident_inputs(prepared, table, machine.device_data == "true")
+        data = move_resident_inputs(prepared, table, machine.device_data == "true", ranks)
     optimizer = make_optimizer(model.network, training.dense_optimizer)
     batch_size, graph = training.mini_batch_size, machine.cuda_graph
     rate_ratio = training.dense_learning_rate / training.learning_rate
@@ -248,7 +251,7 @@ def build_trainer(
         schedule=schedule,
         randomize=training.data_randomize,
         seed=training.seed,
-        window=_window(prepared, training.data_randomize),
+        window=_window(prepared, training.data_randomize, ranks),
         test_freq=judged.test_freq,
         val_freq=judged.val_freq,
         print_freq=print_freq,
@@ -262,10 +265,12 @@ def build_trainer(
     )
 
 
-def _window(prepared: PreparedData, randomize: str) -> int:
+def _window(prepared: PreparedData, randomize: str, ranks: Ranks | None = None) -> int:
     """Inputs to shuffle among each other, where they are larger than memory; 0: all of them."""
     sets = (prepared.data.hot, prepared.data.cold)
     window = min((inputs.window for inputs in sets if inputs.window), default=0)
+    if ranks is not None:
+        window = ranks.share(window)[0]  # it follows from the memory that is free just then
     if window and randomize != "none":
         print(
             f"the training inputs are larger than --max-memory: blocks are shuffled, and the inputs"

@@ -78,7 +78,8 @@ def logits_of(
         dense, slots, labels = inputs.batch(chosen)
         staged = table.enter(table.stage(slots, EVALUATION, after=table.lane.mark()))
         if not len(labels):  # a rank's part may be none
-            return torch.empty(0, device=table.device), labels.to(table.device)
+            none = torch.empty(0, dtype=model.dtype, device=table.device)
+            return none, labels.to(table.device)
         rows, present = table.lookup(staged), table.present(staged)
         return model(dense.to(table.device), rows, present), labels.to(table.device)
 

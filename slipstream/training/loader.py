@@ -101,9 +101,11 @@ class Loader:
         self.window = window
         self._inputs = {True: hot, False: cold}
         self.table, self.hot_rows_resident, self._ranks = table, hot_rows_resident, ranks
+        on_cuda = ranks is not None and table.device.type == "cuda"
+        self._device = torch.cuda.current_device() if on_cuda else None
         # Rows of other ranks are asked for by the main thread.
         self._worker = ThreadPoolExecutor(1, "loader") if overlap and ranks is None else None
-        self._cutter = ThreadPoolExecutor(1, "cutter") if overlap else None
+        self._cutter = ThreadPoolExecutor(1, "cutter", self._begin_thread) if overlap else None
         self._ahead: dict[bool, Future[_Cut]] = {}
         self._last_task: Future[Any] | None = None
         self._failure: BaseException | None = None
@@ -111,6 +113,11 @@ class Loader:
         self._num_staged = 0
         self._current: StagedBatch | None = None  # staged and not yet given to write_back
         self._asked: _Cut | None = None  # a cold batch whose rows other ranks are sending
+
+    def _begin_thread(self) -> None:
+        """A thread begins on device 0, where its page-locked memory would take room for nothing."""
+        if self._device is not None:
+            torch.cuda.set_device(self._device)
 
     def start(self, plan: EpochPlan) -> None:
         """Begin an epoch, or go on with one."""

@@ -155,7 +155,8 @@ def _say_where(run_log: RunLog, trainer: Trainer) -> None:
 def _network(settings: Settings, prepared: PreparedData) -> NetworkSpec:
     """The network that the flags name, drawn where a picture is asked for."""
     spec = network_of(settings.model)
-    if file := settings.outputs.plot_compute_graph:
+    ranks = processes.current()
+    if (file := settings.outputs.plot_compute_graph) and (ranks is None or ranks.is_first):
         features = features_seen(prepared, settings.model.arch_sparse_feature_size)
         draw_network(spec, prepared.layout, features, settings.training.seed, file)
     return spec

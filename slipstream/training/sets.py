@@ -36,6 +36,7 @@ from slipstream.logs.transforms import TRANSFORMS, Transforms, transforms_of
 from slipstream.logs.vocabulary import VOCABULARY
 from slipstream.tools.device import free_device_bytes
 from slipstream.tools.npz import check_sums, fingerprint, open_npz
+from slipstream.tools.ranks import Ranks
 from slipstream.tools.runtime import available_memory_bytes, read_json
 from slipstream.tools.schema import check_fields
 from slipstream.training.set_files import (
@@ -354,7 +355,9 @@ class Places(Protocol):
     device: torch.device
 
 
-def move_resident_inputs(prepared: PreparedData, table: Places, always: bool) -> TrainingData:
+def move_resident_inputs(
+    prepared: PreparedData, table: Places, always: bool, ranks: Ranks | None = None
+) -> TrainingData:
     """Copy the training inputs whose rows are all on the device there too.
 
     Those are the hot inputs, and all of them where every row is resident. Unless `always`, a set
@@ -368,7 +371,10 @@ def move_resident_inputs(prepared: PreparedData, table: Places, always: bool) ->
     for name in (name for name, fits in resident.items() if fits):
         inputs = getattr(prepared.data, name)
         needed = DeviceInputs.bytes_needed(inputs)
-        if always or 2 * needed <= free_device_bytes(table.device):
+        is_large = not always and 2 * needed > free_device_bytes(table.device)
+        if ranks is not None:  # all do as one must
+            is_large = ranks.is_any(is_large)
+        if not is_large:
             moved[name] = DeviceInputs(inputs, table.device)
             if needed:
                 print(f"and {needed / 1e6:,.0f} MB of device memory for the {name} inputs there")

@@ -87,7 +87,8 @@ class TrainStep:
         self._use_graph = use_graph and table.device.type == "cuda" and can_capture(optimizer)
         self.joined: Joined | None = None
         if ranks is not None:
-            self.joined = Joined(ranks, list(self._parameters.values()), NUM_FLAGS)
+            trained = [one for one in self._parameters.values() if one.requires_grad]
+            self.joined = Joined(ranks, trained, NUM_FLAGS)
         self._graph: _StepGraph | None = None
 
     def __call__(

@@ -153,6 +153,8 @@ class Team(Alone):
         self._sets = {"hot": data.hot, "cold": data.cold, "test": data.test, "val": data.val}
         self._progress, self._rule = progress, rule
         self._signal: int | None = None
+        # A network's first weights may be drawn by what no seed decides.
+        self._spread(state_arrays(step.model.network))
         ranks.handlers |= {
             "logits": self._answer_logits,
             "random": self._answer_random,

@@ -189,6 +189,7 @@ class Trainer:
                     self._run_epoch()
             finally:
                 self.loader.close()
+            self.team.check(self._plan, self._order_check or [], self.progress.step)
             if not self.team.signal:
                 self.team.led(self._finish)
             if not self.team.signal:
