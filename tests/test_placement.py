@@ -232,8 +232,8 @@ def one_staging_area(trainer):
 
 def labels_on_the_host(trainer):
     call = trainer.step._run
-    trainer.step._run = lambda dense, staged, labels, weights, rate: call(
-        dense, staged, torch.ones(len(labels)), weights, rate
+    trainer.step._run = lambda dense, staged, labels, weights, rate, *more: call(
+        dense, staged, torch.ones(len(labels)), weights, rate, *more
     )
 
 
