@@ -312,7 +312,7 @@ def test_an_input_of_weight_0_touches_no_row():
     rule = DropRule(DropSettings(start=0.0), 8, 0, lambda record: None)
     rule.window.begin(0, torch.zeros(8, 1))
     rule.touch(torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 0.0]))
-    assert rule.window._touched[:8].tolist() == [True, True, *[False] * 6]
+    assert rule.window.touched[:8].tolist() == [True, True, *[False] * 6]
 
 
 def test_policies_see_weights_and_plain_losses(weighted, tmp_path):

@@ -36,6 +36,13 @@ class Shard:
     rank: int = 0
     size: int = 1
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for copies of more rows than there are."""
+        if not 0 <= self.num_resident <= self.num_rows:
+            raise ValueError(
+                f"got {self.num_resident} resident rows; expected 0 to {self.num_rows}"
+            )
+
     @property
     def num_own(self) -> int:
         """Rows that this rank alone has."""
