@@ -47,9 +47,9 @@ class Line(NamedTuple):
 LINES = {
     "plain": Line("plain PyTorch, Meta's recipe", METHOD_COLOURS["plain"], (0, 13)),
     "plain-tuned": Line("plain PyTorch, our recipe", METHOD_COLOURS["plain"], (10, 8), "--"),
-    "min-count": Line("baseline", METHOD_COLOURS["baseline"], (44, 27)),
-    "fae": Line("FAE", METHOD_COLOURS["fae"], (40, 12)),
-    "slipstream": Line("Slipstream", METHOD_COLOURS["slipstream"], (48, 42)),
+    "min-count": Line("baseline", METHOD_COLOURS["baseline"], (44, 24)),
+    "fae": Line("FAE", METHOD_COLOURS["fae"], (40, 9)),
+    "slipstream": Line("Slipstream", METHOD_COLOURS["slipstream"], (48, 39)),
 }
 
 
@@ -97,7 +97,7 @@ def draw_curves(axes: Any, rows: list[dict[str, Any]]) -> None:
         f"{min(row['n'] for row in rows)} seeds, {first['machine']}, {first['cores']} cores"
     )
     top = max(row["auc"] for row in rows)
-    axes.set_ylim(top - 0.05, top + 0.014)
+    axes.set_ylim(top - 0.05, top + 0.018)
     axes.set_xlim(0, 1.02 * max(row["training_s"] for row in rows))
     axes.set_xlabel("seconds of training")
 
@@ -189,7 +189,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     with style():
         from matplotlib import pyplot
 
-        figure, [[above], [below]] = new_figure(7.0, 2, 1, height_ratios=(1, 1.1))
+        figure, [[above], [below]] = new_figure(6.2, 2, 1, height_ratios=(0.85, 1.1))
         below.set(xlim=(-0.5, 100.5), ylim=(0, 46))
         below.axis("off")
         draw_places(below)
