@@ -150,7 +150,9 @@ def anchors(page):
 
 
 @pytest.mark.parametrize(
-    "page", [*PAGES, REPOSITORY / "bench/README.md"], ids=lambda page: page.parent.name + page.name
+    "page",
+    [*PAGES, REPOSITORY / "bench/README.md"],
+    ids=lambda page: str(page.relative_to(REPOSITORY)),
 )
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)", text_without_code(page))
