@@ -7,7 +7,7 @@
 # Disk: 7.2 GB processed (14 GB while preprocessing), as much again segregated. Memory: 2.2 GB of
 # embedding rows. Expected: AUC about 0.80 after 1 epoch (Meta's script, SGD at mini-batch 128: 0.80),
 # about 6 minutes on 2 CPU cores. MIN_COUNT=4 lets values seen fewer than 4 times share a row a table:
-# more inputs are hot at the same AUC on smaller logs (README.md, Data); 1, DLRM's, is usual. AUC
+# more inputs are hot at the same AUC on smaller logs (docs/data.md); 1, DLRM's, is usual. AUC
 # and minutes are from smaller logs and others' runs, not yet measured.
 set -euo pipefail
 # shellcheck source=bench/recipe.sh

@@ -132,7 +132,7 @@ propose() {
   if [ -n "$model" ]; then keep="$PYTHON predict.py --load-model $model --raw-data-file $RAW_DATA --output scores.csv"; fi
   export SLIPSTREAM_NEXT="next: $control$keep
       $PYTHON -m bench.report runs --output runs/report.html  # all runs on one page
-      RAW_DATA=path/to/train.txt $script  # your own log; formats: README.md, Data"
+      RAW_DATA=path/to/train.txt $script  # your own log; formats: docs/data.md"
 }
 
 prepare() {
@@ -159,7 +159,7 @@ prepare() {
       # 256 MB would make every row of a small log hot; this leaves hot and cold inputs.
       export HOT_EMB_GPU_MEM="${HOT_EMB_GPU_MEM:-4194304}"
     else
-      say "$0: set RAW_DATA to the log of DATA_SET=$DATA_SET (see README.md, Data)" >&2
+      say "$0: set RAW_DATA to the log of DATA_SET=$DATA_SET (see docs/data.md)" >&2
       exit 2
     fi
   fi

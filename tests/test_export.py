@@ -111,8 +111,8 @@ def models(tmp_path_factory):
             data_sub_sample_rate=thinned,
             min_count=2 if thinned else 1,
         )
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"```python\n# input/own/deepfm.py\n(.*?)```", readme, re.DOTALL)
+    page = (REPOSITORY / "docs/own.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```python\n# input/own/deepfm.py\n(.*?)```", page, re.DOTALL)
     (folder / "deepfm.py").write_text(text)
     frame = pl.read_csv(folder / "new.csv", infer_schema_length=0)
     expected = {}

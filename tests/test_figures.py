@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from bench import figures, training_figures
+from bench import figures, readme_picture, training_figures
 from bench.run_figures import runs_by_kind
 from slipstream.tools import cli
 
@@ -248,3 +248,37 @@ def test_a_run_with_its_end_alone_shows(tmp_path):
     [line] = axes.lines
     assert line.get_marker() == "o" and line.get_ydata() == [0.7]
     pyplot.close("all")
+
+
+def test_the_readme_picture_is_of_runs_alone(tmp_path, monkeypatch):
+    """Mean AUC and median seconds of finished runs; the committed table is drawn as it is."""
+    monkeypatch.setattr(readme_picture, "DPI", 40)
+    runs, table = tmp_path / "runs", tmp_path / "curves.csv"
+    about = {"machine": {"cpu": "X", "cpu_cores": 2}, "commit": "abc"}
+    for number, method in enumerate(readme_picture.LINES):
+        for seed, seconds in ((1, 1.0), (2, 2.0), (3, 6.0)):
+            folder = runs / f"{method}-seed{seed}"
+            folder.mkdir(parents=True)
+            records = [{"kind": "start", "method": method}]
+            for part in (1, 2):
+                auc = 0.7 + 0.01 * number + 0.001 * seed * part
+                end = {"auc": auc, "samples": 100 * part, "training_s": seconds * part}
+                records.append({"kind": "evaluation", "step": part, **end, "snapshot_s": 0.5})
+            records.append({**records[-1], "kind": "summary"})
+            (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (runs / "comparison.json").write_text(json.dumps(about))
+    words = ["--runs-dir", str(runs), "--csv", str(table), "--output", str(tmp_path / "a.png")]
+    assert readme_picture.main(words).read_bytes()[:4] == b"\x89PNG"
+    rows = pandas.read_csv(table)
+    assert rows.method.unique().tolist() == list(readme_picture.LINES) and (rows.n == 3).all()
+    fae = rows[rows.method == "fae"]
+    assert fae.training_s.tolist() == [2.5, 4.5] and fae.samples.tolist() == [100, 200]
+    np.testing.assert_allclose(fae.auc, [0.732, 0.734])
+    readme_picture.main(["--output", str(tmp_path / "b.png")])
+    assert (tmp_path / "b.png").stat().st_size > 10_000
+    (runs / "fae-seed1/log.jsonl").unlink()
+    assert readme_picture.tabulate(runs)[-3]["n"] == 2
+    for seed in (2, 3):
+        (runs / f"fae-seed{seed}/log.jsonl").unlink()
+    with pytest.raises(ValueError, match="no finished run of fae"):
+        readme_picture.tabulate(runs)
