@@ -4,13 +4,14 @@
 
 **Kills**: each trainer is killed (SIGKILL) after random times and started again with the same
 command, `--load-model auto`, until it ends; its weights, and those of its best validation, must be
-those of a run that nobody disturbed, byte for byte. **Damage**: one random byte of a checkpoint or
+those of a run that nobody disturbed, byte for byte. So are runs of two ranks, of which either is
+killed, or their launcher (`bench.fault_ranks`). **Damage**: one random byte of a checkpoint or
 a data file is changed, or the file cut short; the script must refuse it in one line with exit
 status 2, or end with the same bytes as ever. **Forgeries**: the same of one field or array that is
 changed to nonsense, with checksums that are right (`bench.forger`). **Scenes**: those of the
 modules in `SCENES`, each a function of a job and a generator that returns what was wrong, or None.
 Prints tables and writes one JSON file with the hardware in its name; status 1 where anything else
-happened. 6 minutes on 2 cores; `--quick` is a short form.
+happened. 9 minutes on 2 cores; `--quick` is a short form.
 
 Runs are forks of a process that has imported PyTorch, so most of a run's time is its own.
 """
@@ -37,6 +38,7 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/faults.py`
 
+from bench.fault_ranks import kill_ranks  # noqa: E402
 from bench.forgeries import run_forgeries  # noqa: E402
 from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
@@ -238,6 +240,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--kills", type=cli.positive_int, default=60, help="of all trainers together"
     )
     parser.add_argument(
+        "--rank-kills",
+        type=cli.nonnegative_int,
+        default=20,
+        help="of either of two ranks, or their launcher, about 6 s each",
+    )
+    parser.add_argument(
         "--damages", type=cli.positive_int, default=300, help="spoiled files, of all scripts"
     )
     parser.add_argument(
@@ -250,7 +258,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--scenes", type=cli.nonnegative_int, default=1, help="times each scene of SCENES is run"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="3 kills, 4 spoiled files, 3 forgeries and no scene"
+        "--quick",
+        action="store_true",
+        help="3 kills, 4 spoiled files, 3 forgeries; no ranks, no scene",
     )
     parser.add_argument(
         "--work-dir", default=None, help="folder for the data; not given: a temporary one"
@@ -262,6 +272,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quick:
         args.kills, args.damages, args.forgeries, args.scenes = 3, 4, 3, 0
+        args.rank_kills = 0
     return args
 
 
@@ -286,6 +297,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             for number, what in enumerate(TRAINERS):
                 if share := args.kills // 3 + (number < args.kills % 3):
                     found["kills"][what] = kill_often(Job(folder, what), share, rng, bar)
+        with tqdm(total=args.rank_kills, desc="kills of ranks", disable=None) as bar:
+            if args.rank_kills:
+                job = Job(folder, "Slipstream")
+                found["kills"]["2 ranks"] = kill_ranks(job, args.rank_kills, rng, bar)
         jobs = [*TRAINERS, "segregation"]
         with tqdm(total=args.damages, desc="damages", disable=None) as bar:
             for number, what in enumerate(jobs):
