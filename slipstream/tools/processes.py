@@ -38,7 +38,7 @@ LAUNCHED = "SLIPSTREAM_LAUNCHED"  # set by `launch`, which then speaks of signal
 START_S = 60.0  # at least, for all ranks to start
 GRACE_S = 10.0  # at most, for ranks to end by themselves, once one has failed
 SAME_S = 0.3  # for rank 0 to say what all have found, as a file that is missing
-NOTE_S = 3.0  # for the rank that failed first to say so
+NOTE_S = 2.0  # for the rank that failed first to say so
 FAULT, OPENED, LOST = "fault", "opened", "lost"  # in the store
 PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 
