@@ -212,6 +212,7 @@ def main(argv: list[str] | None = None, run: Run = run_apart) -> dict[str, Any]:
         "commit": git_commit(),
         "machine": describe_machine(CPU),
         "num_train": num_train,
+        "table_rows": int(log.table_sizes.sum()),
         "sizes": {},
     }
     job: dict[str, Any] = {"processed": str(processed), "most": most, "seconds": args.seconds}
