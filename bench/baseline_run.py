@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,21 @@ from slipstream.tools.runlog import Clocks, NoLog
 from slipstream.training.build import build_model, build_trainer, network_of
 from slipstream.training.evaluation import outputs_of
 from slipstream.training.flags import Settings, settings_of
+from slipstream.training.progress import Progress
 from slipstream.training.resume import settle_precision
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
 
-def train_baseline(prepared: PreparedData, words: list[str]) -> tuple[Trainer, Settings]:
-    """Train on `prepared`, without a log, by the flags of dlrm_s_pytorch.py but for its data's."""
+def train_baseline(
+    prepared: PreparedData,
+    words: list[str],
+    on_report: Callable[[Progress], None] | None = None,
+) -> tuple[Trainer, Settings]:
+    """Train on `prepared`, without a log, by the flags of dlrm_s_pytorch.py but for its data's.
+
+    `on_report` is called every `--print-freq` mini-batches, which are 0, never, unless given.
+    """
     args = dlrm_s_pytorch.parse_args(["--processed-data-file", "-", "--print-freq", "0", *words])
     device = choose_device(args.device)
     settings = settle_precision(settings_of(args, prepared.data.num_train), device, None)
@@ -32,7 +41,7 @@ def train_baseline(prepared: PreparedData, words: list[str]) -> tuple[Trainer, S
         model, table = build_model(settings, network_of(settings.model), prepared, device)
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         trainer = build_trainer(
-            settings, prepared, "interleaved", model, table, None, NoLog(), clocks
+            settings, prepared, "interleaved", model, table, None, NoLog(), clocks, on_report
         )
         trainer.run()
     return trainer, settings

@@ -171,13 +171,19 @@ def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def usual_thread_wait(method: str) -> Iterator[None]:
-    """Leave threads' wait to libgomp for a process that the body starts, if it is plain PyTorch's.
+    """Leave threads' wait to libgomp for a process that the body starts, if plain PyTorch's."""
+    name, options, _ = parse_method(method)
+    with without_our_wait(name == "plain" and "tuned" not in options):
+        yield
+
+
+@contextlib.contextmanager
+def without_our_wait(is_usual: bool) -> Iterator[None]:
+    """Leave threads' wait to libgomp for a process that the body starts, if `is_usual`.
 
     What the user chose stays.
     """
-    name, options, _ = parse_method(method)
-    is_usual = name == "plain" and "tuned" not in options and WAIT_OF_USER is None
-    ours = os.environ.pop(WAIT, None) if is_usual else None
+    ours = os.environ.pop(WAIT, None) if is_usual and WAIT_OF_USER is None else None
     try:
         yield
     finally:
