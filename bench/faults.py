@@ -44,7 +44,13 @@ from bench.small_log import MODEL_FLAGS, ROW_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.runtime import describe_machine, git_commit, write_json  # noqa: E402
 
-SCENES = ("bench.fault_scenes", "bench.fault_links", "bench.fault_runs", "bench.fault_models")
+SCENES = (
+    "bench.fault_scenes",
+    "bench.fault_links",
+    "bench.fault_runs",
+    "bench.fault_models",
+    "bench.fault_ranks",
+)
 TRAINERS = {
     "baseline": "dlrm_s_pytorch",
     "FAE": "fae_train",

@@ -3,10 +3,12 @@
 Each launch trains many small runs (`rank_worker.py`): one process, two and three ranks.
 """
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ import fae_train
 import input_segregation
 from bench import multi_hot
 from dlrm_data_pytorch import load_segregated
+from slipstream.tools import processes
+from slipstream.tools.ranks import RankLost, Ranks
 from slipstream.training.saved import find_checkpoint
 
 BATCH = 15  # 2 hot inputs and 1 cold one are left for the last batches: fewer than 3 ranks
@@ -314,10 +318,50 @@ def test_a_table_too_large_for_one_process(tmp_path):
 
 
 def test_another_number_than_the_launcher_started(monkeypatch, tmp_path):
-    from slipstream.tools import processes
-
     for name, value in zip(processes.VARIABLES, ("0", "3", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="--processes 2: the launcher started 3; leave it out"):
         processes.start(2, "fae_train.py", [])
     processes.start(3, "fae_train.py", [])  # this is one of them
+
+
+def test_a_launcher_that_is_gone_leaves_no_rank(monkeypatch):
+    """Killed before its ranks could ask to be told: they do not wait for its store."""
+    monkeypatch.setattr(sys, "platform", "none")  # pytest does not ask
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(processes.LAUNCHED, "0")  # nobody's parent
+    with pytest.raises(SystemExit) as end:
+        processes._run_rank(lambda: None)
+    assert end.value.code == 128 + signal.SIGTERM
+
+
+def test_nobody_listens(monkeypatch, capfd):
+    """One line, within the time that is given."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        place = "127.0.0.1", str(held.getsockname()[1])
+        for name, value in zip(processes.VARIABLES, ("1", "2", *place), strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(processes.TIMEOUT_VARIABLE, "0.4")
+        monkeypatch.setattr(processes, "START_S", 0.4)
+        start = time.monotonic()
+        said = f"the 2 ranks did not find each other at {':'.join(place)} within 0.4 s: .*refused"
+        with pytest.raises(ValueError, match=said):
+            processes._join(1)
+    assert time.monotonic() - start < 2 and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("is_lost", "status"), [(True, 3), (False, -signal.SIGTERM)])
+def test_torchrun_waits_for_the_line(is_lost, status):
+    """It asks all ranks to end as soon as one has; those that miss it say which first."""
+    child = os.fork()
+    if not child:
+        ranks = Ranks.__new__(Ranks)
+        ranks.is_lost, processes._ranks = False, ranks
+        with contextlib.suppress(RankLost):
+            with ranks._collective("control", 0):
+                raise RuntimeError("closed") if is_lost else RankLost
+        signal.signal(signal.SIGTERM, processes._end_unless_lost)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status

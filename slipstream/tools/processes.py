@@ -34,7 +34,7 @@ from slipstream.tools.runtime import STOPPING, THREADS_VARIABLE, num_threads
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_VARIABLE = "SLIPSTREAM_RANK_TIMEOUT"
 TIMEOUT_S = 600.0  # after which a rank that does not answer is given up
-LAUNCHED = "SLIPSTREAM_LAUNCHED"  # set by `launch`, which then speaks of signals
+LAUNCHED = "SLIPSTREAM_LAUNCHED"  # process that `_launch` runs in, which speaks of signals
 START_S = 60.0  # at least, for all ranks to start
 GRACE_S = 10.0  # at most, for ranks to end by themselves, once one has failed
 SAME_S = 0.3  # for rank 0 to say what all have found, as a file that is missing
@@ -125,9 +125,8 @@ def _run_rank(main: Callable[[], Any]) -> None:
     """Run `main` as one of the ranks; of those that fail, the first to note it raises."""
     global _ranks, _store
     rank = int(os.environ["RANK"])
-    if LAUNCHED in os.environ and sys.platform == "linux":
-        # A launcher that is killed takes its ranks with it, after a last checkpoint.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if LAUNCHED in os.environ:
+        _end_with(int(os.environ[LAUNCHED]))
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
@@ -153,6 +152,21 @@ def _run_rank(main: Callable[[], Any]) -> None:
     raise failure
 
 
+def _end_with(launcher: int) -> None:
+    """A launcher that is killed takes its ranks with it, after a last checkpoint."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:  # it was killed while this one was starting
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _end_unless_lost(number: int, _: object) -> None:
+    """`torchrun` ends all ranks when one has gone; which one, those that see it say first."""
+    if _ranks is None or not _ranks.is_lost:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
 def _timeout_s() -> float:
     text = os.environ.get(TIMEOUT_VARIABLE) or str(TIMEOUT_S)
     with contextlib.suppress(ValueError):
@@ -172,7 +186,10 @@ def _join(rank: int) -> tuple[Ranks, Any]:
         backend = f"cpu:gloo,cuda:{'nccl' if local_size <= num_devices else 'gloo'}"
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # so that a lost rank is an error
     timeout, starting = (timedelta(seconds=s) for s in (seconds, max(seconds, START_S)))
+    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
+        if not is_host:
+            _wait_for_host(starting.total_seconds())
         store, _, size = next(iter(dist.rendezvous("env://", timeout=starting)))
         store.set_timeout(timeout)
         own = dist.PrefixStore("slipstream", store)
@@ -180,13 +197,29 @@ def _join(rank: int) -> tuple[Ranks, Any]:
         # All are here before the group is made, whose timeout may be short.
         own.wait([f"place/{other}" for other in range(size)], starting)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(
             f"the {os.environ['WORLD_SIZE']} ranks did not find each other at {place} within "
             f"{starting.total_seconds():g} s: {' '.join(str(error).split())[:200]}"
         ) from error
+    if LAUNCHED not in os.environ and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end_unless_lost)
     return Ranks(local_size), own
+
+
+def _wait_for_host(seconds: float) -> None:
+    """Until the store can be reached: torch would try twice as long, and print stacks."""
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(place, max(end - time.monotonic(), 0.1)).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
 
 
 def _note(text: str) -> bool:
@@ -217,7 +250,7 @@ def _who_is_lost(rank: int, reason: str) -> str:
         return f"the ranks lost each other ({' '.join(reason.split())[:200]})"
     return (
         f"{places} does not answer rank {rank}: it was killed or stopped, or is cut off "
-        f"({_timeout_s():g} s were waited, see {TIMEOUT_VARIABLE})"
+        f"(at most {_timeout_s():g} s are waited, see {TIMEOUT_VARIABLE})"
     )
 
 
@@ -233,7 +266,7 @@ def _launch(number: int, command: list[str]) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        LAUNCHED: "1",
+        LAUNCHED: str(os.getpid()),
     }
     threads = max(1, num_threads() // number)
     usual = {"OMP_NUM_THREADS": threads, THREADS_VARIABLE: threads, "GLOO_SOCKET_IFNAME": "lo"}

@@ -37,12 +37,14 @@ class Ranks:
         rank, size: its number, and how many there are; at least 2.
         local_size: ranks on this machine.
         handlers: what rank 0 may `ask` for, by name.
+        is_lost: whether a collective failed.
         seconds, num_bytes: that collectives took and brought here so far, by kind.
     """
 
     def __init__(self, local_size: int) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_size = local_size
+        self.is_lost = False
         self.handlers: dict[str, Callable[..., Any]] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.num_bytes: Counter[str] = Counter()
@@ -64,6 +66,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            self.is_lost = True
             raise RankLost(f"{kind}: {error}") from error
         self.seconds[kind] += time.perf_counter() - start
         self.num_bytes[kind] += num_bytes
