@@ -78,7 +78,7 @@ def run_script(main: Callable[[], Any]) -> None:
     try:
         main()
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE) or not _is_expected(error):
+        if os.environ.get(TRACEBACK_VARIABLE) or not is_expected(error):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         script = os.path.basename(sys.argv[0])
@@ -91,7 +91,7 @@ def run_script(main: Callable[[], Any]) -> None:
         output.say_lost()
 
 
-def _is_expected(error: BaseException) -> bool:
+def is_expected(error: BaseException) -> bool:
     """False for a defect of ours. PyTorch reports a failed allocation as a `RuntimeError`."""
     if not isinstance(error, RuntimeError):
         return True

@@ -146,7 +146,8 @@ def _run_rank(main: Callable[[], Any]) -> None:
     if not _note(text):
         sys.exit(2)
     sys.stderr = sys.__stderr__
-    if isinstance(failure, (RankLost, ValueError, OSError, MemoryError)):
+    said = isinstance(failure, (RuntimeError, ValueError, OSError, MemoryError))
+    if isinstance(failure, RankLost) or (said and cli.is_expected(failure)):
         raise ValueError(text) from failure
     print(f"rank {rank}:", file=sys.stderr)
     raise failure
