@@ -11,7 +11,7 @@ status 2, or end with the same bytes as ever. **Forgeries**: the same of one fie
 changed to nonsense, with checksums that are right (`bench.forger`). **Scenes**: those of the
 modules in `SCENES`, each a function of a job and a generator that returns what was wrong, or None.
 Prints tables and writes one JSON file with the hardware in its name; status 1 where anything else
-happened. 9 minutes on 2 cores; `--quick` is a short form.
+happened. 11 minutes on 2 cores; `--quick` is a short form.
 
 Runs are forks of a process that has imported PyTorch, so most of a run's time is its own.
 """

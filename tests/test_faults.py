@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 from helpers import REPOSITORY
+
+from bench import fault_ranks, faults
 
 
 def run(code, *flags):
@@ -38,3 +42,22 @@ def test_a_defect_is_found():
     )
     assert status == 1
     assert [line for line in lines if line.startswith("FAULT") and "other weights" in line], lines
+
+
+def test_a_scene_of_ranks(tmp_path):
+    """A rank is started, waited for and judged; and one whose end is another is a fault."""
+    (tmp_path / "hot_cold").mkdir()
+    job = faults.Job(tmp_path, "Slipstream")
+    rng = np.random.default_rng(0)
+    assert fault_ranks.nobody_listens(job, rng) is None
+    run = fault_ranks.RankRun.__new__(fault_ranks.RankRun)
+    run.ranks, run.launcher = [7, 8], SimpleNamespace(pid=6)
+    said = "fae_train.py: error: rank 1 (process 8) was killed by SIGKILL"
+    assert not fault_ranks._wrong_end(job, run, 8, 1, said)
+    for victim, status, line in (
+        (7, 1, said),
+        (8, 2, said),
+        (8, 1, said + "\n" + said),
+        (6, 1, ""),
+    ):
+        assert fault_ranks._wrong_end(job, run, victim, status, line), (victim, status)
