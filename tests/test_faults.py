@@ -37,9 +37,8 @@ def test_a_defect_is_found():
         "c.check_sums = d.check_sums = s.check_sums = lambda path: None;"
         "c.Saved.load_rows = lambda s, *a, f=c.Saved.load_rows: (f(s, *a)[0], None)"
     )
-    status, lines = run(
-        broken, "--kills", "1", "--damages", "1", "--forgeries", "0", "--scenes", "0"
-    )
+    counts = "--kills 1 --rank-kills 0 --damages 1 --forgeries 0 --scenes 0".split()
+    status, lines = run(broken, *counts)
     assert status == 1
     assert [line for line in lines if line.startswith("FAULT") and "other weights" in line], lines
 
