@@ -10,6 +10,9 @@ again.
 
 Without `overlap` everything happens in the calling thread, in the order of the batches. Both give
 the same weights bit for bit on a CPU.
+
+Of several ranks each cuts its part of a batch. The calling thread asks the others for the rows of
+the next cold batch when it has given this one's gradients back; they travel behind the hot ones.
 """
 
 from __future__ import annotations
