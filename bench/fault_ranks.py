@@ -235,10 +235,7 @@ def rank_stopped(job: Job, rng: np.random.Generator) -> str | None:
     if not _trains(job, run, rng):
         return f"it ended: {run.said[-300:]}"
     os.kill(run.ranks[rank], signal.SIGSTOP)
-    line = (
-        f"{job.script}.py: error: rank {rank} ({HOST}, process {run.ranks[rank]}) does not answer"
-    )
-    return _goes_on(job, run, 2, [line])
+    return _goes_on(job, run, 2, [_line_of_lost(job, run, rank)])
 
 
 def launcher_told_to_end(job: Job, rng: np.random.Generator) -> str | None:
@@ -286,10 +283,7 @@ def torchrun_rank_killed(job: Job, rng: np.random.Generator) -> str | None:
     if not _trains(job, run, rng):
         return f"it ended: {run.said[-300:]}"
     os.kill(run.ranks[rank], signal.SIGKILL)
-    line = (
-        f"{job.script}.py: error: rank {rank} ({HOST}, process {run.ranks[rank]}) does not answer"
-    )
-    return _goes_on(job, run, 1, [line])
+    return _goes_on(job, run, 1, [_line_of_lost(job, run, rank)])
 
 
 def nobody_listens(job: Job, _: np.random.Generator) -> str | None:

@@ -269,7 +269,7 @@ def exported_after(args: argparse.Namespace, prepared: PreparedData) -> Iterator
     if not prepared.manifest.get(VOCABULARY):
         raise ValueError(f"--save-onnx: these data keep no vocabulary: {NO_SCORES}")
     yield
-    if (ranks := processes.current()) is not None and not ranks.is_first:
+    if not processes.is_first():
         return
     folder = args.load_model if args.inference_only else args.save_model
     network = None if args.model in NETWORKS else args.model

@@ -77,7 +77,7 @@ def run_script(main: Callable[[], Any]) -> None:
     output.survive()
     try:
         main()
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE) or not is_expected(error):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
@@ -93,9 +93,9 @@ def run_script(main: Callable[[], Any]) -> None:
 
 def is_expected(error: BaseException) -> bool:
     """False for a defect of ours. PyTorch reports a failed allocation as a `RuntimeError`."""
-    if not isinstance(error, RuntimeError):
-        return True
-    return "allocate memory" in str(error) or "out of memory" in str(error)
+    if isinstance(error, RuntimeError):
+        return "allocate memory" in str(error) or "out of memory" in str(error)
+    return isinstance(error, (ValueError, OSError, MemoryError))
 
 
 def number(

@@ -59,6 +59,11 @@ def current() -> Ranks | None:
     return _ranks
 
 
+def is_first() -> bool:
+    """Whether this process speaks and writes for its run: it is alone, or rank 0."""
+    return _ranks is None or _ranks.is_first
+
+
 def is_rank() -> bool:
     """Whether a launcher started this process as one of several."""
     return all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1"
@@ -111,7 +116,7 @@ def _is_launcher(words: list[str]) -> bool:
 
 def speaks_of_signals() -> bool:
     """Whether this process says that it was asked to stop: rank 0, unless the launcher does."""
-    return _ranks is None or (_ranks.is_first and LAUNCHED not in os.environ)
+    return _ranks is None or (is_first() and LAUNCHED not in os.environ)
 
 
 def opened() -> None:
@@ -146,8 +151,7 @@ def _run_rank(main: Callable[[], Any]) -> None:
     if not _note(text):
         sys.exit(2)
     sys.stderr = sys.__stderr__
-    said = isinstance(failure, (RuntimeError, ValueError, OSError, MemoryError))
-    if isinstance(failure, RankLost) or (said and cli.is_expected(failure)):
+    if isinstance(failure, RankLost) or cli.is_expected(failure):
         raise ValueError(text) from failure
     print(f"rank {rank}:", file=sys.stderr)
     raise failure

@@ -11,6 +11,7 @@ others meanwhile it asks for by name (`ask`), and every rank answers with its ha
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter, defaultdict
@@ -57,8 +58,13 @@ class Ranks:
 
     def part(self, num_inputs: int) -> slice:
         """Which inputs of a joined batch are this rank's: [n r / W, n (r + 1) / W)."""
-        rank, size = self.rank, self.size
-        return slice(num_inputs * rank // size, num_inputs * (rank + 1) // size)
+        before = sum(self.parts(num_inputs)[: self.rank])
+        return slice(before, before + self.parts(num_inputs)[self.rank])
+
+    def parts(self, num_inputs: int) -> list[int]:
+        """How many inputs of a joined batch each rank has."""
+        ends = [num_inputs * rank // self.size for rank in range(self.size + 1)]
+        return [end - start for start, end in itertools.pairwise(ends)]
 
     @contextmanager
     def _collective(self, kind: str, num_bytes: int) -> Iterator[None]:
@@ -105,8 +111,12 @@ class Ranks:
             dist.all_gather(list(found.unbind(0)), values)
         return found
 
-    def gather_rows(self, values: Tensor, counts: Sequence[int], kind: str) -> list[Tensor]:
-        """Every rank's `values` (counts[rank], ...), to all."""
+    def gather_rows(
+        self, values: Tensor, kind: str, counts: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Every rank's `values` (counts[rank], ...), to all; without `counts` these are asked."""
+        if counts is None:
+            counts = self.gather(torch.tensor([len(values)])).flatten().tolist()
         padded = values.new_zeros((max(counts), *values.shape[1:]))
         padded[: len(values)] = values
         return [part[:count] for part, count in zip(self.gather(padded, kind), counts, strict=True)]
@@ -119,14 +129,13 @@ class Ranks:
         """
         found = values.new_empty((sum(received), *values.shape[1:]))
         of_others = found.nbytes // max(len(found), 1) * (sum(received) - received[self.rank])
-        values = values.contiguous()  # and it must live until it is sent
+        values = values.contiguous()
         with self._collective(kind, of_others):
             work = dist.all_to_all_single(found, values, list(received), list(sent), async_op=True)
 
         def wait() -> Tensor:
             with self._collective(kind, 0):
                 work.wait()
-            assert values is not None
             return found
 
         return wait

@@ -114,14 +114,9 @@ def check_step(
 
     Raises `ValueError`, which names the owners that did otherwise.
     """
-
-    def of_all(values: Tensor) -> list[Tensor]:
-        numbers = ranks.gather(torch.tensor([len(values)])).flatten().tolist()
-        return ranks.gather_rows(values, numbers, "audit")
-
-    numbers, gradients = unpacked(torch.cat(of_all(packed(*given))).cpu())
+    numbers, gradients = unpacked(torch.cat(ranks.gather_rows(packed(*given), "audit")).cpu())
     columns = [before[0], after, *(sums.unsqueeze(1) for sums in before[1:])]
-    parts = of_all(packed(own, torch.cat(columns, 1)))
+    parts = ranks.gather_rows(packed(own, torch.cat(columns, 1)), "audit")
     dim, wrong = after.shape[1], []
     for rank, part in enumerate(parts):
         rows, values = unpacked(part.cpu())

@@ -77,12 +77,11 @@ def run_training(
     """
     run, device = settings.run, choose_device(settings.machine.device)
     ranks, prepared = processes.current(), _begin(settings, prepared)
-    is_first = ranks is None or ranks.is_first
     spec, policy = _network(settings, prepared), _policy(drop_settings, schedule)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
-        if run.save_model and is_first:
+        if run.save_model and processes.is_first():
             folder = stack.enter_context(checkpoint_folder(run.save_model, is_same_folder(run)))
         saved, resumes = find_saved(run, identity, prepared.manifest, ranks)
         settings = settle_precision(settings, device, saved, resumes)
@@ -93,7 +92,7 @@ def run_training(
         say_differences(model.network, ranks)
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
         progress, run_log, log = Progress(), None, NO_LOG
-        if is_first:
+        if processes.is_first():
             run_log, log = _open_log(stack, method, settings, resumes, progress)
         own = {"network": spec.plugin, "policy": None if policy is None else policy.plugin}
         _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
@@ -155,8 +154,7 @@ def _say_where(run_log: RunLog, trainer: Trainer) -> None:
 def _network(settings: Settings, prepared: PreparedData) -> NetworkSpec:
     """The network that the flags name, drawn where a picture is asked for."""
     spec = network_of(settings.model)
-    ranks = processes.current()
-    if (file := settings.outputs.plot_compute_graph) and (ranks is None or ranks.is_first):
+    if (file := settings.outputs.plot_compute_graph) and processes.is_first():
         features = features_seen(prepared, settings.model.arch_sparse_feature_size)
         draw_network(spec, prepared.layout, features, settings.training.seed, file)
     return spec

@@ -137,11 +137,11 @@ class ShardedTable:
         behind = places[is_other].astype(np.int64) - self.num_resident
         size, most = self._ranks.size, -(-(self.num_rows - self.num_resident) // self._ranks.size)
         # By owner, and each row once.
-        keys, numbers = np.unique(behind % size * most + behind // size, return_inverse=True)
+        keys, place = np.unique(behind % size * most + behind // size, return_inverse=True)
         counts = torch.from_numpy(np.bincount(keys // most, minlength=size))
         wanted = self._ranks.gather(counts)  # (who, of whom)
         index = slots.numpy().copy()
-        index[is_other] = numbers.reshape(-1) + start
+        index[is_other] = place.reshape(-1) + start
         staged = StagedBatch(torch.from_numpy(index))
         if not bool(wanted.any()):
             return staged
@@ -200,8 +200,7 @@ class ShardedTable:
         ranks, rank = self._ranks, self._ranks.rank
         owner = slots % ranks.size
         counts = ranks.gather(torch.bincount(owner, minlength=ranks.size).cpu())  # (from, to)
-        total = int(counts.sum())
-        if not total:
+        if not bool(counts.any()):
             return
         # Of as many rows the slots alone are more than the zeros of the others.
         if int(counts.sum(1).max()) * (self.dim + 1) > self.num_resident * self.dim:
@@ -212,8 +211,7 @@ class ShardedTable:
         taken = self._send(given, counts[rank].tolist(), counts[:, rank].tolist(), HOT)
         own, sums = self._sum_by_row(*unpacked(taken))
         self._step_hot(own, sums, learning_rate, (slots, gradient))
-        numbers = ranks.gather(torch.tensor([len(own)])).flatten().tolist()
-        parts = ranks.gather_rows(packed(own, self._weight.index_select(0, own)), numbers, HOT)
+        parts = ranks.gather_rows(packed(own, self._weight.index_select(0, own)), HOT)
         for other, part in enumerate(parts):
             if other != rank:
                 self._weight.index_copy_(0, *unpacked(part))

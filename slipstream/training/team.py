@@ -144,12 +144,8 @@ class Team(Alone):
     ) -> None:
         super().__init__(step, stop, checkpoints)
         assert isinstance(step.table, ShardedTable) and step.joined is not None
-        self.rank, self._ranks, self._table, self._joined = (
-            ranks.rank,
-            ranks,
-            step.table,
-            step.joined,
-        )
+        self.rank, self._ranks = ranks.rank, ranks
+        self._table, self._joined = step.table, step.joined
         self._sets = {"hot": data.hot, "cold": data.cold, "test": data.test, "val": data.val}
         self._progress, self._rule = progress, rule
         self._signal: int | None = None
@@ -194,11 +190,9 @@ class Team(Alone):
         agreement.compare(self._ranks, known, step)
         agreement.check_messages(self._ranks, *self._table.messages(), step)
         self._joined.check(step)
-        buffers = {
-            name: value for name, value in state_arrays(network).items() if "buffer." in name
-        }
-        if buffers:  # running statistics, each of its own parts
-            self._spread(buffers)
+        # Running statistics: each rank has those of its parts.
+        state = state_arrays(network)
+        self._spread({name: state[name] for name in state if name.startswith("buffer.")})
 
     def communication(self) -> dict[str, Any]:
         """Seconds in which this rank waited for collectives, and bytes that it received."""
@@ -284,9 +278,7 @@ class Team(Alone):
         if numbers is not None:
             chosen = numbers[mine]
         found, _ = logits_of(self._step.model, self._table, self._sets[of], chosen)
-        size = self._ranks.size
-        counts = [count * (r + 1) // size - count * r // size for r in range(size)]
-        return torch.cat(self._ranks.gather_rows(found, counts, "evaluation"))
+        return torch.cat(self._ranks.gather_rows(found, "evaluation", self._ranks.parts(count)))
 
     def random_states(self) -> dict[str, np.ndarray]:
         """Those of all ranks, by `<device>_<rank>`; of rank 0 by device alone."""
