@@ -133,16 +133,18 @@ def test_rows_start_the_same_whatever_their_slot():
 
 
 def test_gradients_of_equal_rows_are_added_by_place_as_by_sorting():
-    """The same bits, whatever the places hold: on a CPU by place, on a GPU by sorting."""
+    """The same bits, whatever the places hold: on a CPU, on a GPU, and there by sorting."""
     generator = torch.Generator().manual_seed(1)
-    place = torch.randint(-9, 99, (40,), generator=generator, dtype=torch.int32).numpy()
+    place = torch.randint(-9, 99, (40,), generator=generator, dtype=torch.int32)
     for _ in range(3):
         index = torch.randint(0, 40, (300,), generator=generator)
         gradient = torch.randn(300, 8, generator=generator)
-        sums = [torch.zeros(40, 8) for _ in range(2)]
-        for total, by in zip(sums, (None, place), strict=True):
-            total.index_add_(0, *sum_by_row(index, gradient, by))
-        assert torch.equal(*sums) and sums[0].any()
+        sums = [torch.zeros(40, 8) for _ in range(3)]
+        for total, by in zip(sums, (None, place.numpy(), place.clone()), strict=True):
+            rows, found = sum_by_row(index, gradient, by)
+            assert all(len(found[rows == row].any(1).nonzero()) == 1 for row in index.unique())
+            total.index_add_(0, rows, found)
+        assert torch.equal(sums[0], sums[1]) and torch.equal(sums[1], sums[2]) and sums[0].any()
 
 
 def test_bytes_per_row():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import MODEL_FLAGS, run_script, saved_rows, segregate_small
 from test_embedding import train as train_table
-from test_equivalence import train
+from test_equivalence import STEPS, train
 
 import dlrm_s_pytorch
 import fae_train
@@ -117,3 +117,15 @@ def test_peak_memory_is_as_foretold(segregated, tmp_path):
     [peak] = re.findall(r"on the device ([\d,]+) MB", said)
     assert len(foretold) == 2  # and of the inputs there
     assert 0.5 < float(peak.replace(",", "")) / sum(map(float, foretold)) < 1.1
+
+
+@pytest.mark.parametrize("where", [[], ["--num-resident", "60"]])
+def test_two_ranks_share_a_gpu(segregated, tmp_path, where):
+    """By gloo, as NCCL has one rank a device; hot rows alone there, or fewer than a batch's."""
+    flags = ["--segregated-data-dir", segregated, *where]
+    train(fae_train, tmp_path, "cpu", *flags)
+    command = [*MODEL_FLAGS, *STEPS, *flags, *CUDA, "--processes", 2]
+    names = ["--runs-dir", tmp_path, "--run-name", "run", "--save-model", tmp_path / "two"]
+    status, _, said = run_script("fae_train.py", *command, *names)
+    assert status == 0, said
+    assert_close(tmp_path / "cpu", tmp_path / "two")

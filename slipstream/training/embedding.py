@@ -18,7 +18,7 @@ Where an element of an input may be absent (slot -1), the device array ends in o
 exactly 0 (`slipstream.model.features.Pooling`).
 
 Memory, for B inputs a training batch and E an evaluation batch of C columns, at most:
-device: (num_resident + 2 B C + E C) * bytes_per_row (on a CPU 4 more, to find distinct ones); host:
+device: (num_resident + 2 B C + E C) * (bytes_per_row + 4), the 4 to find distinct ones; host:
 the other rows, 12 bytes each to find distinct ones, and with CUDA page-locked memory for 3 B C +
 E C rows. The rows themselves stay pageable: the CPU gathers them, so
 page-locking would copy the table for nothing.
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.training.rows import OPTIMIZERS, distinct, step_rows, sum_by_row
+from slipstream.training.rows import OPTIMIZERS, as_items, distinct, step_rows, sum_by_row
 
 EVALUATION = 2  # the area of batches that are only read; 0 and 1 are for training
 
@@ -161,10 +161,13 @@ class EmbeddingTable:
         if optimizer == "rwsadagrad":
             whole.append(torch.zeros(len(weight)) if sums is None else sums)
         self._device_arrays = [self._device_part(array, null_row) for array in whole]
-        # To add up the gradients of equal rows; a device that sorts fast needs none.
-        self._row_place: np.ndarray | None = None
+        # To add up the gradients of equal rows.
+        num_places = len(self._device_arrays[0])
+        self._row_place: np.ndarray | Tensor | None = None
         if device.type == "cpu":
-            self._row_place = np.zeros(len(self._device_arrays[0]), np.int32)
+            self._row_place = np.zeros(num_places, np.int32)
+        elif not torch.are_deterministic_algorithms_enabled():
+            self._row_place = torch.zeros(num_places, dtype=torch.int32, device=device)
         self._null_place = len(self._device_arrays[0]) - 1 if null_row else None
         # Of an array that lives on another device nothing is kept here: a view would keep it all.
         self._host_arrays = [
@@ -196,7 +199,7 @@ class EmbeddingTable:
     @property
     def device_bytes(self) -> int:
         """Bytes of device memory held: resident rows, optimizer sums and staging areas."""
-        return sum(array.numel() * array.element_size() for array in self._device_arrays)
+        return sum(array.nbytes for array in self._device_arrays)
 
     def stage(
         self,
@@ -233,7 +236,6 @@ class EmbeddingTable:
         index = places.copy()
         index[on_host] = place + self._area_start[area]
         shared = self._shared(before, host_rows, area)
-        selected = torch.from_numpy(host_rows)
         if self._arrived[area] is not None:
             self._arrived[area].synchronize()  # its page-locked memory is about to be overwritten
         with self.lane.copies(after):
@@ -241,10 +243,11 @@ class EmbeddingTable:
                 home, staging = self._host_arrays[number], self._staged(on_device, area, host_rows)
                 if self._bounce:
                     bounce = self._bounce[number][area][: len(host_rows)]
-                    torch.index_select(home, 0, selected, out=bounce)
+                    # Any row is there, so clipping, which saves a copy, changes none.
+                    np.take(as_items(home), host_rows, out=as_items(bounce), mode="clip")
                     staging.copy_(bounce, non_blocking=True)
                 else:
-                    torch.index_select(home, 0, selected, out=staging)
+                    torch.index_select(home, 0, torch.from_numpy(host_rows), out=staging)
             self._arrived[area] = arrived = self.lane.mark()
         return StagedBatch(self._locked(torch.from_numpy(index)), area, host_rows, shared, arrived)
 
@@ -298,18 +301,21 @@ class EmbeddingTable:
         """
         if staged.host_rows is None:
             return
-        rows = torch.from_numpy(staged.host_rows)
-        for number, on_device in enumerate(self._device_arrays):
-            staging = self._staged(on_device, staged.area, staged.host_rows)
-            if self._bounce:
-                bounce = self._bounce[number][-1][: len(rows)]
-                with self.lane.copies(after):
-                    bounce.copy_(staging, non_blocking=True)
-                    arrived = self.lane.mark()
-                if arrived is not None:
-                    arrived.synchronize()
-                staging = bounce
-            self._host_arrays[number].index_copy_(0, rows, staging)
+        rows = staged.host_rows
+        sources = [self._staged(array, staged.area, rows) for array in self._device_arrays]
+        if not self._bounce:
+            for home, source in zip(self._host_arrays, sources, strict=True):
+                home.index_copy_(0, torch.from_numpy(rows), source)
+            return
+        twins = [bounce[-1][: len(rows)] for bounce in self._bounce]
+        with self.lane.copies(after):
+            for twin, source in zip(twins, sources, strict=True):
+                twin.copy_(source, non_blocking=True)
+            arrived = self.lane.mark()
+        if arrived is not None:
+            arrived.synchronize()
+        for home, twin in zip(self._host_arrays, twins, strict=True):
+            as_items(home)[rows] = as_items(twin)
 
     def lookup(self, staged: StagedBatch) -> Tensor:
         """The batch's rows (B, C, dim), outside autograd: their gradient goes to `update`."""

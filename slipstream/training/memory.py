@@ -54,8 +54,7 @@ def training_needs(
     num_host = -(-(num_rows - num_resident) // num_ranks)
     area = min(batch_size * num_features, num_host)
     areas = AREAS * area + min(test_batch_size * num_features, num_host)
-    # A CPU adds up the gradients of equal rows by place.
-    sum_places = 0 if on_device else 4 * (num_resident + areas)
+    sum_places = 4 * (num_resident + areas)  # by which the gradients of equal rows are added up
     resident = num_resident * row_bytes if on_device or num_host else 0  # else one memory
     # Evaluation keeps no gradients, and only two layers at once.
     per_input = max(8 * batch_size, 2 * test_batch_size) * num_activations
@@ -68,7 +67,7 @@ def training_needs(
             (num_resident + num_host) * row_bytes,
         ),
         Need("resident rows", "--hot-emb-gpu-mem or --num-resident", device=resident),
-        Need("places of rows", "--num-resident", host=12 * num_host + sum_places),
+        Need("places of rows", "--num-resident", host=12 * num_host, device=sum_places),
         Need(
             "staging areas",
             "--mini-batch-size and --test-mini-batch-size",

@@ -119,18 +119,34 @@ def distinct(rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return found, place[rows]
 
 
-def sum_by_row(index: Tensor, gradient: Tensor, place: np.ndarray | None) -> tuple[Tensor, Tensor]:
-    """Add up the gradients (n, dim) of equal rows, in the order in which they come.
+def as_items(rows: Tensor) -> np.ndarray:
+    """A view of rows (n, dim) on the host as n items, which numpy moves as fast as memory allows.
 
-    With `place`, see `distinct`, by it. Else sorted: n rows again, of which the surplus ones add
-    0, as `torch.unique` would have the device waited for. The same bits.
+    In one thread: PyTorch would wake all of them for some thousand rows, which takes longer.
     """
-    if place is not None:
+    values = rows.numpy()
+    return values if rows.dim() == 1 else values.view(f"V{rows[0].nbytes}").reshape(-1)
+
+
+def sum_by_row(
+    index: Tensor, gradient: Tensor, place: np.ndarray | Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Add up the gradients (n, dim) of equal rows; returns rows and sums.
+
+    With `place`, see `distinct`, by it: distinct rows on a CPU. On a device, where it is a tensor,
+    n rows again, of which any one of equal ones has their sum and the others 0, as to shorten them
+    would have the device waited for. Without `place` likewise, by sorting: several times slower on
+    a device, and in the order in which they come, the same bits in each run.
+    """
+    if isinstance(place, np.ndarray):
         found, numbers = distinct(index.numpy(), place)
         sums = gradient.new_zeros((len(found), gradient.shape[1]))
         # An index of 32 bits is six times slower.
         sums.index_add_(0, torch.from_numpy(numbers).long(), gradient)
         return torch.from_numpy(found), sums
+    if place is not None:
+        place[index] = torch.arange(len(index), dtype=torch.int32, device=index.device)
+        return index, torch.zeros_like(gradient).index_add_(0, place[index].long(), gradient)
     # A device sorts by so many bits at a time: half the bits, half the time.
     ordered, order = torch.sort(index.int(), stable=True)
     starts = torch.ones_like(ordered)
