@@ -114,7 +114,7 @@ def test_peak_memory_is_as_foretold(segregated, tmp_path):
     flags += ["--arch-mlp-top", "512-256-1", "--runs-dir", tmp_path]
     _, said, _ = run_script("slipstream_train.py", *flags)
     foretold = re.findall(r"([\d.]+) MB of device memory", said)
-    [peak] = re.findall(r"on the device ([\d,]+) MB", said)
+    [peak] = re.findall(r"([\d,]+) MB on the device", said)
     assert len(foretold) == 2  # and of the inputs there
     assert 0.5 < float(peak.replace(",", "")) / sum(map(float, foretold)) < 1.1
 

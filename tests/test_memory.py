@@ -27,7 +27,7 @@ SIZES = {
     [
         ("embedding rows", 1000 * 64, 0),
         ("resident rows", 0, 100 * 64),
-        ("places of rows", 900 * 12, (100 + 2 * 24 + 48) * 4),
+        ("places of rows", 900 * 16, (100 + 2 * 24 + 48) * 4),
         ("staging areas", (3 * 24 + 48) * 64, (2 * 24 + 48) * 64),
         ("the network", 0, 16 * 50 + 4 * 5),
         ("activations", 0, 8 * 8 * 20),

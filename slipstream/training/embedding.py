@@ -19,7 +19,7 @@ exactly 0 (`slipstream.model.features.Pooling`).
 
 Memory, for B inputs a training batch and E an evaluation batch of C columns, at most:
 device: (num_resident + 2 B C + E C) * (bytes_per_row + 4), the 4 to find distinct ones; host:
-the other rows, 12 bytes each to find distinct ones, and with CUDA page-locked memory for 3 B C +
+the other rows, 16 bytes each to find distinct ones, and with CUDA page-locked memory for 3 B C +
 E C rows. The rows themselves stay pageable: the CPU gathers them, so
 page-locking would copy the table for nothing.
 (B = 2048, E = 16384, C = 26, dim = 16: 34 MB of areas.)
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.training.rows import OPTIMIZERS, as_items, distinct, step_rows, sum_by_row
+from slipstream.training.rows import OPTIMIZERS, distinct, step_rows, sum_by_row
 
 EVALUATION = 2  # the area of batches that are only read; 0 and 1 are for training
 
@@ -90,6 +90,23 @@ class Loan:
     lent: list[int]
     borrowed: list[int]
     numbers: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What staging a batch needs to know of its slots, and not of any weights.
+
+    Attributes:
+        index: (B, C) int64, its slots, to be changed; page-locked for CUDA.
+        on_host: (n,) places in `index` of the elements that need a host row.
+        host_rows: (U,) distinct ones: slots minus num_resident.
+        numbers: (n,) which of these each needs.
+    """
+
+    index: Tensor
+    on_host: np.ndarray
+    host_rows: np.ndarray
+    numbers: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -156,6 +173,7 @@ class EmbeddingTable:
         self._area_start = [num_resident + sum(self._area_rows[:area]) for area in range(3)]
         # Where a host row lies in each area. Checked before use, so never cleared.
         self._place = [np.zeros(num_host, np.int32) for _ in range(3)]
+        self._prepared_place = np.zeros(num_host, np.int32)  # of `prepare`, as it is another thread
         # Arrays that move together: weights, and the optimizer's sums where it has any.
         whole = [weight]
         if optimizer == "rwsadagrad":
@@ -201,6 +219,24 @@ class EmbeddingTable:
         """Bytes of device memory held: resident rows, optimizer sums and staging areas."""
         return sum(array.nbytes for array in self._device_arrays)
 
+    def prepare(self, slots: Tensor) -> Prepared | None:
+        """The part of `stage` that reads no weights, for one thread beside it; None: no host row.
+
+        Takes what `stage` takes, and should be given to it.
+        """
+        return self._prepare(slots, self._prepared_place)
+
+    def _prepare(self, slots: Tensor, place: np.ndarray) -> Prepared | None:
+        # Of the slots as they are: the null row's place is also some host row's slot.
+        flat = slots.numpy().reshape(-1)
+        on_host = np.flatnonzero(flat >= self.num_resident)
+        if not len(on_host):
+            return None
+        host_rows, numbers = distinct(flat.take(on_host) - self.num_resident, place)
+        index = torch.empty_like(slots, pin_memory=self.device.type == "cuda")
+        np.copyto(index.numpy(), self._with_null(slots).numpy())
+        return Prepared(index, on_host, host_rows, numbers)
+
     def stage(
         self,
         slots: Tensor,
@@ -208,6 +244,7 @@ class EmbeddingTable:
         before: StagedBatch | None = None,
         after: Any = None,
         resident: bool = False,
+        prepared: Prepared | None = None,
     ) -> StagedBatch:
         """Bring a batch's host rows into a staging area; a host thread may do so ahead of `enter`.
 
@@ -217,25 +254,24 @@ class EmbeddingTable:
         host row memory. Raises
         `ValueError` when the batch needs more distinct host rows than the area holds.
         """
-        raw, slots = slots, self._with_null(slots)
         if slots.device.type != "cpu":
-            return StagedBatch(slots)
-        if resident or self.num_resident == self.num_rows:
-            return StagedBatch(self._locked(slots))
-        places = slots.numpy()
-        # Of the slots as they were: the null row's place is also some host row's slot.
-        on_host = raw.numpy() >= self.num_resident
-        if not on_host.any():
-            return StagedBatch(self._locked(slots))
-        host_rows, place = distinct(places[on_host] - self.num_resident, self._place[area])
+            return StagedBatch(self._with_null(slots))
+        place = self._place[area]
+        if prepared is not None:
+            place[prepared.host_rows] = np.arange(len(prepared.host_rows), dtype=np.int32)
+        elif not resident and self.num_resident < self.num_rows:
+            prepared = self._prepare(slots, place)
+        if prepared is None:
+            return StagedBatch(self._locked(self._with_null(slots)))
+        index, host_rows = prepared.index, prepared.host_rows
         if len(host_rows) > self._area_rows[area]:
             raise ValueError(
                 f"a batch needs {len(host_rows)} host rows; the staging area holds "
                 f"{self._area_rows[area]}"
             )
-        index = places.copy()
-        index[on_host] = place + self._area_start[area]
+        index.numpy().reshape(-1)[prepared.on_host] = prepared.numbers + self._area_start[area]
         shared = self._shared(before, host_rows, area)
+        selected = torch.from_numpy(host_rows)
         if self._arrived[area] is not None:
             self._arrived[area].synchronize()  # its page-locked memory is about to be overwritten
         with self.lane.copies(after):
@@ -243,13 +279,12 @@ class EmbeddingTable:
                 home, staging = self._host_arrays[number], self._staged(on_device, area, host_rows)
                 if self._bounce:
                     bounce = self._bounce[number][area][: len(host_rows)]
-                    # Any row is there, so clipping, which saves a copy, changes none.
-                    np.take(as_items(home), host_rows, out=as_items(bounce), mode="clip")
+                    torch.index_select(home, 0, selected, out=bounce)
                     staging.copy_(bounce, non_blocking=True)
                 else:
-                    torch.index_select(home, 0, torch.from_numpy(host_rows), out=staging)
+                    torch.index_select(home, 0, selected, out=staging)
             self._arrived[area] = arrived = self.lane.mark()
-        return StagedBatch(self._locked(torch.from_numpy(index)), area, host_rows, shared, arrived)
+        return StagedBatch(index, area, host_rows, shared, arrived)
 
     def _with_null(self, slots: Tensor) -> Tensor:
         """The null row's place for absent elements."""
@@ -301,21 +336,20 @@ class EmbeddingTable:
         """
         if staged.host_rows is None:
             return
-        rows = staged.host_rows
-        sources = [self._staged(array, staged.area, rows) for array in self._device_arrays]
-        if not self._bounce:
-            for home, source in zip(self._host_arrays, sources, strict=True):
-                home.index_copy_(0, torch.from_numpy(rows), source)
-            return
-        twins = [bounce[-1][: len(rows)] for bounce in self._bounce]
-        with self.lane.copies(after):
-            for twin, source in zip(twins, sources, strict=True):
-                twin.copy_(source, non_blocking=True)
-            arrived = self.lane.mark()
-        if arrived is not None:
-            arrived.synchronize()
-        for home, twin in zip(self._host_arrays, twins, strict=True):
-            as_items(home)[rows] = as_items(twin)
+        rows = torch.from_numpy(staged.host_rows)
+        area = (staged.area, staged.host_rows)
+        found = [self._staged(array, *area) for array in self._device_arrays]
+        if self._bounce:
+            twins = [bounce[-1][: len(rows)] for bounce in self._bounce]
+            with self.lane.copies(after):
+                for twin, staging in zip(twins, found, strict=True):
+                    twin.copy_(staging, non_blocking=True)
+                arrived = self.lane.mark()
+            if arrived is not None:
+                arrived.synchronize()
+            found = twins
+        for home, values in zip(self._host_arrays, found, strict=True):
+            home.index_copy_(0, rows, values)
 
     def lookup(self, staged: StagedBatch) -> Tensor:
         """The batch's rows (B, C, dim), outside autograd: their gradient goes to `update`."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from slipstream.tools.ranks import Ranks
 from slipstream.training.batching import EpochPlan, PlannedBatch
-from slipstream.training.embedding import EmbeddingTable, StagedBatch
+from slipstream.training.embedding import EmbeddingTable, Prepared, StagedBatch
 from slipstream.training.sets import Inputs
 from slipstream.training.sharded import ShardedTable
 
@@ -240,16 +240,24 @@ class Loader:
         planned = self._plan.peek(hot)
         if planned is None:
             return
-        cut = self._cutter.submit(lambda: self._cut(planned))
         if hot or not self.hot_rows_resident or self._worker is None:
-            self._ahead[hot] = cut
+            self._ahead[hot] = self._cutter.submit(lambda: self._cut(planned))
             return
+        table = self.table
+        assert isinstance(table, EmbeddingTable)  # that of several ranks has no such thread
+
+        def prepare() -> tuple[_Cut, Prepared | None]:
+            cut = self._cut(planned)
+            return cut, table.prepare(cut.slots)
+
+        cut = self._cutter.submit(prepare)
         self._num_staged += 1
         area, before, after = self._num_staged % 2, self._current, self.table.lane.mark()
 
         def stage() -> _Cut:
-            ready = cut.result()
-            return replace(ready, staged=self.table.stage(ready.slots, area, before, after))
+            ready, prepared = cut.result()
+            staged = table.stage(ready.slots, area, before, after, prepared=prepared)
+            return replace(ready, staged=staged)
 
         self._ahead[hot] = self._submit(stage)
 

@@ -67,7 +67,7 @@ def training_needs(
             (num_resident + num_host) * row_bytes,
         ),
         Need("resident rows", "--hot-emb-gpu-mem or --num-resident", device=resident),
-        Need("places of rows", "--num-resident", host=12 * num_host, device=sum_places),
+        Need("places of rows", "--num-resident", host=16 * num_host, device=sum_places),
         Need(
             "staging areas",
             "--mini-batch-size and --test-mini-batch-size",

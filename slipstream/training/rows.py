@@ -119,15 +119,6 @@ def distinct(rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return found, place[rows]
 
 
-def as_items(rows: Tensor) -> np.ndarray:
-    """A view of rows (n, dim) on the host as n items, which numpy moves as fast as memory allows.
-
-    In one thread: PyTorch would wake all of them for some thousand rows, which takes longer.
-    """
-    values = rows.numpy()
-    return values if rows.dim() == 1 else values.view(f"V{rows[0].nbytes}").reshape(-1)
-
-
 def sum_by_row(
     index: Tensor, gradient: Tensor, place: np.ndarray | Tensor | None
 ) -> tuple[Tensor, Tensor]:
