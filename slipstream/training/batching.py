@@ -223,12 +223,13 @@ class EpochPlan:
         self.num_trained[batch.hot] += len(batch.inputs)
         return batch
 
-    def peek(self, hot: bool) -> PlannedBatch | None:
-        """The next batch of a kind, which stays to be trained; None where none is left.
+    def peek(self, hot: bool, number: int = 0) -> PlannedBatch | None:
+        """The next batch of a kind, or the `number`-th after it, which stays to be trained; None
+        where none is left.
 
         It may be replaced before it comes; its `key` tells.
         """
-        start = self._next[hot]
+        start = self._next[hot] + number * self.batch_size
         part = slice(start, start + self.batch_size)
         inputs = self._inputs[hot][part]
         if not len(inputs):

@@ -4,9 +4,12 @@ thread.
 With `overlap` one thread works through, in this order for each cold batch k: stage the rows of k +
 1, write the rows of k back. So the rows of k + 1 travel while the device trains k and the hot
 batches after it; what k changes of them after they were gathered is handed on by the device
-(`EmbeddingTable.enter`). Another thread cuts batches ahead, for the first one waits for the device,
-and is what bounds a stream of cold ones; a batch that the drop rule replaces meanwhile is cut
-again.
+(`EmbeddingTable.enter`). Another thread cuts batches ahead, two of a kind, so that neither waits
+for the other, and finds which host rows they need: the first one waits for the device, and is what
+bounds a stream of cold ones. A batch that the drop rule replaces meanwhile is cut again.
+
+Inputs that are on the device are cut there by the calling thread, many in one go: each mini-batch
+is a part of them.
 
 Without `overlap` everything happens in the calling thread, in the order of the batches. Both give
 the same weights bit for bit on a CPU.
@@ -17,6 +20,7 @@ the next cold batch when it has given this one's gradients back; they travel beh
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -31,6 +35,8 @@ from slipstream.training.embedding import EmbeddingTable, Prepared, StagedBatch
 from slipstream.training.sets import Inputs
 from slipstream.training.sharded import ShardedTable
 
+NUM_AHEAD = 2  # mini-batches of a kind that are cut ahead
+TOGETHER_INPUTS = 1 << 15  # cut in one go on a device, if no mini-batch is larger: 9 MB of Criteo
 T = TypeVar("T")
 Table = EmbeddingTable | ShardedTable
 
@@ -75,7 +81,20 @@ class _Cut:
     weights: Tensor | None
     weight_sum: float
     slots: Tensor
+    prepared: Prepared | None = None
     staged: StagedBatch | None = None
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Inputs of a kind that were cut in one go: those of `[start, stop)` since it was replaced for
+    the `num_replaced`-th time.
+    """
+
+    num_replaced: int
+    start: int
+    stop: int
+    arrays: tuple[Tensor, Tensor, Tensor]
 
 
 class Loader:
@@ -109,7 +128,9 @@ class Loader:
         # Rows of other ranks are asked for by the main thread.
         self._worker = ThreadPoolExecutor(1, "loader") if overlap and ranks is None else None
         self._cutter = ThreadPoolExecutor(1, "cutter", self._begin_thread) if overlap else None
-        self._ahead: dict[bool, Future[_Cut]] = {}
+        self._cuts: dict[bool, deque[tuple[tuple[int, int], Future[_Cut]]]] = {}  # by key
+        self._ahead: Future[_Cut] | None = None  # the next cold batch, being staged
+        self._together: dict[bool, _Together] = {}
         self._last_task: Future[Any] | None = None
         self._failure: BaseException | None = None
         self._plan: EpochPlan | None = None
@@ -125,7 +146,8 @@ class Loader:
     def start(self, plan: EpochPlan) -> None:
         """Begin an epoch, or go on with one."""
         self._plan = plan
-        self._ahead, self._asked = {}, None
+        self._ahead = self._asked = None
+        self._cuts, self._together = {True: deque(), False: deque()}, {}
         # An epoch that is gone on with has inputs behind it.
         self._announced = {
             hot: (plan.num_replaced(hot), plan.num_taken(hot)) for hot in (False, True)
@@ -148,7 +170,7 @@ class Loader:
         elif staged is None:
             # Where one was staged ahead for nothing: nobody else uses that area.
             area = self._num_staged % 2
-            staged = self._in_turn(lambda: self.table.stage(cut.slots, area))
+            staged = self._in_turn(lambda: self._stage(cut, area))
         device = self.table.device
         staged = self.table.enter(staged)
         if staged.host_rows is not None:
@@ -225,46 +247,62 @@ class Loader:
             asked, self._asked = self._asked, None
             if asked.planned.key == planned.key:
                 return asked
-        future = self._ahead.pop(planned.hot, None)
-        if future is not None:
-            cut = future.result()
+        if self._ahead is not None and not planned.hot:
+            cut, self._ahead = self._ahead.result(), None
             if cut.planned.key == planned.key:
                 return cut
+        cuts = self._cuts[planned.hot]
+        while cuts:
+            key, future = cuts.popleft()
+            if key == planned.key:
+                return future.result()
         return self._cut(planned)
 
     def _cut_ahead(self, hot: bool) -> None:
-        """Let the host thread prepare the next batch of a kind."""
+        """Let the host threads prepare the next batches of a kind."""
         assert self._plan is not None
         if self._cutter is None or self._inputs[hot].device.type != "cpu":
             return
-        planned = self._plan.peek(hot)
-        if planned is None:
+        coming = [self._plan.peek(hot, number) for number in range(NUM_AHEAD)]
+        cuts = self._cuts[hot]
+        if cuts and (coming[0] is None or cuts[0][0] != coming[0].key):
+            cuts.clear()  # replaced
+        for planned in coming[len(cuts) :]:
+            if planned is not None:
+                cuts.append((planned.key, self._cutter.submit(self._cut_and_prepare, planned)))
+        if not cuts or hot or not self.hot_rows_resident or self._worker is None:
             return
-        if hot or not self.hot_rows_resident or self._worker is None:
-            self._ahead[hot] = self._cutter.submit(lambda: self._cut(planned))
-            return
-        table = self.table
-        assert isinstance(table, EmbeddingTable)  # that of several ranks has no such thread
-
-        def prepare() -> tuple[_Cut, Prepared | None]:
-            cut = self._cut(planned)
-            return cut, table.prepare(cut.slots)
-
-        cut = self._cutter.submit(prepare)
+        cut = cuts.popleft()[1]
         self._num_staged += 1
         area, before, after = self._num_staged % 2, self._current, self.table.lane.mark()
 
         def stage() -> _Cut:
-            ready, prepared = cut.result()
-            staged = table.stage(ready.slots, area, before, after, prepared=prepared)
-            return replace(ready, staged=staged)
+            ready = cut.result()
+            return replace(ready, staged=self._stage(ready, area, before, after))
 
-        self._ahead[hot] = self._submit(stage)
+        self._ahead = self._submit(stage)
+
+    def _stage(
+        self, cut: _Cut, area: int, before: StagedBatch | None = None, after: Any = None
+    ) -> StagedBatch:
+        if isinstance(self.table, ShardedTable):
+            return self.table.stage(cut.slots)
+        return self.table.stage(cut.slots, area, before, after, prepared=cut.prepared)
+
+    def _cut_and_prepare(self, planned: PlannedBatch) -> _Cut:
+        """In the cutter's thread alone."""
+        cut = self._cut(planned)
+        if isinstance(self.table, ShardedTable) or self._needs_no_host_row(cut):
+            return cut
+        return replace(cut, prepared=self.table.prepare(cut.slots))
 
     def _cut(self, planned: PlannedBatch) -> _Cut:
         inputs, number = self._inputs[planned.hot], len(planned.inputs)
         mine = slice(number) if self._ranks is None else self._ranks.part(number)
-        dense, slots, labels = inputs.batch(planned.inputs[mine])
+        if inputs.device.type == "cpu" or self._ranks is not None:
+            dense, slots, labels = inputs.batch(planned.inputs[mine])
+        else:
+            dense, slots, labels = self._cut_together(planned)
         # Of host memory, wherever the inputs are: their sum is asked for without waiting.
         found = planned.weights
         if (own := inputs.weights_of(planned.inputs)) is not None:
@@ -277,6 +315,19 @@ class Loader:
             if dense.device.type == "cpu":
                 dense, labels = dense.pin_memory(), labels.pin_memory()
         return _Cut(planned, dense, labels, weights, weight_sum, slots)
+
+    def _cut_together(self, planned: PlannedBatch) -> tuple[Tensor, ...]:
+        assert self._plan is not None
+        num_replaced, start = planned.key
+        stop, found = start + len(planned.inputs), self._together.get(planned.hot)
+        if found is None or found.num_replaced != num_replaced or stop > found.stop:
+            count = max(TOGETHER_INPUTS // self._plan.batch_size, 1) * self._plan.batch_size
+            coming = self._plan.coming(planned.hot, start, count)
+            arrays = self._inputs[planned.hot].batch(coming)
+            found = _Together(num_replaced, start, start + len(coming), arrays)
+            self._together[planned.hot] = found
+        part = slice(start - found.start, stop - found.start)
+        return tuple(array[part] for array in found.arrays)
 
     def _in_turn(self, task: Callable[[], T]) -> T:
         """Run a task behind all staging and writing back that was asked for before."""

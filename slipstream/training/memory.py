@@ -9,8 +9,9 @@ from slipstream.training.rows import bytes_per_row
 
 TOO_MANY_ROWS = "--max-ind-range or --arch-sparse-feature-size"
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
-# cuBLAS takes 8 of 4 MB (CUBLAS_WORKSPACE_CONFIG) for each stream: the main one, the graph's.
-WORKSPACE_BYTES = 2 * (8 << 22)
+# cuBLAS and cuBLASLt take 8 of 4 MB each (CUBLAS_WORKSPACE_CONFIG; Hopper's usual) for each stream:
+# the main one, the graph's.
+WORKSPACE_BYTES = 2 * 2 * (8 << 22)
 
 
 @dataclass(frozen=True)
