@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a machine with CUDA must show, in one command: about 6 minutes on one H100.
+# Everything that a machine with CUDA must show, in one command: about 8 minutes on one H100.
 #
 #   bench/gpu_suite.sh [folder for the results, default bench/results]
 #

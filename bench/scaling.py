@@ -104,15 +104,14 @@ FLAGS = (
         cli.positive_float,
         None,
         "milliseconds of a step with --mini-batch-size inputs on one GPU; not given: an H100's "
-        f"{H100_STEP_MS} at {H100_INPUTS} of Kaggle's network, dim 16 (bench/results/throughput_"
-        "kaggle_published_sizes_*.json, fae+adaptive)",
+        f"{H100_STEP_MS} at {H100_INPUTS} of Kaggle's network, dim 16 (bench/results/overlap_"
+        "nvidia_h100_*.csv, fae+adaptive+bf16)",
     ),
     cli.Flag(
         "--fixed-ms",
         cli.nonnegative_float,
         H100_FIXED_MS,
-        "of it what a step with fewer inputs takes as well, an assumption; the rest grows with "
-        "the inputs",
+        "of it what a step with fewer inputs takes as well; the rest grows with the inputs",
     ),
     cli.Flag("--samples", cli.positive_int, 8, "joined mini-batches of each kind to look at"),
     cli.Flag("--model-only", cli.boolean, False, "no trainings, the expected lines alone"),

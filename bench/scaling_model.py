@@ -64,14 +64,12 @@ NUMBER_BYTES, SLOT_BYTES = 8, 4  # of a row's number, on the way to another rank
 CHUNK = 1 << 16  # inputs looked at together
 RARE = 0.05  # of the inputs: a kind that decides nothing
 MAX_PARTS = 4  # of a joined batch, looked at
-# A step of FAE at Kaggle's network, the default optimizers, fp32, mini-batch 2048 on an H100: 2048
-# over the median of `fae+adaptive` in
-# bench/results/throughput_kaggle_published_sizes_nvidia_h100_80gb_hbm3.json.
-H100_STEP_MS, H100_INPUTS = 0.915, 2048
+# A step of FAE at Kaggle's network by default (bf16), mini-batch 2048 on an H100: 2048 over the
+# median of `fae+adaptive+bf16` in bench/results/overlap_nvidia_h100_80gb_hbm3.csv.
+H100_STEP_MS, H100_INPUTS = 0.589, 2048
 H100_DIM, H100_PARAMETERS = 16, 475_985
-# Of it what would stay at fewer inputs: some hundred small kernels of 2.5 us. An assumption; the
-# H100 was measured at one mini-batch.
-H100_FIXED_MS = 0.25
+# Of it what stays at any size: a hot one takes 0.567 ms, of 16384 inputs 1.692 (bench/README.md).
+H100_FIXED_MS = 0.41
 # A small collective of NCCL within a machine. An assumption: no two GPUs have been at hand.
 LATENCY_US = 30.0
 # Collectives of a step, each waited for. Those of rows begin with one of how many they are.
