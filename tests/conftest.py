@@ -77,6 +77,22 @@ def segregated(processed):
     return segregate_small(processed)
 
 
+@pytest.fixture
+def runs_here(monkeypatch):
+    """What the benchmarks start as processes of their own runs in this one.
+
+    How they start them is tested where `test_readme` runs their commands.
+    """
+    from types import SimpleNamespace
+
+    from helpers import run_here
+
+    from bench import run_records, small_log
+
+    for module in (run_records, small_log):
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run_here))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--fuzz", type=int, default=1, help="times as many spoiled files in test_raw_logs.py"

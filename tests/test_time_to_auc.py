@@ -99,7 +99,7 @@ def test_the_front_holds_dropping_against_training_less():
     assert math.isnan(lines["slipstream-cold-d60"]["less_shorter"])
 
 
-def test_smoke(capsys):
+def test_smoke(runs_here, capsys):
     methods = ["plain-tuned", "min-count", "random@128"]
     lines = time_to_auc.main(["--smoke", "true", "--methods", *methods])
     assert [line["method"] for line in lines] == methods
