@@ -29,7 +29,8 @@ def floor_ms(
 
     For each layer the product forward, to its input's gradient (not the first) and to its weight's,
     timed alone for `seconds_each`, several in a row, and summed: about what a step takes if all
-    else is free. The interaction's small products are not in it. On CUDA they are replayed as a graph, as a step is.
+    else is free. The interaction's small products are not in it. On CUDA they are replayed as a
+    graph, as a step is.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
     in_a_row = NUM_PRODUCTS[device.type]
