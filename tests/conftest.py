@@ -107,6 +107,13 @@ def pytest_collection_modifyitems(items):
     """The longest first, so that no worker waits for another at the end, or makes anew what
     tests that it takes over share: the launches of test_ranks.
     """
-    long = ("test_ranks", "test_readme", "test_figures", "test_throughput", "test_faults", "test_wrappers")
+    long = (
+        "test_ranks",
+        "test_readme",
+        "test_figures",
+        "test_throughput",
+        "test_faults",
+        "test_wrappers",
+    )
     long += ("test_time_to_auc",)
     items.sort(key=lambda item: not item.path.stem.startswith(long))
