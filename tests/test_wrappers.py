@@ -36,7 +36,7 @@ METHODS = {
     "fae": "run_fae_baseline.sh",
     "slipstream": "run_slipstream.sh",
 }
-RECORDER = """#!/usr/bin/env {python}
+RECORDER = """#!{python}
 import json, sys
 if sys.argv[1] != "-":
     with open({log!r}, "a") as file:
@@ -67,10 +67,7 @@ def run(checkout, script, *flags, cwd=None, stdout=subprocess.PIPE, **environmen
 def recorded(checkout, tmp_path, script, *flags, cwd=None, stdout=subprocess.PIPE, **environment):
     """Run a wrapper with a Python that only notes its arguments."""
     fake, log = tmp_path / "python", tmp_path / "log"
-    fake.write_text(RECORDER.format(python=sys.executable.split("/")[-1], log=str(log)))
-    fake.write_text(
-        fake.read_text().replace("/usr/bin/env " + sys.executable.split("/")[-1], sys.executable)
-    )
+    fake.write_text(RECORDER.format(python=sys.executable, log=str(log)))
     fake.chmod(0o755)
     for name in ("RAW_DATA", "COLUMNS_FILE", "PROCESSED_DATA"):
         if name in environment:  # it must be there, though nothing reads it
