@@ -81,7 +81,7 @@ def segregated(processed):
 def runs_here(monkeypatch):
     """What the benchmarks start as processes of their own runs in this one.
 
-    How they start them is tested where `test_readme` runs their commands.
+    That they start is tested by `test_readme`, which runs their commands, and by `test_faults`.
     """
     from types import SimpleNamespace
 
