@@ -17,17 +17,25 @@ from slipstream.tools.device import choose_device, tune_process
 NUM_PRODUCTS = {"cpu": 5, "cuda": 100}
 
 
-def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.device, bf16: bool):
+def floor_ms(
+    bot: list[int],
+    top: list[int],
+    batch_size: int,
+    device: torch.device,
+    bf16: bool,
+    seconds_each: float = 0.1,
+):
     """Milliseconds of the MLPs' matrix products alone, and the rate (GFLOP/s) of a square one.
 
     For each layer the product forward, to its input's gradient (not the first) and to its weight's,
-    timed alone, several in a row, and summed: about what a step takes if all else is free. The
-    interaction's small products are not in it. On CUDA they are replayed as a graph, as a step is.
+    timed alone for `seconds_each`, several in a row, and summed: about what a step takes if all
+    else is free. The interaction's small products are not in it. On CUDA they are replayed as a
+    graph, as a step is.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
-    num_products = NUM_PRODUCTS[device.type]
+    in_a_row = NUM_PRODUCTS[device.type]
 
-    def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    def seconds(left: torch.Tensor, right: torch.Tensor, num_products: int = in_a_row) -> float:
         def products() -> None:
             for _ in range(num_products):
                 left @ right
@@ -38,7 +46,7 @@ def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.devi
             run()
             synchronize(device)
 
-        return float(np.median(repeat_for(0.1, run_and_wait))) / num_products
+        return float(np.median(repeat_for(seconds_each, run_and_wait))) / num_products
 
     total, num_flops = 0.0, 0
     for sizes in (bot, top):
@@ -52,7 +60,9 @@ def floor_ms(bot: list[int], top: list[int], batch_size: int, device: torch.devi
             total += sum(seconds(*pair) for pair in products)
             num_flops += 2 * len(products) * batch_size * num_in * num_out
     square = torch.randn(2048, 2048, device=device, dtype=dtype)
-    peak = 2 * 2048**3 / seconds(square, square) / 1e9
+    # One takes 0.1 s of a CPU.
+    peak_s = seconds(square, square, 1 if device.type == "cpu" else in_a_row)
+    peak = 2 * 2048**3 / peak_s / 1e9
     return {"products_ms": 1e3 * total, "flops": num_flops, "peak_gflops": peak}
 
 
@@ -81,6 +91,8 @@ def _floors(job: dict[str, Any]) -> dict[str, Any]:
     num_vectors = job["num_features"] + 1
     top = [job["dim"] + num_vectors * (num_vectors - 1) // 2, *top]
     return {
-        precision: floor_ms(bot, top, job["batch_size"], device, precision == "bf16")
+        precision: floor_ms(
+            bot, top, job["batch_size"], device, precision == "bf16", job["seconds_alone"] / 10
+        )
         for precision in ("fp32", "bf16")
     }

@@ -285,7 +285,7 @@ FLAGS = (
         "--seconds-alone",
         cli.positive_float,
         1.0,
-        "seconds for which a loader and a step are measured alone",
+        "seconds for which a loader and a step are measured alone; ten times a matrix product's",
     ),
     cli.Flag("--work-dir", str, "input/bench", "where the synthetic log and its folders are made"),
     cli.Flag("--output-dir", str, "bench/results", "folder of the JSON file; '': print only"),

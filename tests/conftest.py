@@ -77,6 +77,22 @@ def segregated(processed):
     return segregate_small(processed)
 
 
+@pytest.fixture
+def runs_here(monkeypatch):
+    """What the benchmarks start as processes of their own runs in this one.
+
+    That they start is tested by `test_readme`, which runs their commands, and by `test_faults`.
+    """
+    from types import SimpleNamespace
+
+    from helpers import run_here
+
+    from bench import run_records, small_log
+
+    for module in (run_records, small_log):
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run_here))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--fuzz", type=int, default=1, help="times as many spoiled files in test_raw_logs.py"
@@ -88,7 +104,16 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first, so that no worker waits for another at the end."""
-    long = ("test_readme", "test_figures", "test_throughput", "test_faults", "test_wrappers")
+    """The longest first, so that no worker waits for another at the end, or makes anew what
+    tests that it takes over share: the launches of test_ranks.
+    """
+    long = (
+        "test_ranks",
+        "test_readme",
+        "test_figures",
+        "test_throughput",
+        "test_faults",
+        "test_wrappers",
+    )
     long += ("test_time_to_auc",)
     items.sort(key=lambda item: not item.path.stem.startswith(long))

@@ -1,5 +1,8 @@
 """Small data and flags that several test modules share."""
 
+import contextlib
+import importlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import numpy as np
 import dlrm_s_pytorch
 import input_segregation
 from slipstream.logs.formats import equal_days
+from slipstream.tools import cli
 from slipstream.tools.npz import pack_manifest, write_npz
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -85,6 +89,22 @@ def run_script(script, *flags, **environment):
         timeout=120,
     )
     return run.returncode, run.stdout, run.stderr.strip().splitlines()
+
+
+def run_here(words, **options):
+    """In `subprocess.run`'s place: a script of the repository in this process, which has what it
+    imports (seconds each).
+    """
+    script = Path(words[1])
+    path = script.relative_to(REPOSITORY) if script.is_absolute() else script
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.run_script(lambda: module.main([str(word) for word in words[2:]]))
+        except SystemExit as end:
+            status = end.code
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def saved_rows(folder):

@@ -54,12 +54,12 @@ def test_metrics_are_read_off_the_curves():
     assert compare.metrics_of(first, first)["auc_first_at_time"] == 0.75
 
 
-def test_smoke(capfd):
+def test_smoke(runs_here, capsys):
     rows = compare.main(["--smoke", "--num-seeds", "1", "--methods", "fae", "slipstream-random"])
     values = {(row["method"], row["metric"]): row["mean"] for row in rows}
     assert values["slipstream-random", "samples"] < values["fae", "samples"]
     assert values["fae", "auc"] == values["fae", "auc_first_at_samples"] > 0.55
-    assert "planted model's limit" in capfd.readouterr().out
+    assert "planted model's limit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [[], ["--smoke", "--settings", "x"], ["--smoke", "--alpha", "2"]])
@@ -71,7 +71,7 @@ def test_bad_flags_are_refused_at_once(flags, capsys, monkeypatch):
     assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, monkeypatch):
+def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, monkeypatch):
     def run(processed, *flags):
         folder = segregate_small(processed)
         common = ["--processed-data-file", str(processed), "--segregated-data-dir", str(folder)]

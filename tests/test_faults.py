@@ -5,22 +5,33 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from helpers import REPOSITORY
 
-from bench import fault_ranks, faults
+from bench import fault_ranks, faults, small_log
 
 
-def run(code, *flags):
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """The log that `bench.faults` makes, made once, by processes as it does."""
+    folder = tmp_path_factory.mktemp("log")
+    small_log.make_small_log(folder, faults.NUM_ROWS, faults.BUDGET)
+    return folder
+
+
+def run(log, code, *flags):
     """Run code and then `bench.faults` in one process: its exit status and lines."""
-    code += "; import bench.faults; bench.faults.run()"
+    code += "; import bench.faults, shutil\n"
+    code += f"def copied(folder, *_): shutil.copytree({str(log)!r}, folder, dirs_exist_ok=True)\n"
+    code += "bench.faults.make_small_log = copied; bench.faults.run()"
     command = [sys.executable, "-c", code, "--output-dir", "", *flags]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout.splitlines()
 
 
-def test_nothing_is_wrong():
-    status, lines = run("pass", "--quick")
+def test_nothing_is_wrong(log):
+    status, lines = run(log, "pass", "--quick")
     assert status == 0 and not [line for line in lines if line.startswith("FAULT")], lines
     table = [line.split() for line in lines]
     assert [words[1] for words in table[1:4]] == ["1", "1", "1"], "kills"
@@ -29,16 +40,17 @@ def test_nothing_is_wrong():
     assert len(forged) == 3, "tests/test_forgeries.py forges checkpoints and parts"
 
 
-def test_a_defect_is_found():
+def test_a_defect_is_found(log):
     """Checksums that are not compared, and a run that forgets Adagrad's sums."""
     broken = (
-        "import slipstream.training.checkpoint as c, slipstream.tools.npz as n;"
+        "import slipstream.training.saved as c, slipstream.training.set_files as f;"
         "import slipstream.training.sets as s, slipstream.logs.processed as d;"
-        "c.check_sums = d.check_sums = s.check_sums = lambda path: None;"
+        "assert all(hasattr(module, 'check_sums') for module in (c, f, s, d));"
+        "c.check_sums = f.check_sums = s.check_sums = d.check_sums = lambda path: None;"
         "c.Saved.load_rows = lambda s, *a, f=c.Saved.load_rows: (f(s, *a)[0], None)"
     )
     counts = "--kills 1 --rank-kills 0 --damages 1 --forgeries 0 --scenes 0".split()
-    status, lines = run(broken, *counts)
+    status, lines = run(log, broken, *counts)
     assert status == 1
     assert [line for line in lines if line.startswith("FAULT") and "other weights" in line], lines
 

@@ -81,7 +81,7 @@ def check_comparison(made):
     assert seconds.to_dict() == pytest.approx(expected.to_dict(), rel=0.05)
 
 
-def test_all_figures(tmp_path):
+def test_all_figures(tmp_path, runs_here):
     """In one test: they share a log."""
     made = make_all(tmp_path)
     check_shares(made)

@@ -4,6 +4,7 @@ So host and device tensors never meet in a step, no stream overtakes what it nee
 trains as one that runs, and nothing waits for the device on the way.
 """
 
+import functools
 import itertools
 import re
 from unittest import mock
@@ -132,6 +133,7 @@ def outcome(trainer):
     return state
 
 
+@functools.cache
 def train_on_cpu(optimizer, evaluates, has_absent=False):
     trainer = make_trainer(CPU, NUM_ROWS, optimizer, False, False, evaluates, has_absent)
     trainer.run()

@@ -12,10 +12,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rank_worker
+import torch
 from helpers import (
     MODEL_FLAGS,
     REPOSITORY,
@@ -149,10 +152,39 @@ FAULTS = {
     "drifted copy": "rank 1 has another copy of the hot rows",
 }
 STEPS = {1: 9, 2: 20, 3: 40}  # where the run in parts stops, the second time within the window
+LAST = {2: "raises", 3: "killed"}  # how rank 1 of so many ends, after all cases
+
+
+@dataclass
+class End:
+    """How a launch came to its end, and when; `number` ranks in `folder`."""
+
+    run: subprocess.CompletedProcess
+    at: float
+    folder: Path
+    number: int
+
+
+def run_here(cases, folder):
+    """By one process: this one."""
+    folder.mkdir()
+    dtype = torch.get_default_dtype()
+    try:
+        for case in cases:
+            rank_worker.run_case(case, folder, None)
+    finally:
+        torch.set_default_dtype(dtype)
+        rank_worker.plant(None, None, [])
 
 
 @pytest.fixture(scope="module")
-def outcomes(data):
+def ends():
+    """By how one of its ranks failed: the end of a launch."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def outcomes(data, ends):
     """By number of ranks: what came out of each case; and the run in parts, in `chain`."""
     folder = data["folder"]
     chain = [*words_of(data["adagrad"], *ADAM, *EARLY), "--checkpoint-every", "9", "--keep", "9"]
@@ -174,11 +206,16 @@ def outcomes(data):
                 {"name": fault, "script": "fae", "words": flags, "plant": fault}
                 for fault, flags in faults.items()
             ]
-        run = launch(number, folder / f"of-{number}", [*cases, *more])
-        assert run.returncode == 0, run.stderr + run.stdout[-2000:]
-        assert "Traceback" not in run.stderr and "FutureWarning" not in run.stderr
+        of_number = folder / f"of-{number}"
+        if number == 1:
+            run_here([*cases, *more], of_number)
+        else:
+            last = failing_case(data, of_number / "model", LAST[number])
+            run = launch(number, of_number, [*cases, *more, last])
+            ends[LAST[number]] = End(run, time.time(), of_number, number)
+            assert "Traceback" not in run.stderr and "FutureWarning" not in run.stderr
         found[number] = {}
-        for path in (folder / f"of-{number}").glob("*.npz"):
+        for path in of_number.glob("*.npz"):
             with np.load(path) as file:
                 values = {name: file[name] for name in file.files}
             found[number][path.stem] = (json.loads(str(values.pop("said"))), values)
@@ -236,19 +273,10 @@ def test_goes_on_with_another_number(data, outcomes, tmp_path):
     assert len(got["drops"]) == 1
 
 
-def in_parts(data, tmp_path, plant, number=2, **environment):
-    """A run of two ranks of which one fails at its 12th step; the ranks' process numbers, too."""
-    words = words_of(data["adagrad"], *ADAM, "--checkpoint-every", 5)
-    words += ["--save-model", str(tmp_path / "model")]
-    case = {"name": "failing", "script": "fae", "words": words, "plant": plant}
-    start = time.monotonic()
-    run = launch(number, tmp_path / "run", [case], **environment)
-    pids = [int(path.name) for path in (tmp_path / "run" / "pids").iterdir()]
-    assert len(pids) == number
-    for pid in pids:
-        assert not Path(f"/proc/{pid}").exists()
-    assert find_checkpoint(tmp_path / "model").step == 10
-    return run, time.monotonic() - start, pids
+def failing_case(data, model, plant):
+    """A run of which rank 1 fails at its 12th step."""
+    words = words_of(data["adagrad"], *ADAM, "--checkpoint-every", 5, "--save-model", model)
+    return {"name": "failing", "script": "fae", "words": words, "plant": plant}
 
 
 @pytest.mark.parametrize(
@@ -259,14 +287,26 @@ def in_parts(data, tmp_path, plant, number=2, **environment):
         ("stopped", 2, "rank_worker.py: error: rank 1 ("),
     ],
 )
-def test_a_rank_fails(data, tmp_path, plant, status, line):
-    run, seconds, pids = in_parts(data, tmp_path, plant, SLIPSTREAM_RANK_TIMEOUT="4")
-    [said] = run.stderr.strip().splitlines()
-    assert run.returncode == status, said
-    rank_1 = next(pid for pid in pids if (tmp_path / "run" / "pids" / str(pid)).read_text() == "1")
-    assert said.startswith(line.replace("{1}", str(rank_1)))
-    assert f"process {rank_1}" in said or plant == "raises"
-    assert seconds < 60
+def test_a_rank_fails(data, outcomes, ends, tmp_path, plant, status, line):
+    """All end, in a line that names it, and soon."""
+    if plant in LAST.values():
+        end = ends[plant]
+    else:
+        folder = tmp_path / "run"
+        case = failing_case(data, folder / "model", plant)
+        run = launch(2, folder, [case], SLIPSTREAM_RANK_TIMEOUT="4")
+        end = End(run, time.time(), folder, 2)
+    [said] = end.run.stderr.strip().splitlines()
+    assert end.run.returncode == status, said
+    pids = {path.read_text(): int(path.name) for path in (end.folder / "pids").iterdir()}
+    assert len(pids) == end.number
+    for pid in pids.values():
+        assert not Path(f"/proc/{pid}").exists()
+    assert said.startswith(line.replace("{1}", str(pids["1"])))
+    assert f"process {pids['1']}" in said or plant == "raises"
+    checkpoint = find_checkpoint(end.folder / "model")
+    assert checkpoint.step == 10
+    assert end.at - checkpoint.folder.stat().st_mtime < 30
 
 
 def test_ctrl_c_ends_all_ranks_with_a_checkpoint(data, tmp_path):

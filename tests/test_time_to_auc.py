@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import run_script
 
 from bench import front, time_to_auc
 from bench.throughput import make_log
@@ -99,7 +100,8 @@ def test_the_front_holds_dropping_against_training_less():
     assert math.isnan(lines["slipstream-cold-d60"]["less_shorter"])
 
 
-def test_smoke(capsys):
+def test_smoke(runs_here, capsys):
+    assert run_script("bench/plain_dlrm.py", "--help")[0] == 0, "no other test starts it"
     methods = ["plain-tuned", "min-count", "random@128"]
     lines = time_to_auc.main(["--smoke", "true", "--methods", *methods])
     assert [line["method"] for line in lines] == methods

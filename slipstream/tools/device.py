@@ -57,7 +57,10 @@ def tune_process(
     if device.type == "cuda":
         # What determinism needs is read once, when cuBLAS starts: so for every run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic and device.type == "cuda")
+    deterministic_here = deterministic and device.type == "cuda"
+    if deterministic_here != torch.are_deterministic_algorithms_enabled():
+        # It loads PyTorch's compiler, for a second, even where nothing changes.
+        torch.use_deterministic_algorithms(deterministic_here)
     chosen = {"precision": precision, "deterministic": deterministic}
     return chosen | tune_cpu(num_threads, products=device.type == "cpu")
 
