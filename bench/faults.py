@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         make_small_log(folder, NUM_ROWS, BUDGET)
         # Forks must find PyTorch without threads: it is imported here, and never used.
         # What a run would load on the way, too.
-        late = ("torch._dynamo", "polars")
+        late = ("torch._dynamo", "sklearn.metrics", "polars")
         for name in (*TRAINERS.values(), "input_segregation", "data_utils", "predict", *late):
             importlib.import_module(name)
         found: dict[str, Any] = {"kills": {}, "damage": {}}

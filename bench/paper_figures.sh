@@ -7,7 +7,7 @@
 #   RAW_DATA=input/kaggle/train.txt bench/paper_figures.sh
 set -euo pipefail
 
-modules=(torch numpy pandas tqdm msgspec matplotlib scipy)
+modules=(torch numpy sklearn pandas tqdm msgspec matplotlib scipy)
 words=("$@")
 given=""
 if [ $# -gt 0 ] && [[ "$1" != -* ]]; then

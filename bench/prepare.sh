@@ -136,7 +136,7 @@ propose() {
 }
 
 prepare() {
-  local modules=(torch numpy tqdm msgspec) synthetic="" name
+  local modules=(torch numpy sklearn tqdm msgspec) synthetic="" name
   # shellcheck disable=SC2154 # recipe.sh sets it
   local options=(${preprocess_flags[@]+"${preprocess_flags[@]}"})
   for name in RAW_DATA TEST_DATA COLUMNS_FILE; do

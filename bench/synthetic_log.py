@@ -39,7 +39,6 @@ from slipstream.logs.synthetic import (  # noqa: E402
 )
 from slipstream.tools import cli, runtime  # noqa: E402
 from slipstream.tools.locks import exclusive  # noqa: E402
-from slipstream.tools.metrics import auc  # noqa: E402
 from slipstream.tools.output import say_current, stage_bar  # noqa: E402
 from slipstream.tools.places import room_for  # noqa: E402
 
@@ -260,7 +259,9 @@ def rows_of_test_part(rows: int) -> slice:
 
 def _auc(y: np.ndarray, probability: np.ndarray) -> float | None:
     """ROC AUC, or None where only one class occurs (tiny logs)."""
-    return auc(y > 0, probability) if 0 < y.sum() < len(y) else None
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else None
 
 
 if __name__ == "__main__":

@@ -17,14 +17,18 @@ def click_metrics(
 
     `logits` (n,) and `labels` (n,) of 0 and 1; with `weights` (n,) all are weighted, as by
     scikit-learn's `sample_weight`, and inputs of weight 0 are not there. Log loss is computed from
-    the logits in float64, so no probability is clipped. AUC is NaN when only one class is present;
-    all are NaN for n = 0.
+    the logits in float64, so no probability is clipped. AUC is scikit-learn's; NaN when only one
+    class is present, all NaN for n = 0.
     """
     if weights is not None:
         counts = weights > 0
         logits, labels, weights = logits[counts], labels[counts], weights[counts].astype(np.float64)
     if len(logits) == 0:
         return dict.fromkeys(("auc", "log_loss", "normalized_entropy", "accuracy"), math.nan)
+    from sklearn.metrics import (
+        roc_auc_score,
+    )  # a second to import: only when something is evaluated
+
     logits = logits.astype(np.float64)
     positive = labels > 0
     log_loss = float(_mean(np.logaddexp(0.0, np.where(positive, -logits, logits)), weights))
@@ -32,35 +36,13 @@ def click_metrics(
     one_class = not 0 < rate < 1
     entropy = math.nan if one_class else -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
     return {
-        "auc": math.nan if one_class else auc(positive, logits, weights),
+        "auc": math.nan
+        if one_class
+        else float(roc_auc_score(positive, logits, sample_weight=weights)),
         "log_loss": log_loss,
         "normalized_entropy": log_loss / entropy,
         "accuracy": float(_mean((logits > 0) == positive, weights)),
     }
-
-
-def auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve, ties by half: scikit-learn's `roc_auc_score` to the last bit.
-
-    Which takes a second to import. `positive` (n,) bool with both values; `ValueError` where
-    `scores` (n,) are not finite.
-    """
-    if not np.isfinite(scores).all():
-        raise ValueError("scores are not finite: there is no AUC of them")
-    order = np.argsort(-scores, kind="stable")
-    ranked, scores = positive[order].astype(np.float64), scores[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of inputs of equal scores
-    if weights is None:
-        true = np.cumsum(ranked)[last]
-        false = 1.0 + last - true
-    else:
-        true = np.cumsum(ranked * weights[order])[last]
-        false = np.cumsum((1 - ranked) * weights[order])[last]
-    corner = np.ones(len(last), bool)  # points within a straight line would round otherwise
-    corner[1:-1] = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
-    true, false = (np.append(0.0, counts[corner]) for counts in (true, false))
-    true, false = true / true[-1], false / false[-1]
-    return float((np.diff(false) * (true[1:] + true[:-1]) / 2.0).sum())
 
 
 def probabilities(logits: np.ndarray, shift: float = 0.0) -> np.ndarray:
