@@ -157,6 +157,13 @@ def test_every_flag_of_dlrm_is_taken_noted_or_refused(name, spelling, capsys):
     assert said.count("note: ") == noted, said
 
 
+@pytest.mark.parametrize("word", ["--dist-backend=nccl", "--local_rank=1"])
+def test_what_asks_for_several_processes_is_told_how(word, capsys):
+    with pytest.raises(SystemExit):
+        dlrm_s_pytorch.parse_args(["--processed-data-file", "p.npz", word])
+    assert "--processes N, or under torchrun" in capsys.readouterr().err
+
+
 def test_the_originals_flags_become_ours(capsys):
     words = [f"{name}={value}" for name, value in ORIGINAL.items()]
     args = slipstream_train.parse_args(["--segregated-data-dir", "x", *words])

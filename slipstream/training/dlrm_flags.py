@@ -14,7 +14,7 @@ NO_WORKERS = "inputs are cut from mapped files, without worker processes"
 MAPPED = "processed files are always mapped"
 COMPRESSED = "rows are as wide as --arch-sparse-feature-size; --max-ind-range makes tables smaller"
 LOGGED = "every run writes runs/<name>/log.jsonl"
-ONE_PROCESS = "a run is one process, on one device"
+RANKS = "several processes train by --processes N, or under torchrun"
 TRACES = "synthetic data are of a planted model; access traces are not read"
 ORIGINAL_FEATURES = 26  # of Criteo, by which the original counts `non_changing_index`
 
@@ -47,7 +47,7 @@ DLRM = (
     Foreign("--memory-map", MAPPED, 0),
     Foreign("--dataset-multiprocessing", "preprocessing takes all cores by itself", 0),
     Foreign("--print-precision", "numbers are printed to four digits, and logged in full"),
-    Foreign("--sync-dense-params", ONE_PROCESS, -1),
+    Foreign("--sync-dense-params", "processes always add their gradients up", -1),
     Foreign(
         "--quantize-mlp-with-bit",
         "the network is fp32, tf32 or bf16: --precision",
@@ -56,8 +56,8 @@ DLRM = (
     ),
     Foreign("--quantize-emb-with-bit", "rows are fp32", refuses=True, harmless=("32",)),
     Foreign("--use-gpu", "--device auto takes a GPU where there is one", 0),
-    Foreign("--local-rank", ONE_PROCESS, refuses=True, harmless=("-1", "0")),
-    Foreign("--dist-backend", ONE_PROCESS, refuses=True, harmless=("",)),
+    Foreign("--local-rank", RANKS, refuses=True, harmless=("-1", "0")),
+    Foreign("--dist-backend", f"{RANKS}, by NCCL or gloo", refuses=True, harmless=("",)),
     Foreign("--print-time", "progress lines always say it", 0),
     Foreign("--print-wall-time", "evaluations are logged with their times", 0),
     Foreign("--mlperf-logging", LOGGED, 0),
@@ -110,16 +110,9 @@ OF_TRAINERS = (
         Foreign(f"--{name}", ELSEWHERE)
         for name in (
             *("arch-mlp-bot", "arch-mlp-top", "arch-embedding-size", "arch-interaction-op"),
-            *(
-                "loss-function",
-                "learning-rate",
-                "mini-batch-size",
-                "test-mini-batch-size",
-                "nepochs",
-            ),
-            *("print-freq", "test-freq", "num-batches", "data-generation", "data-randomize"),
-            *("arch-sparse-feature-size", "optimizer"),
-            *("tensor-board-filename",),
+            *("arch-sparse-feature-size", "loss-function", "optimizer", "learning-rate"),
+            *("mini-batch-size", "test-mini-batch-size", "nepochs", "num-batches", "print-freq"),
+            *("test-freq", "data-generation", "data-randomize", "tensor-board-filename"),
         )
     ),
 )
