@@ -13,12 +13,12 @@ from msgspec import UNSET, Struct, UnsetType
 from slipstream.tools.places import own_names, remove_ours
 from slipstream.tools.runlog import OVERHEAD, read_log
 from slipstream.tools.runtime import read_json, write_json
-from slipstream.tools.schema import Amount, Count, Positive, Share, conform, decode_json
+from slipstream.tools.schema import Amount, Count, Positive, Share, conform
 from slipstream.training.inspection import TRACE
 
-MAX_LOG_BYTES = 1 << 30
 RUN_FILES = own_names(("log.jsonl", TRACE))
 CLAIM = "comparison.json"
+WAIT, OURS = "GOMP_SPINCOUNT", "1000"  # as `slipstream` sets it
 
 Records = list[dict[str, Any]]
 
@@ -91,16 +91,6 @@ class Other(Struct):
 
 
 KINDS = {"start": Start, "evaluation": Judged, "validation": Judged, "summary": Judged}
-
-
-WAIT, OURS = "GOMP_SPINCOUNT", "1000"  # as `slipstream` sets it
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """A log's lines. `OSError`, `ValueError`: it is not there, or a line is not whole JSON."""
-    if path.stat().st_size > MAX_LOG_BYTES:
-        raise ValueError(f"{path} is larger than any log")
-    return [decode_json(line) for line in path.read_bytes().splitlines()]
 
 
 def check_records(records: list[dict[str, Any]], path: Path) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from slipstream.training.dropping import CHOICE_BYTES
 from slipstream.training.rows import bytes_per_row
 
-TOO_MANY_ROWS = "--max-ind-range or --arch-sparse-feature-size"
 AREAS = 2  # of the table, for training batches; a third one serves evaluation
 # cuBLAS and cuBLASLt take 8 of 4 MB each (CUBLAS_WORKSPACE_CONFIG; Hopper's usual) for each stream:
 # the main one, the graph's.
