@@ -6,9 +6,10 @@
 #
 # NUM_DAYS=3 reads the first three days only. DATA_SUB_SAMPLE_RATE=0.875 drops 87.5 % of the
 # non-clicks of the training days, as DLRM's recipe does of all. MIN_COUNT=15 lets values seen fewer
-# than 15 times share a row a table (NVIDIA's DLRM reaches 0.8025 so on one GPU). All 24 days: 4.4 G log rows, 690 GB processed, as much again
-# segregated; at most 10 M embedding rows a table, 49 M by the published sizes: 13 GB at dim 64.
-# Expected with all days: AUC about 0.80 (MLPerf's target for DLRM is 0.8025).
+# than 15 times share a row a table (NVIDIA's DLRM reaches 0.8025 so on one GPU). All 24 days: 4.4 G
+# log rows, 690 GB processed, as much again segregated; at most 10 M embedding rows a table, 49 M by
+# the published sizes: 13 GB at dim 64. Expected with all days: AUC about 0.80 (MLPerf's target for
+# DLRM is 0.8025).
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"

@@ -11,7 +11,7 @@
 #
 # Expected on all: not yet measured. On the first 84,475 lines, mean of 3 seeds, 1 epoch: test AUC 0.872,
 # validation 0.888 (attention by inner products, which needs no --model-args: 0.848, 0.865); DLRM
-# 0.847, 0.850. 14 thousand inputs a second on one core, DLRM 63. MIN_COUNT is not to be judged by AUC
+# 0.847, 0.850. 13 thousand inputs a second on one core, DLRM 63. MIN_COUNT is not to be judged by AUC
 # here (bench/README.md).
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
