@@ -114,6 +114,6 @@ def pytest_collection_modifyitems(items):
         "test_throughput",
         "test_faults",
         "test_wrappers",
+        "test_time_to_auc",
     )
-    long += ("test_time_to_auc",)
     items.sort(key=lambda item: not item.path.stem.startswith(long))

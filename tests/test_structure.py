@@ -17,6 +17,7 @@ SCRIPTS = [
     "input_segregation",
     "fae_train",
     "slipstream_train",
+    "predict",
 ]
 MAINS = [name for name in SCRIPTS if name != "dlrm_data_pytorch"]
 
@@ -157,6 +158,7 @@ def test_no_flag_that_nothing_reads(name):
         "data_utils": ["--raw-data-file", "x"],
         "input_segregation": ["--processed-data-file", "x"],
         "dlrm_s_pytorch": ["--processed-data-file", "x"],
+        "predict": ["--load-model", "x", "--raw-data-file", "x", "--output", "x"],
     }.get(name, ["--segregated-data-dir", "x"])
     module = __import__(name)
     keywords = set()
