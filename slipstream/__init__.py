@@ -1,4 +1,4 @@
-"""What the scripts are made of: see README.md for the chapters."""
+"""What the scripts are made of: docs/design.md lists the chapters."""
 
 import os
 import sys

@@ -19,8 +19,8 @@ are no history either.
 
 Rows are sorted by time; a day is a date (UTC+8), the last one, 2017-12-03, held out.
 
-Price: 60 bytes of disk a click until its rows are encoded; memory for one of the groups
-of users, `USERS_CLICKS` clicks. A history of L adds 8 L bytes a row to the processed file.
+Price: 56 bytes of disk a click until its rows are encoded; memory for one of the groups of users,
+`USERS_CLICKS` clicks. A history of L adds 8 L bytes a row to the processed file.
 """
 
 from __future__ import annotations

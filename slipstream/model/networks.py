@@ -4,7 +4,7 @@ A network is an `nn.Module` made by `Class(features, **options)`, whose `forward
 returns logits (B,); where it has a parameter named `sequences`, it gets those too:
 
     features    num_dense, names of the vectors, dim, sequences (name -> L); see `Features`
-    dense       (B, num_dense) float32, ln(x + 1) of the counts
+    dense       (B, num_dense) float32, transformed: of counts usually ln(x + 1)
     vectors     (B, F, dim) float32, the looked-up rows; multi-hot features are pooled before
     sequences   name -> (rows (B, L, dim), mask (B, L) bool)
 

@@ -25,9 +25,8 @@ def click_metrics(
         logits, labels, weights = logits[counts], labels[counts], weights[counts].astype(np.float64)
     if len(logits) == 0:
         return dict.fromkeys(("auc", "log_loss", "normalized_entropy", "accuracy"), math.nan)
-    from sklearn.metrics import (
-        roc_auc_score,
-    )  # a second to import: only when something is evaluated
+    # A second to import: only when something is evaluated.
+    from sklearn.metrics import roc_auc_score
 
     logits = logits.astype(np.float64)
     positive = labels > 0

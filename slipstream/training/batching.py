@@ -29,7 +29,7 @@ def epoch_order(
 ) -> np.ndarray:
     """The inputs of one epoch in training order (n,); another order every epoch.
 
-    Takes 4 bytes an input, 8 from 2^31 inputs on.
+    Takes 4 bytes an input, 8 above 2^31 inputs.
 
     `total` shuffles all inputs, `day` the inputs within each day (days stay in order), `none` keeps
     the log's order. `day_offsets` (days + 1,) holds each day's first row, then n. With a `window`,

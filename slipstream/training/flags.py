@@ -1,4 +1,4 @@
-"""The flags that trainers share: data, training, machine, evaluation, and the run itself."""
+"""The flags that trainers share: model, training, machine, evaluation, the run and its outputs."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ MACHINE = (
         ("auto", *PRECISIONS),
         "auto",
         "of the MLPs and the interaction; weights and rows stay fp32. tf32 is CUDA's. auto: bf16 "
-        "for dlrm where the device multiplies in it (CUDA from Ampere on, AVX512-BF16, AMX), else "
-        "fp32; a run that goes on keeps what it had",
+        "where the device multiplies in it (CUDA from Ampere on, AVX512-BF16, AMX), fp32 elsewhere "
+        "and for a network of your own; a run that goes on keeps what it had",
     ),
     Flag(
         "--enable-profiling",
@@ -391,7 +391,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_trainer_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse layer sizes and a schedule that do not fit together, by `parser.error`."""
+    """Refuse flags that do not fit together, by `parser.error`; an empty --load-model is none."""
     if args.lr_num_decay_steps and args.lr_decay_start_step < args.lr_num_warmup_steps:
         parser.error("--lr-decay-start-step comes before --lr-num-warmup-steps are over")
     if args.lr_num_decay_steps and args.lr_decay_share:

@@ -1,5 +1,5 @@
-"""Mini-batches for the training loop: cut, staged and put on the device, ahead of it on a host
-thread.
+"""Mini-batches for the training loop: cut, staged and put on the device, ahead of it on host
+threads.
 
 With `overlap` one thread works through, in this order for each cold batch k: stage the rows of k +
 1, write the rows of k back. So the rows of k + 1 travel while the device trains k and the hot
@@ -103,7 +103,7 @@ class Loader:
     Args:
         hot, cold: the training inputs.
         table: the embedding rows.
-        overlap: prepare batches ahead on a host thread.
+        overlap: prepare batches ahead on host threads.
         hot_rows_resident: no hot input needs a host row, so the rows of the next cold batch may be
             staged before the hot batches in between have been trained.
         window: inputs of each kind to announce ahead, where they do not fit into memory; 0: none.

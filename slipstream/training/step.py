@@ -12,9 +12,9 @@ microseconds each would otherwise wait for Python. Where capture fails, or for a
 optimizer that cannot be captured (Adagrad), the step runs as written.
 
 Memory on the device beside the table, in bytes, for P MLP parameters and A activations an input:
-4 * 2 P for weights and gradients (SGD; 12 P with Adagrad), and about 8 A B for activations and
-their gradients (half in bf16); a graph holds its own copy of the latter. Kaggle's model: P = 476 k,
-A = 3.9 k: 3.8 MB, and 64 MB at B = 2048.
+16 P for weights, gradients and what Adam keeps (Adagrad 12 P, SGD 8 P), and about 8 A B for
+activations and their gradients (half in bf16); a graph holds its own copy of the latter. Kaggle's
+model: P = 476 k, A = 3.9 k: 7.6 MB, and 64 MB at B = 2048.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ class _StepGraph:
         step.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         gc.collect()  # freeing an older graph while this one is captured would spoil it
-        # The loader's thread goes on copying meanwhile: only this thread's calls are captured.
+        # The loader's threads go on copying meanwhile: only this thread's calls are captured.
         with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             step._run(*arguments)
 
