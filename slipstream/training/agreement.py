@@ -40,7 +40,7 @@ def unpacked(message: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hash_of(values: Tensor) -> int:
-    """Of a tensor's bits and their order: two sums of integers, at memory speed."""
+    """Of a tensor's bits and the order of its rows: two sums of integers, at memory speed."""
     if not values.numel():
         return 0
     bits = values.detach().contiguous()
