@@ -231,9 +231,9 @@ class Checkpoints:
 
     def save_best(self, step: int, parts: Parts) -> Path:
         """Write the checkpoint `best`; the step's own one shares its arrays where it was saved."""
-        is_saved = step == self.last_step and self.last_path is not None
-        newest = self.last_path / STATE if is_saved and self.last_path is not None else None
-        return self._write(_best_in(self.folder), parts, newest)
+        newest = self.last_path if step == self.last_step else None
+        written = None if newest is None else newest / STATE
+        return self._write(_best_in(self.folder), parts, written)
 
     def _write(self, target: Path, parts: Parts, written: Path | None) -> Path:
         partial = target.with_name(target.name + ".partial")
