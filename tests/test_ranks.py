@@ -200,6 +200,8 @@ def outcomes(data, ends):
         if number == 3:
             words = words_of(data["adagrad"], *ADAM, "--print-freq", 10)
             faults = {fault: list(words) for fault in FAULTS}
+            # Three gradients of a row on that rank round otherwise in few of the mini-batches.
+            faults["order"] += ["--print-freq", "1"]
             # Found before the end where nothing is due on the way.
             faults["drifted copy"] += ["--print-freq", "0", "--num-batches", "20"]
             more += [

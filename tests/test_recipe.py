@@ -34,12 +34,11 @@ def test_what_is_given_stays_and_the_rest_is_decided():
     assert usual.dense_learning_rate == faster.dense_learning_rate < usual.learning_rate
     mixed = decide(10_000, "sgd", "adam")
     assert mixed.dense_learning_rate == usual.dense_learning_rate
-    # Both rates by the root of the mini-batch up to a size, and no further.
-    sizes = [decide(1, "rwsadagrad", mini_batch_size=4**power) for power in (3, 4, 5, 6)]
-    for name in ("learning_rate", "dense_learning_rate"):
+    # By the cube root and the root of the mini-batch up to a size, and no further.
+    sizes = [decide(1, "rwsadagrad", mini_batch_size=4**power) for power in (2, 5, 6)]
+    for name, less in (("learning_rate", 4), ("dense_learning_rate", 8)):
         rates = [getattr(recipe, name) for recipe in sizes]
-        assert rates[:3] == pytest.approx([rates[2] / 4, rates[2] / 2, rates[2]], rel=1e-2)
-        assert rates[3] == rates[2]
+        assert rates == pytest.approx([rates[1] / less, rates[1], rates[1]], rel=1e-2)
     # SGD's rate is in proportion to the mini-batch, and both optimizers' are one.
     small, large = (decide(1, "sgd", mini_batch_size=size) for size in (128, 1024))
     assert large.learning_rate == 8 * small.learning_rate == large.dense_learning_rate
@@ -52,6 +51,9 @@ def test_mini_batches_grow_with_the_log():
     sizes = [decide(num, "rwsadagrad").mini_batch_size for num in range(1, 10_000_000, 999)]
     assert sizes == sorted(sizes) and (sizes[0], sizes[-1]) == MINI_BATCHES
     assert all(size & (size - 1) == 0 for size in sizes)
+    # Chosen by validation: smaller ones on small logs, and those of large ones as they were.
+    by_inputs = {6_858: 32, 15_237: 64, 42_858: 128, 131_362: 256, 857_143: 1024, 1_714_286: 2048}
+    assert {num: decide(num).mini_batch_size for num in by_inputs} == by_inputs
     for num_train in (1, 40):  # not even one full mini-batch, and it says so
         assert "note: few mini-batches to learn from (1)" in describe(
             decide(num_train, "sgd"), num_train, 1

@@ -66,7 +66,7 @@ TRAINING = (
         cli.positive_float,
         None,
         f"learning rate of the rows; not given: at mini-batch {REFERENCE} {ROWS_RATE} for "
-        f"rwsadagrad, below by the root of it; for sgd {SGD_RATE}, below in proportion to it",
+        f"rwsadagrad, below by the cube root; for sgd {SGD_RATE}, below in proportion to it",
     ),
     Flag(
         "--dense-optimizer",

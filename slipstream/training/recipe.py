@@ -3,9 +3,11 @@
 One rule for all three methods, chosen by validation AUC on six logs (`python -m bench.recipe_grid`;
 the table is in bench/README.md):
 
-- the mini-batch grows as the square root of the training inputs: 128 for 7 k, 1024 for 1 M;
-- with row-wise Adagrad and Adam both rates grow as the square root of the mini-batch up to 1024,
-  and no further. A larger rate makes up for fewer steps until Adam's becomes unstable.
+- the mini-batch grows as the training inputs to the power 2/3: 64 for 15 k, 1024 for 1 M;
+- Adam's rate grows as the square root of the mini-batch up to 1024, and no further: a larger one
+  makes up for fewer steps until it becomes unstable;
+- row-wise Adagrad's as the cube root up to there. Most rows are rare: they take as many steps in
+  small mini-batches as in large ones, and want no smaller ones.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from dataclasses import dataclass
 
 from slipstream.training.optimizers import usual_optimizer
 
-MINI_BATCH_OF_ROOT = 1.3  # times the root of the training inputs
+REFERENCE = 1024  # the mini-batch of these rates, and of so many training inputs
+REFERENCE_INPUTS, POWER = 1_000_000, 2 / 3
 MINI_BATCHES = 32, 4096  # at least and at most
-REFERENCE = 1024  # the mini-batch of these rates
 ROWS_RATE, ADAM_RATE = 0.1, 0.002
 # Below in proportion to it: DLRM's 0.1 at 128, and a little more. A larger rate diverges.
 SGD_RATE = 1.0
@@ -65,11 +67,10 @@ def decide(
             lr_decay_share = 0.0
     size = mini_batch_size or mini_batch_for(num_train)
     dense_optimizer = dense_optimizer or usual_optimizer(optimizer)
-    share = size / REFERENCE
-    root = math.sqrt(min(share, 1))
-    usual = SGD_RATE * min(share, 1) if optimizer == "sgd" else ROWS_RATE * root
+    share = min(size / REFERENCE, 1)
+    usual = SGD_RATE * share if optimizer == "sgd" else ROWS_RATE * share ** (1 / 3)
     rate = learning_rate or _rounded(usual)
-    dense_rate = _rounded(ADAM_RATE * root) if dense_optimizer == "adam" else rate
+    dense_rate = _rounded(ADAM_RATE * math.sqrt(share)) if dense_optimizer == "adam" else rate
     return Recipe(
         size,
         optimizer,
@@ -86,9 +87,9 @@ def _rounded(rate: float) -> float:
 
 
 def mini_batch_for(num_train: int) -> int:
-    """The power of two nearest to so many times the root, between `MINI_BATCHES`."""
+    """The power of two nearest to what the training inputs ask for, between `MINI_BATCHES`."""
     least, most = MINI_BATCHES
-    wanted = MINI_BATCH_OF_ROOT * math.sqrt(max(num_train, 1))
+    wanted = REFERENCE * (max(num_train, 1) / REFERENCE_INPUTS) ** POWER
     return min(max(2 ** round(math.log2(wanted)), least), most)
 
 

@@ -15,6 +15,7 @@ from slipstream.tools.streams import torch_seed
 
 ADAGRAD_EPS = 1e-10
 OPTIMIZERS = ("sgd", "rwsadagrad")
+SMALL_TABLE = 8  # rows from which on initial weights are little smaller than DLRM's
 DRAWN_ROWS = 1 << 16  # initial weights are drawn so many rows at a time
 
 
@@ -83,8 +84,10 @@ def initial_rows(
     null_row: bool = False,
     shard: Shard | None = None,
 ) -> Tensor:
-    """Initial weights (num_rows, dim), in slot order: U(-sqrt(1/n), sqrt(1/n)) for a table of n
-    rows.
+    """Initial weights (num_rows, dim), in slot order: uniform, up to sqrt(1 / (n + 8)) either way
+    for a table of n rows.
+
+    DLRM's are up to sqrt(1 / n): of a few rows that is noise a small log cannot unlearn.
 
     Values are drawn table by table in id order, so a row starts the same whatever its slot, and
     whichever rank has it. `slot_of_row` (num_rows,) maps table offset + id to slot; None numbers
@@ -97,7 +100,7 @@ def initial_rows(
     weight[shard.num_kept :] = 0
     start = 0
     for size in table_sizes:
-        bound, end = size**-0.5, start + size
+        bound, end = (size + SMALL_TABLE) ** -0.5, start + size
         for first in range(start, end, DRAWN_ROWS):
             part = slice(first, min(first + DRAWN_ROWS, end))
             rows = torch.empty(part.stop - first, dim)
