@@ -5,10 +5,10 @@
 #
 # 23 tables (21 columns, hour of day, weekday) and one dense feature, the hour; the ten days by date,
 # the last one held out. Disk: 4 GB processed (5 GB while preprocessing), as much again segregated.
-# Memory: 9.4 M embedding rows, 0.6 GB. On the first 23,299 rows the held-out day's AUC is 0.710 after an
-# epoch (mean of 10 seeds; a logistic regression has 0.717). Expected on all: not yet measured; the best
-# of others' models reach 0.767 on a random split (SPLIT=random:1), which is easier than a day held out.
-# MIN_COUNT=2 lets values seen once share a row a table.
+# Memory: 9.4 M embedding rows, 0.6 GB. On the first 23,299 rows the held-out day's AUC is 0.718 after an
+# epoch (mean of 10 seeds; a logistic regression has 0.717, a tie). Expected on all: not yet measured;
+# the best of others' models reach 0.767 on a random split (SPLIT=random:1), which is easier than a day
+# held out. MIN_COUNT=2 lets values seen once share a row a table.
 set -euo pipefail
 # shellcheck source=bench/recipe.sh
 source "$(dirname "$0")/recipe.sh"
