@@ -155,6 +155,7 @@ class PlainDLRM(nn.Module):
         seed: int,
         placement: str = "cpu",
         fbgemm_learning_rate: float | None = None,
+        optimizer: str = "sgd",
     ) -> None:
         super().__init__()
         self.mlp_device = torch.device("cpu" if placement == "cpu" else "cuda")
@@ -163,8 +164,10 @@ class PlainDLRM(nn.Module):
         features = plain_features(arch_mlp_bot[0], len(table_sizes), arch_mlp_bot[-1])
         sizes = {"arch_mlp_bot": arch_mlp_bot, "arch_mlp_top": arch_mlp_top}
         start: Any = build_network(find_network("dlrm", sizes), features, seed)
-        rows = initial_rows(table_sizes, arch_mlp_bot[-1], None, seed).split(table_sizes)
-        tables = [table.to(self.table_device) for table in rows]  # parts of one array on a CPU
+        rows = initial_rows(table_sizes, arch_mlp_bot[-1], None, seed, optimizer=optimizer)
+        tables = [
+            table.to(self.table_device) for table in rows.split(table_sizes)
+        ]  # parts of one array on a CPU
         self.rows: nn.Module
         if fbgemm_learning_rate is None:
             self.rows = EmbeddingBags(tables)
@@ -321,7 +324,7 @@ def train(args: argparse.Namespace, log: RunLog, clocks: Clocks) -> dict[str, An
     train, test, _ = (ClickDataset(part) for part in data.splits())
     fbgemm_rate = args.learning_rate if args.fbgemm else None
     tables = data.table_sizes.tolist()
-    model = PlainDLRM(*sizes, tables, args.seed, args.placement, fbgemm_rate)
+    model = PlainDLRM(*sizes, tables, args.seed, args.placement, fbgemm_rate, args.optimizer)
     adam_rate = None if args.optimizer == "sgd" else args.dense_learning_rate
     size = args.mini_batch_size
     training = PlainTraining(model, args.learning_rate, size, adam_rate=adam_rate)

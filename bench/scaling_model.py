@@ -10,16 +10,17 @@ Letters of the formulas: W ranks, f = (W - 1) / W; d values a row of s = 4 bytes
 Adagrad's sum a row, or 0; b inputs of a rank's part; for a batch of one kind, hot or cold, u
 distinct hot rows of a part and U of the joined batch, c distinct cold rows of a part, n lookups of
 a part (b x columns, less absent elements); h the share of hot batches; P parameters of the network.
-Row numbers travel in 8 bytes to another rank, in 4 with new rows.
+Numbers of cold rows travel in 8 bytes, those of hot ones in 4, with gradients and new rows.
 
 What a mean step *receives* a rank, in bytes. Every collective is counted as what it must at least
 bring, which NCCL's rings and gloo's do bring:
 
     network          2 s P f             all-reduce: reduce-scatter, then all-gather
-    hot, by owners   u f (s d + 8)       gradients and row numbers, as owner of 1/W of the rows
+    hot, by owners   u f (s d + 4)       gradients and row numbers, as owner of 1/W of the rows
                      + U f (s d + 4)     the new rows of the other owners
     hot, pairs       (W - 1) u (s d + 4) all ranks' gradients gathered by all (not used: compare)
-    hot, dense       2 s H d f           all-reduce over all H hot rows (not used: compare)
+    hot, dense       2 s H d f           all-reduce over all H hot rows (to compare; ours sends all
+                                         where a part touches nearly all of them)
     cold             c f (8 + 2 s d)     numbers as owner, rows as borrower, gradients as owner
     all-sharded      n f (8 + 2 s d)     in place of hot and cold; nothing is sent once for several
     dense-replicated 2 s N d f           all-reduce over all N rows, in place of hot and cold
@@ -60,7 +61,7 @@ from slipstream.training.sets import Inputs, PreparedData
 
 SCHEMES = ("ours", "all-sharded", "dense-replicated")
 VALUE_BYTES = 4
-NUMBER_BYTES, SLOT_BYTES = 8, 4  # of a row's number, on the way to another rank; with new rows
+NUMBER_BYTES, SLOT_BYTES = 8, 4  # of a cold row's number, and of a hot one's
 CHUNK = 1 << 16  # inputs looked at together
 RARE = 0.05  # of the inputs: a kind that decides nothing
 MAX_PARTS = 4  # of a joined batch, looked at
@@ -226,7 +227,7 @@ def received_bytes(sizes: Sizes, found: Distinct) -> dict[str, float]:
     exchanged = NUMBER_BYTES + 2 * row
     return {
         "network": 2 * VALUE_BYTES * sizes.num_parameters * others,
-        "hot_gradients": found.mean("part_hot") * others * (row + NUMBER_BYTES),
+        "hot_gradients": found.mean("part_hot") * others * (row + SLOT_BYTES),
         "hot_new_rows": found.mean("joined_hot") * others * (row + SLOT_BYTES),
         "hot_pairs": (ranks - 1) * found.mean("part_hot") * (row + SLOT_BYTES),
         "hot_dense": 2 * row * sizes.num_hot * others,

@@ -165,7 +165,7 @@ def test_impossible_flags(refuse, tmp_path, script, flags, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--hot-emb-gpu-mem 0", "expected bytes, as 2G"),
+        ("--hot-emb-gpu-mem 0", "expected bytes, more than 0"),
         ("--hot-threshold 0", "more than 0 and at most 1"),
         ("--ip-sampling-rate 0", "more than 0 and at most 100"),
         ("--ip-sampling-rate 101", "more than 0 and at most 100"),

@@ -95,7 +95,7 @@ def test_formulas_by_hand():
     parts = received_bytes(SMALL, Distinct(10, 4, 0.75, hot, cold))
     assert parts == {
         "network": 2 * 4 * 50 * 0.75,
-        "hot_gradients": 9.5 * 0.75 * (8 + 8),
+        "hot_gradients": 9.5 * 0.75 * (8 + 4),
         "hot_new_rows": 18 * 0.75 * (8 + 4),
         "hot_pairs": 3 * 9.5 * (8 + 4),
         "hot_dense": 2 * 8 * 100 * 0.75,

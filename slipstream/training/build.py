@@ -128,7 +128,8 @@ def build_model(
             absent = prepared.has_absent
             rows, sums = saved.load_rows(num_rows, dim, slots, with_sums, absent, shard)
     else:
-        rows = initial_rows(sizes.tolist(), dim, slots, training.seed, prepared.has_absent, shard)
+        start = (training.seed, prepared.has_absent, shard, training.optimizer)
+        rows = initial_rows(sizes.tolist(), dim, slots, *start)
     table = _table(settings, prepared, device, rows, sums, shard, ranks)
     # What each rank draws for its part of a batch is its own.
     rank = () if ranks is None or ranks.is_first else (ranks.rank,)

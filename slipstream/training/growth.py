@@ -45,7 +45,8 @@ def grown_rows(
     known = kept_vocabulary(saved).tables
     null_row, num_rows = prepared.has_absent, int(sizes.sum())
     shard = shard or Shard(num_rows, num_rows)
-    rows = initial_rows(sizes.tolist(), dim, slots, seed, null_row, shard)
+    optimizer = "rwsadagrad" if with_sums else "sgd"
+    rows = initial_rows(sizes.tolist(), dim, slots, seed, null_row, shard, optimizer)
     sums = torch.zeros(len(rows)) if with_sums else None
     with saved.reading():
         old_rows, old_sums = saved.arrays["rows"], saved.arrays.get("row_sums")

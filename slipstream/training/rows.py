@@ -15,7 +15,8 @@ from slipstream.tools.streams import torch_seed
 
 ADAGRAD_EPS = 1e-10
 OPTIMIZERS = ("sgd", "rwsadagrad")
-SMALL_TABLE = 8  # rows from which on initial weights are little smaller than DLRM's
+# Added to a table's rows where Adagrad trains them: see `initial_rows`, and bench/README.md.
+SMALL_TABLE = 8
 DRAWN_ROWS = 1 << 16  # initial weights are drawn so many rows at a time
 
 
@@ -41,7 +42,7 @@ class Shard:
         """Raise `ValueError` for copies of more rows than there are."""
         if not 0 <= self.num_resident <= self.num_rows:
             raise ValueError(
-                f"got {self.num_resident} resident rows; expected 0 to {self.num_rows}"
+                f"--num-resident {self.num_resident}: expected 0 to {self.num_rows} rows"
             )
 
     @property
@@ -83,11 +84,12 @@ def initial_rows(
     seed: int,
     null_row: bool = False,
     shard: Shard | None = None,
+    optimizer: str = "sgd",
 ) -> Tensor:
-    """Initial weights (num_rows, dim), in slot order: uniform, up to sqrt(1 / (n + 8)) either way
-    for a table of n rows.
+    """Initial weights (num_rows, dim), in slot order: uniform, for SGD as DLRM's up to sqrt(1 / n)
+    either way for a table of n rows, for row-wise Adagrad up to sqrt(1 / (n + 8)).
 
-    DLRM's are up to sqrt(1 / n): of a few rows that is noise a small log cannot unlearn.
+    The former is, of a few rows, noise that a small log cannot unlearn.
 
     Values are drawn table by table in id order, so a row starts the same whatever its slot, and
     whichever rank has it. `slot_of_row` (num_rows,) maps table offset + id to slot; None numbers
@@ -98,9 +100,9 @@ def initial_rows(
     shard = shard or Shard(sum(table_sizes), sum(table_sizes))
     weight = torch.empty(shard.num_kept + null_row, dim)
     weight[shard.num_kept :] = 0
-    start = 0
+    start, margin = 0, SMALL_TABLE if optimizer == "rwsadagrad" else 0
     for size in table_sizes:
-        bound, end = (size + SMALL_TABLE) ** -0.5, start + size
+        bound, end = (size + margin) ** -0.5, start + size
         for first in range(start, end, DRAWN_ROWS):
             part = slice(first, min(first + DRAWN_ROWS, end))
             rows = torch.empty(part.stop - first, dim)
@@ -158,7 +160,9 @@ def step_rows(
     gradient: Tensor,
     learning_rate: float | Tensor,
 ) -> None:
-    """Step distinct rows `index` (n,) of `weight` in place; `gradient` (n, dim) is overwritten.
+    """Step rows `index` (n,) of `weight` in place; `gradient` (n, dim) is overwritten.
+
+    Of equal rows one alone may have a gradient other than 0.
 
     SGD, without `sums`: w -= lr * g. Row-wise Adagrad: s += mean(g^2); w -= lr * g / (sqrt(s) +
     1e-10), as in DLRM's RWSAdagrad.
