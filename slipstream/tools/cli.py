@@ -148,7 +148,7 @@ def byte_size(text: str) -> int:
     powers = {unit: 1024**power for power, unit in enumerate("KMGT", start=1)}
     number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in powers else (text, "")
     if not number.isdecimal() or not int(number):
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected bytes, more than 0, as 2G or 1500M")
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected bytes, more than 0, as 2G")
     return int(number) * powers.get(unit, 1)
 
 
