@@ -180,8 +180,8 @@ def print_table(rows: Records, limit: float | None) -> None:
     """For people: a line a method and setting."""
     width = max(20, *(len(row["method"]) + 1 for row in rows))
     print(
-        f"{'method':<{width}}setting   n   AUC     sd      difference        NE      first stopped"
-        "    samples  training s  s to target"
+        f"{'method':<{width}}setting   n   AUC     sd      difference (95 %)        NE      "
+        "first stopped    samples  training s  s to target"
     )
     for (method, setting), metrics in by_run(rows).items():
         auc = metrics["auc"]
@@ -189,11 +189,15 @@ def print_table(rows: Records, limit: float | None) -> None:
         mean = {name: row["mean"] for name, row in metrics.items()}
         print(
             f"{method:<{width}}{setting:<8}{auc['n']:>3}  {auc['mean']:.4f}  {auc['sd']:.4f}  "
-            f"{auc['difference']:+.4f}{verdict:<6}  {mean['normalized_entropy']:.4f}  "
+            f"{auc['difference']:+.4f} ± {auc['interval']:.4f}{verdict:<6}  "
+            f"{mean['normalized_entropy']:.4f}  "
             f"{mean['auc_first_at_samples']:>13.4f}  {mean['samples']:>10,.0f}  "
             f"{mean['training_s']:>10.1f}  {mean['training_s_to_target']:>11.1f}"
         )
-    print("first stopped: AUC of the first method after as many samples")
+    print(
+        "difference: to the first method; a tie: inside its interval, these seeds do not tell\n"
+        "first stopped: AUC of the first method after as many samples"
+    )
     if limit is not None:
         print(f"planted model's limit: {limit:.4f}")
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from slipstream.logs.scoring import Reader, for_scoring
 from slipstream.logs.transforms import log_of_all
 from slipstream.logs.vocabulary import Described, TableCodes, Vocabulary, vocabulary_of
 from slipstream.serving.model import load_model
-from slipstream.serving.scores import score_log
+from slipstream.serving.scores import say, score_log
 from slipstream.tools.npz import open_npz, unpack_manifest, write_npz
 from slipstream.tools.runtime import write_json
 from slipstream.training.saved import checksum_of
@@ -233,6 +234,20 @@ def test_lines_without_a_header(trained, tmp_path):
         for_scoring("x", read_column_file(tmp_path / "columns.json"), ["1"] * 4, "")
 
 
+def test_a_column_of_strangers_is_warned_of(trained, tmp_path, capsys):
+    folder, _, test, _ = trained
+    renamed = test.with_columns(item=pl.lit("00") + pl.col("item"))
+    model, line = load_model(folder / "model"), f"item: the model knows none of its {len(test)} val"
+    with pytest.warns(UserWarning, match=line):
+        model.predict(renamed)
+    renamed.write_csv(tmp_path / "new.csv")
+    say(score_log(model, tmp_path / "new.csv", str(tmp_path / "out.csv")), model)
+    assert f"warning: {line}" in capsys.readouterr().out
+    with warnings.catch_warnings(action="error"):
+        model.predict(test)
+        model.predict(renamed[:5])  # may well be new
+
+
 def test_values_never_seen_are_rare_ones_or_absent(trained):
     folder, _, test, _ = trained
     model = load_model(folder / "model")
@@ -285,6 +300,8 @@ def test_what_cannot_be_scored_is_said(trained, tmp_path, monkeypatch):
             scored(tmp_path, frame, name, **options)
 
     refused("no columns? 'item'", test.drop("item"))
+    refused("; is its \"separator\" ';'", test.write_csv(separator=";").encode())
+    refused('29.7. is not .*; other numbers need "type"', test.with_columns(age=pl.lit("29.7")))
     refused("has no column 'item'", test.drop("item"), "new.parquet")
     refused("is empty", b"")
     refused("no column 'city' of single values", test, by="city")

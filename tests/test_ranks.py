@@ -33,7 +33,7 @@ import fae_train
 import input_segregation
 from bench import multi_hot
 from dlrm_data_pytorch import load_segregated
-from slipstream.tools import processes
+from slipstream.tools import cli, processes
 from slipstream.tools.ranks import RankLost, Ranks
 from slipstream.training.saved import find_checkpoint
 
@@ -357,6 +357,7 @@ def test_a_table_too_large_for_one_process(tmp_path):
     assert alone.returncode == 2 and found, alone.stderr
     together = run(2, limit + 1000 * (410 - int(found[1])))
     assert together.returncode == 0 and not together.stderr and "test AUC" in together.stdout
+    assert cli.said_of(MemoryError()) == "out of memory"  # Python's own has no text
 
 
 def test_another_number_than_the_launcher_started(monkeypatch, tmp_path):

@@ -84,12 +84,19 @@ def fault_of_field(kind: str, value: Any, log_format: LogFormat, column: int) ->
     patterns = LAX_PATTERNS if log_format.lax else PATTERNS
     if not re.fullmatch(patterns[kind].encode(), value):
         if kind == "label":
-            return f"{shown}; expected 0 or 1"
-        also = '; where it stands for an empty one, name it in "nulls"' if value.isalpha() else ""
-        return f"{shown} is not {MEANINGS[kind]}{also * (is_dense and log_format.lax)}"
+            return f"{shown}; expected 0 or 1{'; other words must be converted' * log_format.lax}"
+        hint = _hint_at_dense(kind, value) if is_dense and log_format.lax else ""
+        return f"{shown} is not {MEANINGS[kind]}{hint}"
     if not is_in_calendar(kind, value):
         return f"{shown} is not {MEANINGS[kind]}"
     return _fault_of_size(kind, value, shown, detail.transform != "log")
+
+
+def _hint_at_dense(kind: str, value: bytes) -> str:
+    """How the column file may say what such a value is."""
+    if kind == "count" and re.fullmatch(LAX_PATTERNS["number"].encode(), value):
+        return '; other numbers need "type": "number"'
+    return '; where it stands for an empty one, name it in "nulls"' if value.isalpha() else ""
 
 
 def _fault_of_list(value: Any, log_format: LogFormat, column: int) -> str | None:

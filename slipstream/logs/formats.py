@@ -352,6 +352,8 @@ class LogFormat:
             except (csv.Error, ValueError) as error:
                 raise ValueError(f", line 1: the header's quotes: {error}") from None
         names = [name.strip() for name in names]
+        others = [other for other in ";\t,|" if len(names) == 1 and other in text]
+        hint = f'; is its "separator" {others[0]!r}?' if others else ""
         self.check_folders(names)
         names += self.names[self.num_in_file :]
         kind_of = dict(zip(self.names, self.kinds, strict=True))
@@ -359,7 +361,7 @@ class LogFormat:
             if kind != "skip" and names.count(name) != 1:
                 raise ValueError(
                     f", line 1: the header has {names.count(name) or 'no'} columns {name!r}; "
-                    f"expected one. It is {text[:200]!r}"
+                    f"expected one. It is {text[:200]!r}{hint}"
                 )
         kinds = tuple(kind_of.get(name, "skip") for name in names)
         return replace(self, kinds=kinds, names=tuple(names), order=self.order or self.names)

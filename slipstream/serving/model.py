@@ -11,6 +11,7 @@ The embedding rows stay in their file, which is mapped: memory grows with the ro
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ NETWORK = Flag(
     "--model", str, None, "a network of your own, which the model was trained with", "FILE:CLASS"
 )
 BATCH_SIZE = 16384  # as the trainers' --test-mini-batch-size
+MANY_ROWS, MOST = 100, 0.99  # of which, a share of a column's values that is as good as all
 
 
 class TrainedModel:
@@ -63,7 +65,8 @@ class TrainedModel:
         offsets: (C,) int64, the first row of each id column's table.
         shift: added to logits, as rows without a click were left out in training; 0: none were.
         batch_size: rows that go through the network at once.
-        unseen: (C,) how many values of each id column the model's log did not have, so far.
+        unseen: (C,) how many values of each id column the model's log did not have, over all calls
+            so far.
     """
 
     def __init__(
@@ -92,11 +95,31 @@ class TrainedModel:
         `frame`: pandas or a dict of arrays, where NaN is a missing value, or polars. Labels,
         weights and other columns may be there. With `corrects`, of a model whose training rows were
         thinned, probabilities are those of whole rows. Raises `ValueError` for a missing column, or
-        a value that is none of its kind.
+        a value that is none of its kind; warns of a column whose values are all unseen.
         """
         encoded = self.reader.of_frame(_polars_frame(frame))
         self.unseen += encoded.unseen
+        found = self.by_feature(encoded.unseen)
+        for line in self.strange_columns(found, len(encoded.ids)):
+            warnings.warn(line, stacklevel=2)
         return probabilities(self.logits(encoded), self.shift if corrects else 0.0)
+
+    def by_feature(self, unseen: np.ndarray) -> dict[str, int]:
+        """Of counts (C,) by id column those of each feature that are not 0."""
+        found: dict[str, int] = {}
+        for name, number in zip(self.reader.column_names, unseen.tolist(), strict=True):
+            found[name] = found.get(name, 0) + number
+        return {name: number for name, number in found.items() if number}
+
+    def strange_columns(self, unseen: Mapping[str, int], num_rows: int) -> list[str]:
+        """Lines on features that, in many rows, have no value that the model knows."""
+        names = self.reader.column_names
+        return [
+            f"{name}: the model knows none of its {number:,} values; is it the same column, of the "
+            "same type (000050 read as a number is 50)?"
+            for name, number in unseen.items()
+            if num_rows >= MANY_ROWS and number >= MOST * num_rows * names.count(name)
+        ]
 
     def logits(self, encoded: Encoded) -> np.ndarray:
         """Logits (n,) float32, as evaluation computes them; `ValueError`: one is not finite."""

@@ -136,7 +136,7 @@ def score_log(
     found: dict[str, Any] = {"lines": num_lines, "rows": num_rows}
     found["bad_lines"] = tally.dropped.get("bad line", 0)
     found["examples"] = tally.examples
-    found["unseen"] = _by_feature(model, model.unseen - before)
+    found["unseen"] = model.by_feature(model.unseen - before)
     found["labelled"] = sum(map(len, judged.labels))
     if num_rows and found["labelled"] == num_rows:
         found["metrics"] = judged.report(shift)
@@ -215,13 +215,6 @@ def _whole_batches(model: TrainedModel, encoded: list[Encoded]) -> tuple[list[En
     return [rows._replace(dense=rows.dense[num:], ids=rows.ids[num:])], logits
 
 
-def _by_feature(model: TrainedModel, unseen: np.ndarray) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for name, number in zip(model.reader.column_names, unseen.tolist(), strict=True):
-        found[name] = found.get(name, 0) + number
-    return {name: number for name, number in found.items() if number}
-
-
 Write = Callable[[np.ndarray, np.ndarray], None]
 
 
@@ -282,6 +275,8 @@ def say(found: dict[str, Any], model: TrainedModel, file: IO[str] | None = None)
         print(f"{found['bad_lines']:,} bad lines have an empty score", file=file)
         for example in found["examples"]:
             print(f"bad line: {example}", file=file)
+    for line in model.strange_columns(found["unseen"], rows):
+        print(f"warning: {line}", file=file)
     number_of = {name: model.reader.column_names.count(name) for name in found["unseen"]}
     for name, number in found["unseen"].items():
         share = number / max(rows * number_of[name], 1)

@@ -80,15 +80,20 @@ def run_script(main: Callable[[], Any]) -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE) or not is_expected(error):
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
         script = os.path.basename(sys.argv[0])
-        print(f"{script}: error: {message}", file=sys.stderr)
+        print(f"{script}: error: {said_of(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
         output.say_lost()
+
+
+def said_of(error: BaseException) -> str:
+    """An error's text in one line; of one that has none, what it is."""
+    usual = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+    return " ".join(str(error).split()) or usual
 
 
 def is_expected(error: BaseException) -> bool:

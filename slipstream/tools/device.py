@@ -57,10 +57,9 @@ def tune_process(
     if device.type == "cuda":
         # What determinism needs is read once, when cuBLAS starts: so for every run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    deterministic_here = deterministic and device.type == "cuda"
-    if deterministic_here != torch.are_deterministic_algorithms_enabled():
-        # It loads PyTorch's compiler, for a second, even where nothing changes.
-        torch.use_deterministic_algorithms(deterministic_here)
+    # Also where it changes nothing: it loads PyTorch's compiler, 0.1 GB that the optimizer would
+    # load after free memory was compared with what the run needs.
+    torch.use_deterministic_algorithms(deterministic and device.type == "cuda")
     chosen = {"precision": precision, "deterministic": deterministic}
     return chosen | tune_cpu(num_threads, products=device.type == "cpu")
 

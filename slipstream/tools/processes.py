@@ -145,7 +145,7 @@ def _run_rank(main: Callable[[], Any]) -> None:
         failure = error
     if rank:
         time.sleep(SAME_S)
-    text = f"rank {rank}: {failure}"
+    text = f"rank {rank}: {cli.said_of(failure)}"
     if isinstance(failure, RankLost):
         text = _who_is_lost(rank, str(failure))
     if not _note(text):
