@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests (CPU, about 5 minutes; those marked gpu need CUDA). Flags go to pytest.
+# Run the tests (CPU, four to five minutes; those marked gpu need CUDA). Flags go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")"
 source bench/python.sh
