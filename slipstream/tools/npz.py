@@ -303,12 +303,13 @@ def _unreadable(path: Path, error: BaseException) -> str:
 
 
 def _members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    members = archive.infolist()
     seen: set[str] = set()
-    for info in members:
+    for info in (members := archive.infolist()):
         name = info.filename
         if not MEMBER_NAME.fullmatch(name) or name in seen:
             raise ValueError(f"it has a member named {name[:80]!r}; expected arrays, each once")
+        if info.comment:  # a changed length of it hides the members behind
+            raise ValueError(f"{name}: has a comment")
         seen.add(name)
     return members
 
@@ -335,14 +336,11 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
+        formats = np.lib.format
+        is_first = formats.read_magic(file) == (1, 0)
+        read = formats.read_array_header_1_0 if is_first else formats.read_array_header_2_0
         with HEADER_LOCK:
-            shape, fortran_order, dtype = read_header(file)
+            shape, fortran_order, dtype = read(file)
     except Exception as error:  # numpy lets errors of Python's own parser through
         raise ValueError(f"{name}: no array header") from error
     if dtype.hasobject:
@@ -353,7 +351,7 @@ def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.d
 def _check_size(
     info: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype, header_bytes: int
 ) -> None:
-    if min(shape, default=0) < 0 or dtype.itemsize == 0:
+    if min(shape, default=0) < 0 or not dtype.itemsize:
         raise ValueError(f"{info.filename}: holds no values")
     if header_bytes + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError(f"{info.filename}: its size does not match its header")
@@ -394,6 +392,8 @@ def _start_of(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     if len(local) < LOCAL_HEADER_BYTES or local[:4] != b"PK\x03\x04":
         raise ValueError(f"{info.filename}: no zip header where the directory says")
     name_length, extra_length = struct.unpack("<HH", local[26:30])
+    if file.read(name_length) != info.filename.encode():  # else it would pass for a missing one
+        raise ValueError(f"{info.filename}: its header has another name")
     start = info.header_offset + LOCAL_HEADER_BYTES + name_length + extra_length
     if start + info.file_size > os.fstat(file.fileno()).st_size:
         raise ValueError(f"{info.filename}: is cut off")
