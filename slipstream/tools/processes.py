@@ -275,6 +275,8 @@ def _launch(number: int, command: list[str]) -> int:
     }
     threads = max(1, num_threads() // number)
     usual = {"OMP_NUM_THREADS": threads, THREADS_VARIABLE: threads, "GLOO_SOCKET_IFNAME": "lo"}
+    # torch warns of a launcher that was killed, in C++ frames; what of it, we say.
+    usual["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     if sys.platform != "linux":
         del usual["GLOO_SOCKET_IFNAME"]
     shared |= {name: str(value) for name, value in usual.items() if name not in os.environ}
