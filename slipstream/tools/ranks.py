@@ -58,8 +58,9 @@ class Ranks:
 
     def part(self, num_inputs: int) -> slice:
         """Which inputs of a joined batch are this rank's: [n r / W, n (r + 1) / W)."""
-        before = sum(self.parts(num_inputs)[: self.rank])
-        return slice(before, before + self.parts(num_inputs)[self.rank])
+        parts = self.parts(num_inputs)
+        before = sum(parts[: self.rank])
+        return slice(before, before + parts[self.rank])
 
     def parts(self, num_inputs: int) -> list[int]:
         """How many inputs of a joined batch each rank has."""
