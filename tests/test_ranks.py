@@ -378,6 +378,26 @@ def test_a_launcher_that_is_gone_leaves_no_rank(monkeypatch):
     assert end.value.code == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_who_is_lost_with_the_launcher(monkeypatch, is_gone):
+    """What another rank does that heard of it earlier is no fault to be told."""
+
+    def lose():
+        if is_gone:
+            monkeypatch.setenv(processes.LAUNCHED, "0")
+        raise RankLost("control: closed")
+
+    for name, value in zip(processes.VARIABLES, ("0", "2", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(processes.LAUNCHED, str(os.getppid()))
+    monkeypatch.setattr(sys, "platform", "none")
+    monkeypatch.setattr(processes, "_join", lambda rank: (None, None))
+    monkeypatch.setattr(processes, "_who_is_lost", lambda rank, reason: "lost")
+    with pytest.raises(SystemExit if is_gone else ValueError) as end:
+        processes._run_rank(lose)
+    assert str(end.value) == (str(128 + signal.SIGTERM) if is_gone else "lost")
+
+
 def test_nobody_listens(monkeypatch, capfd):
     """One line, within the time that is given."""
     with socket.socket() as held:

@@ -131,7 +131,7 @@ def _run_rank(main: Callable[[], Any]) -> None:
     global _ranks, _store
     rank = int(os.environ["RANK"])
     if LAUNCHED in os.environ:
-        _end_with(int(os.environ[LAUNCHED]))
+        _end_with_launcher()
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
@@ -143,6 +143,8 @@ def _run_rank(main: Callable[[], Any]) -> None:
         raise  # said, or a signal, of which all have heard
     except BaseException as error:
         failure = error
+    if isinstance(failure, RankLost) and _has_lost_launcher():
+        sys.exit(128 + signal.SIGTERM)  # the other one heard of it earlier, and has ended
     if rank:
         time.sleep(SAME_S)
     text = f"rank {rank}: {cli.said_of(failure)}"
@@ -157,12 +159,17 @@ def _run_rank(main: Callable[[], Any]) -> None:
     raise failure
 
 
-def _end_with(launcher: int) -> None:
+def _end_with_launcher() -> None:
     """A launcher that is killed takes its ranks with it, after a last checkpoint."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher:  # it was killed while this one was starting
+    if _has_lost_launcher():  # it was killed while this one was starting
         sys.exit(128 + signal.SIGTERM)
+
+
+def _has_lost_launcher() -> bool:
+    """Whether `_launch`, which started this process, was killed."""
+    return LAUNCHED in os.environ and os.getppid() != int(os.environ[LAUNCHED])
 
 
 def _end_unless_lost(number: int, _: object) -> None:
