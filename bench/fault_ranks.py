@@ -140,9 +140,10 @@ def kill_ranks(job: Job, num_kills: int, rng: np.random.Generator, bar: tqdm) ->
         target = int(rng.integers(NUM_RANKS + 1))  # the last is the launcher
         ranks = run.find_ranks()
         victim = run.launcher.pid if target == NUM_RANKS or len(ranks) <= target else ranks[target]
+        is_within = any(job.output.glob("*.partial"))
+        is_killed = is_killed and _kill(victim)
         if is_killed:
-            counts["in a checkpoint"] += any(job.output.glob("*.partial"))
-            os.kill(victim, signal.SIGKILL)
+            counts["in a checkpoint"] += is_within
             counts["kills"] += 1
             bar.update()
         status, said, left = run.end()
@@ -164,6 +165,15 @@ def kill_ranks(job: Job, num_kills: int, rng: np.random.Generator, bar: tqdm) ->
                 faults.append(f"{job.what}: status {status}, other weights: {said[-300:]}")
             job.clear()
     return {**counts, "seconds": whole_run, "faults": faults}
+
+
+def _kill(pid: int) -> bool:
+    """Kill a process; False where it has ended meanwhile."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _does_not_load(job: Job) -> str | None:
