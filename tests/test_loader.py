@@ -103,6 +103,9 @@ def test_inputs_on_a_device_are_the_same_inputs():
     source.dense[:5] = -1
     moved = DeviceInputs(source, CPU)
     assert len(moved) == 50 and DeviceInputs.bytes_needed(source) == 50 * 24
+    cut = moved.batch(slice(20))
+    twice = 2 * sum(array.nbytes for array in cut) + 4 * cut[1].numel()
+    assert DeviceInputs.bytes_needed(source, 20) == 50 * 24 + twice
     for chosen in (np.array([3, 3, 49, 0]), slice(10, 20)):
         for got, expected in zip(moved.batch(chosen), source.batch(chosen), strict=True):
             assert got.dtype == expected.dtype and torch.equal(got, expected)

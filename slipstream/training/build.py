@@ -221,16 +221,16 @@ def build_trainer(
     """The training loop that `settings` ask for."""
     training, machine, judged = settings.training, settings.machine, settings.evaluation
     on_cuda, data = table.device.type == "cuda", prepared.data
-    if machine.device_data != "false" and on_cuda:
-        data = move_resident_inputs(prepared, table, machine.device_data == "true", ranks)
+    batch_size = training.mini_batch_size
+    if (always := machine.device_data) != "false" and on_cuda:
+        data = move_resident_inputs(prepared, table, always == "true", batch_size, ranks)
     optimizer = make_optimizer(model.network, training.dense_optimizer)
-    batch_size, graph = training.mini_batch_size, machine.cuda_graph
     rate_ratio = training.dense_learning_rate / training.learning_rate
     num_steps = -(-prepared.data.num_train // batch_size)
     print_freq, said_freq = report_freqs(judged.print_freq, num_steps)
     return Trainer(
         step=TrainStep(
-            *(model, table, optimizer, batch_size, graph, rate_ratio),
+            *(model, table, optimizer, batch_size, machine.cuda_graph, rate_ratio),
             label_weights=training.loss_weights if training.loss_function == "wbce" else None,
             ranks=ranks,
         ),

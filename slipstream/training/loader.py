@@ -32,11 +32,10 @@ from torch import Tensor
 from slipstream.tools.ranks import Ranks
 from slipstream.training.batching import EpochPlan, PlannedBatch
 from slipstream.training.embedding import EmbeddingTable, Prepared, StagedBatch
-from slipstream.training.sets import Inputs
+from slipstream.training.sets import Inputs, num_cut_together
 from slipstream.training.sharded import ShardedTable
 
 NUM_AHEAD = 2  # mini-batches of a kind that are cut ahead
-TOGETHER_INPUTS = 1 << 15  # cut in one go on a device, if no mini-batch is larger: 9 MB of Criteo
 T = TypeVar("T")
 Table = EmbeddingTable | ShardedTable
 
@@ -321,7 +320,7 @@ class Loader:
         num_replaced, start = planned.key
         stop, found = start + len(planned.inputs), self._together.get(planned.hot)
         if found is None or found.num_replaced != num_replaced or stop > found.stop:
-            count = max(TOGETHER_INPUTS // self._plan.batch_size, 1) * self._plan.batch_size
+            count = num_cut_together(self._plan.batch_size)
             coming = self._plan.coming(planned.hot, start, count)
             arrays = self._inputs[planned.hot].batch(coming)
             found = _Together(num_replaced, start, start + len(coming), arrays)

@@ -53,6 +53,7 @@ from slipstream.training.set_files import (
 PROCESSED_FILE = "processed_file"  # in `TIMES_FILE`: where it is, from the folder on
 # Of a processed file's manifest, where it has them.
 HANDED_ON = (TRANSFORMS, SUB_SAMPLING, VOCABULARY)
+TOGETHER_INPUTS = 1 << 15  # cut in one go on a device, if no mini-batch is larger: 9 MB of Criteo
 
 
 class Inputs(Protocol):
@@ -295,6 +296,11 @@ def _open_set(
     return ClickInputs(dense, slots, labels, days, None, stream, has_absent, transforms, weights)
 
 
+def num_cut_together(batch_size: int) -> int:
+    """How many inputs on a device are cut in one go: whole mini-batches."""
+    return max(TOGETHER_INPUTS // batch_size, 1) * batch_size
+
+
 class DeviceInputs:
     """`ClickInputs` copied to a device: batches are cut there, and no host memory is touched.
 
@@ -317,10 +323,15 @@ class DeviceInputs:
             self._labels[part] = labels.to(device)
 
     @staticmethod
-    def bytes_needed(inputs: ClickInputs) -> int:
-        """Device memory that the inputs would take."""
-        num_features = inputs.dense.shape[1] + inputs.categories.shape[1]
-        return 4 * len(inputs) * (num_features + 1)
+    def bytes_needed(inputs: ClickInputs, num_cut: int = 0) -> int:
+        """Device memory that the inputs would take, and `num_cut` at a time cut out of them.
+
+        Those are cut before the last ones are given up, with slots of 8 bytes, once also of 4.
+        """
+        num_dense, num_columns = inputs.dense.shape[1], inputs.categories.shape[1]
+        cut = 2 * (4 * num_dense + 8 * num_columns + 4) + 4 * num_columns
+        num_cut = min(num_cut, len(inputs))
+        return 4 * len(inputs) * (num_dense + num_columns + 1) + cut * num_cut
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -356,7 +367,7 @@ class Places(Protocol):
 
 
 def move_resident_inputs(
-    prepared: PreparedData, table: Places, always: bool, ranks: Ranks | None = None
+    prepared: PreparedData, table: Places, always: bool, batch_size: int, ranks: Ranks | None = None
 ) -> TrainingData:
     """Copy the training inputs whose rows are all on the device there too.
 
@@ -370,7 +381,7 @@ def move_resident_inputs(
     }
     for name in (name for name, fits in resident.items() if fits):
         inputs = getattr(prepared.data, name)
-        needed = DeviceInputs.bytes_needed(inputs)
+        needed = DeviceInputs.bytes_needed(inputs, num_cut_together(batch_size))
         is_large = not always and 2 * needed > free_device_bytes(table.device)
         if ranks is not None:  # all do as one must
             is_large = ranks.is_any(is_large)
