@@ -4,7 +4,7 @@ Each method runs in a process of its own with its own settings, and they train i
 mini-batches each, so that the machine's drift meets all alike. The engines run their real training
 loop, `--epochs` times over the log, in whole blocks; plain PyTorch (`bench.plain_dlrm`) its usual
 one. The result is a table and a JSON file with the hardware in its name. A method that fails is
-left out, and named at the end.
+left out, and named at the end. Ctrl-C or SIGTERM (`timeout`) ends it with what was measured so far.
 
     python -m bench.throughput --model kaggle --mini-batch-size 128 512 2048 16384
 
@@ -29,6 +29,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -49,6 +50,7 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/throughput.py`
 import input_segregation  # noqa: E402
 from bench.floor import measure_floor  # noqa: E402
 from bench.turns import (  # noqa: E402
+    END,
     check_batch,
     parse_method,
     percentiles,
@@ -60,7 +62,7 @@ from slipstream.logs.synthetic import KAGGLE_TABLE_SIZES, planted_clicks  # noqa
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.device import choose_device  # noqa: E402
 from slipstream.tools.npz import write_npz  # noqa: E402
-from slipstream.tools.runtime import describe_machine, git_commit  # noqa: E402
+from slipstream.tools.runtime import StopRequest, describe_machine, git_commit  # noqa: E402
 
 MODELS = {
     "kaggle": {"dim": 16, "bot": "13-512-256-64-16", "top": "512-256-1"},
@@ -120,8 +122,8 @@ def answer(connection: Connection, method: str) -> dict[str, Any]:
     return got
 
 
-def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
-    """All methods at one mini-batch size, block by block in turn.
+def compare(methods: list[str], job: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
+    """All methods at one mini-batch size, block by block in turn, until `stop` is asked for.
 
     A method that fails is left out from there on, with its error under `failed`.
     """
@@ -152,20 +154,23 @@ def compare(methods: list[str], job: dict[str, Any]) -> dict[str, Any]:
 
     try:
         ready = each(answer, methods)  # nobody measures while another still starts
-        alone = each(ask, list(ready))
+        alone = {} if stop.signal else each(ask, list(ready))
         blocks: dict[str, list[dict[str, Any]]] = {method: [] for method in alone}
         running = list(alone)
-        while running:
+        while running and not stop.signal:
             latest = each(ask, running)
             for method, block in latest.items():
                 blocks[method].append(block)
             running = [method for method, block in latest.items() if not block["done"]]
-        finished = [method for method in alone if method not in results["failed"]]
+        for method in running:
+            connections[method].send(END)
+        failed, least = results["failed"], 2 if stop.signal else 0  # blocks
+        finished = [name for name in alone if name not in failed and len(blocks[name]) >= least]
         for method, peaks in each(ask, finished).items():
             results[method] = {**alone[method], **_totals(blocks[method]), **peaks}
     finally:
         for process in processes:
-            process.kill() if sys.exc_info()[0] else process.join()
+            process.kill() if sys.exc_info()[0] or stop.signal else process.join()
     return results
 
 
@@ -363,7 +368,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for batch_size in args.mini_batch_size:
         job = job_of(args, batch_size, log, num_train, folders)
         job |= {**shape, "processed": str(processed), "device": device.type}
-        results = compare(args.methods, job)
+        with StopRequest(speaks=False) as stop:
+            results = compare(args.methods, job, stop)
         report["sizes"][str(batch_size)] = results
         if len(results) > 2:  # a method ran
             print_table(batch_size, results, args.methods)
@@ -374,6 +380,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             path = path / f"throughput_{args.model}{tables}_{hardware_name(machine)}.json"
             path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print(f"results: {path}")
+        if stop.signal:
+            print(f"stopped by {signal.Signals(stop.signal).name} at mini-batch {batch_size}")
+            sys.exit(128 + stop.signal)
     failed = [name for results in report["sizes"].values() for name in results["failed"]]
     if failed:
         raise ValueError(f"these methods failed, see above: {', '.join(dict.fromkeys(failed))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -49,11 +50,12 @@ OPTIONS = {
 }
 EXCLUSIVE = ({"bf16", "tf32"}, {"hybrid", "gpu"})
 NUM_PHASE_STEPS = 30
+END = "end"  # in place of a turn
 MIN_BATCHES = 20  # more than the workers of a DataLoader have ready
 
 
 class Enough(Exception):
-    """A method has consumed as much of the log as there are whole blocks."""
+    """A method has consumed as much of the log as there are whole blocks, or is told to end."""
 
 
 def parse_method(text: str) -> tuple[str, set[str], int | None]:
@@ -99,7 +101,8 @@ class Pace:
         self._wait()
 
     def _wait(self) -> None:
-        self._connection.recv()
+        if self._connection.recv() == END:
+            raise Enough
         self._start = time.perf_counter()
 
 
@@ -134,6 +137,8 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def work(connection: Connection, method: str, job: dict[str, Any]) -> None:
     """A method's process: measures alone what can be, then trains block by block."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the conductor says when to end
+        signal.signal(number, signal.SIG_IGN)
     try:
         if parse_method(method)[0] == "plain":
             _work_plain(connection, method, job)

@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -165,3 +166,24 @@ def test_throughput_of_all_methods(tmp_path, capfd, monkeypatch):
     phases = results["fae"]["phases_ms"]
     assert phases["step"] > phases["forward"] > 0 and phases["gather"] > 0
     assert results["floor"]["fp32"]["products_ms"] > 0
+
+
+def test_what_was_measured_before_a_signal_is_kept(tmp_path, capsys, monkeypatch):
+    """The table and the file are of the blocks so far; no other size is begun."""
+    plain, turns = throughput.ask, iter(range(1000))
+
+    def ask(*values):
+        if next(turns) == 3:  # alone, and two blocks, came before
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*values)
+
+    monkeypatch.setattr(throughput, "ask", ask)
+    flags = f"--rows 7000 --work-dir {tmp_path} --output-dir {tmp_path} --mini-batch-size 64 32"
+    flags += " --block-samples 640 --device cpu --num-threads 1 --seconds-alone 0.01"
+    with pytest.raises(SystemExit) as stopped:
+        throughput.main([*flags.split(), "--methods", "baseline"])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM at mini-batch 64" in capsys.readouterr().out
+    [path] = tmp_path.glob("throughput_kaggle_*.json")
+    sizes = json.loads(path.read_text())["sizes"]
+    assert list(sizes) == ["64"] and sizes["64"]["baseline"]["num_blocks"] == 2
