@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a machine with CUDA must show, in one command: about 8 minutes on one H100.
+# Everything that a machine with CUDA must show, in one command: about 9 minutes on one H100.
+# Ended by a signal (`timeout`), it keeps what was measured until then.
 #
 #   bench/gpu_suite.sh [folder for the results, default bench/results]
 #
@@ -18,7 +19,8 @@ read -ra methods <<<"${METHODS:-plain+hybrid plain+gpu baseline baseline+serial 
   fae+hot fae fae+serial slipstream baseline+resident+adaptive fae+hot+adaptive fae+adaptive \
   slipstream+adaptive fae+adaptive+eager baseline+resident+tf32 baseline+resident+bf16 \
   slipstream+adaptive+bf16}"
-status=0
+status=0 is_asked_to_end=no
+trap 'is_asked_to_end=yes' INT TERM # the command that runs has heard of it, too
 export SLIPSTREAM_TRACEBACK=1 # of whatever fails; the rest goes on
 
 echo "== tests marked gpu"
@@ -39,4 +41,11 @@ echo "== throughput, Kaggle's model and table sizes"
   --work-dir "$WORK_DIR" --output-dir "$results" --device "$DEVICE" --seconds-alone 0.5 \
   --mini-batch-size "${sizes[@]}" --hot-emb-gpu-mem 16777216 --block-samples 131072 --epochs 2 \
   --methods "${methods[@]}" || status=$?
+
+# Two processes that share the GPUs there are: by gloo where it is one, by NCCL where there are two.
+echo "== two ranks"
+[ "$is_asked_to_end" = yes ] || "$PYTHON" -m bench.scaling --processes 2 --repetitions 1 \
+  --segregated-data-dir "$WORK_DIR/synthetic_${ROWS}_published_seed123_processed_dim16_hot16777216" \
+  --mini-batch-size "${sizes[0]}" --num-batches "${BATCHES:-300}" --device "$DEVICE" \
+  --runs-dir "$WORK_DIR/two_ranks" --out "$results/scaling_two_ranks_$DEVICE.csv" || status=$?
 exit "$status"

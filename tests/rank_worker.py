@@ -131,6 +131,7 @@ def run_case(case, folder, ranks):
         def collect():
             arrays.update(trainer.table.read(slice(None)))
             names = ("auc", "loss", "dropped", "step", "reached", "processes")
+            names += ("training_s", "communication_s", "communication")
             said.update({name: summary.get(name) for name in names})
 
         trainer.team.led(collect)

@@ -242,6 +242,9 @@ def test_equals_one_process(data, outcomes, number):
             assert np.abs(value - expected[key]).max() <= tolerance, (name, key)
         assert np.abs(values["rows"]).max() > 0.1
         assert said["copies_equal"] and said["processes"] == number
+        # Of training alone: neither the start, in which one waits for the others, nor evaluation.
+        assert 0 < said["communication_s"] < said["training_s"], name
+        assert "network" in said["communication"] and "evaluation" not in said["communication"]
 
 
 @pytest.mark.parametrize("number", [2, 3])

@@ -39,7 +39,8 @@ class Ranks:
         local_size: ranks on this machine.
         handlers: what rank 0 may `ask` for, by name.
         is_lost: whether a collective failed.
-        seconds, num_bytes: that collectives took and brought here so far, by kind.
+        seconds, num_bytes: that collectives took and brought here so far, by kind; see
+            `count_while`.
     """
 
     def __init__(self, local_size: int) -> None:
@@ -47,6 +48,7 @@ class Ranks:
         self.local_size = local_size
         self.is_lost = False
         self.handlers: dict[str, Callable[..., Any]] = {}
+        self._is_counted: Callable[[], bool] = lambda: True
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.num_bytes: Counter[str] = Counter()
         self._leads = False
@@ -67,6 +69,12 @@ class Ranks:
         ends = [num_inputs * rank // self.size for rank in range(self.size + 1)]
         return [end - start for start, end in itertools.pairwise(ends)]
 
+    def count_while(self, is_counted: Callable[[], bool]) -> None:
+        """From now on count the collectives that end while this is so, from 0."""
+        self._is_counted = is_counted
+        self.seconds.clear()
+        self.num_bytes.clear()
+
     @contextmanager
     def _collective(self, kind: str, num_bytes: int) -> Iterator[None]:
         start = time.perf_counter()
@@ -75,8 +83,9 @@ class Ranks:
         except RuntimeError as error:
             self.is_lost = True
             raise RankLost(f"{kind}: {error}") from error
-        self.seconds[kind] += time.perf_counter() - start
-        self.num_bytes[kind] += num_bytes
+        if self._is_counted():
+            self.seconds[kind] += time.perf_counter() - start
+            self.num_bytes[kind] += num_bytes
 
     def start_sum(self, values: Tensor, kind: str) -> Callable[[], None]:
         """Begin to add up `values` over the ranks, in place, to the same bits on each; the returned

@@ -204,6 +204,11 @@ class Clocks:
         self._active = ["other"]
         self._begin, self._switches = self._start, involuntary_switches()
 
+    @property
+    def activity(self) -> str:
+        """What is being counted."""
+        return self._active[-1]
+
     def switches_per_s(self) -> float:
         """How often a second other work took a core from a thread of this process, so far."""
         seconds = time.perf_counter() - self._begin
@@ -232,7 +237,7 @@ class Clocks:
     def _settle(self) -> None:
         self._synchronize()
         now = time.perf_counter()
-        activity = self._active[-1]
+        activity = self.activity
         self._seconds[activity] = self._seconds.get(activity, 0.0) + now - self._mark
         self._mark = now
 

@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from slipstream.tools.device import random_state
 from slipstream.tools.ranks import Ranks
+from slipstream.tools.runlog import Clocks
 from slipstream.tools.runtime import StopRequest
 from slipstream.training import agreement
 from slipstream.training.batching import EpochPlan
@@ -100,11 +101,12 @@ def team_of(
     data: TrainingData,
     progress: Callable[[], Progress],
     rule: DropRule | None,
+    clocks: Clocks,
 ) -> Alone | Team:
     """The ranks of a run, or its one process; see `Team`."""
     if ranks is None:
         return Alone(step, stop, checkpoints)
-    return Team(ranks, step, stop, checkpoints, data, progress, rule)
+    return Team(ranks, step, stop, checkpoints, data, progress, rule, clocks)
 
 
 def say_differences(network: nn.Module, ranks: Ranks | None) -> None:
@@ -130,6 +132,7 @@ class Team(Alone):
         data: of the run.
         progress: of the run so far.
         rule: the drop rule; None: all inputs are trained.
+        clocks: of the run; while they count training, collectives are counted, too.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class Team(Alone):
         data: TrainingData,
         progress: Callable[[], Progress],
         rule: DropRule | None,
+        clocks: Clocks,
     ) -> None:
         super().__init__(step, stop, checkpoints)
         assert isinstance(step.table, ShardedTable) and step.joined is not None
@@ -149,6 +153,7 @@ class Team(Alone):
         self._sets = {"hot": data.hot, "cold": data.cold, "test": data.test, "val": data.val}
         self._progress, self._rule = progress, rule
         self._signal: int | None = None
+        ranks.count_while(lambda: clocks.activity == "training")
         # A network's first weights may be drawn by what no seed decides.
         self._spread(state_arrays(step.model.network))
         ranks.handlers |= {
@@ -195,7 +200,7 @@ class Team(Alone):
         self._spread({name: state[name] for name in state if name.startswith("buffer.")})
 
     def communication(self) -> dict[str, Any]:
-        """Seconds in which this rank waited for collectives, and bytes that it received."""
+        """Seconds of training in which this rank waited for collectives, and bytes it received."""
         ranks = self._ranks
         by_kind = {
             kind: {"seconds": round(seconds, 6), "bytes": ranks.num_bytes[kind]}

@@ -114,7 +114,7 @@ class Trainer:
         self.test_freq, self.val_freq, self.print_freq = test_freq, val_freq, print_freq
         self.said_freq, self.checkpoints, stop = said_freq, checkpoints, stop or StopRequest()
         self._on_report, self.progress = on_report, Progress()
-        of_run = (step, stop, checkpoints, data, lambda: self.progress, drop_rule)
+        of_run = (step, stop, checkpoints, data, lambda: self.progress, drop_rule, clocks)
         self.team = team_of(ranks, *of_run)
         self._rate = learning_rate.base  # of the last step
         self.keeper = Keeper(
