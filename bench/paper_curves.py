@@ -9,7 +9,15 @@ import numpy as np
 
 from bench.colours import METHOD_COLOURS
 from bench.paper_runs import METHODS, NAMES, PLAIN, Drawn, Job, Plan, mean_sd
-from bench.paper_style import Label, bar_axes, label_bars, label_lines, new_figure, plain_log_ticks
+from bench.paper_style import (
+    Label,
+    bar_axes,
+    label_bars,
+    label_lines,
+    new_figure,
+    plain_log_ticks,
+    whiskered,
+)
 from bench.run_figures import aligned_points
 from bench.run_records import Records, all_training_s
 from slipstream.tools.runlog import OVERHEAD
@@ -227,13 +235,16 @@ def mini_batch(plan: Plan) -> Drawn:
         rows.append(row)
     picture, [[left, right]] = new_figure(3.4, 1, 2, width_ratios=(1, 1))
     labels: list[Label] = []
-    for axes, key, factor in ((left, "samples_per_s", 1e-3), (right, "auc", 1.0)):
-        for method in dict.fromkeys(job.method for job in jobs):
+    methods = list(dict.fromkeys(job.method for job in jobs))
+    panels = ((left, "samples_per_s", "rate_sd", 1e-3), (right, "auc", "auc_sd", 1.0))
+    for axes, key, spread, factor in panels:
+        for number, method in enumerate(methods):
             mine = [row for row in rows if row["method"] == method]
             mine.sort(key=lambda row: row["mini_batch"])
-            x, y = ([row[name] for row in mine] for name in ("mini_batch", key))
-            y = [factor * value for value in y]
-            axes.plot(x, y, "o-", color=METHOD_COLOURS[method])
+            # Beside each other: at equal mini-batches their whiskers would cover one another.
+            x = [row["mini_batch"] * (0.96 + 0.04 * number) for row in mine]
+            y, half = ([factor * row[name] for row in mine] for name in (key, spread))
+            whiskered(axes, x, y, half, METHOD_COLOURS[method])
             if key == "auc":
                 labels.append(Label(NAMES[method], METHOD_COLOURS[method], x[-1], y[-1]))
         plain_log_ticks(axes, sorted({row["mini_batch"] for row in rows}))
@@ -248,6 +259,8 @@ def mini_batch(plan: Plan) -> Drawn:
     said = (
         f"FAE at mini-batch {max(sizes):,} trains {large['samples_per_s']:,.0f} inputs a second, "
         f"{large['samples_per_s'] / small['samples_per_s']:.1f} times as many as at "
-        f"{min(sizes):,}; final test AUC {large['auc']:.4f} and {small['auc']:.4f}."
+        f"{min(sizes):,}; final test AUC {large['auc']:.4f} and {small['auc']:.4f}. "
     )
+    is_spread = len(plan.seeds) > 1
+    said += "Whiskers: standard deviation over seeds." if is_spread else plan.noise(jobs)
     return Drawn(rows, said, picture, jobs=jobs)

@@ -106,6 +106,11 @@ def label_lines(axes: Any, labels: Sequence[Label], side: str = "right") -> None
         )
 
 
+def whiskered(axes: Any, x: Any, y: Any, half: Any, colour: str) -> None:
+    """A line of points with whiskers, `half` up and `half` down; NaN, as of one seed: none."""
+    axes.errorbar(x, y, yerr=half, fmt="o-", color=colour, elinewidth=1, capsize=2)
+
+
 def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
     """Places near the `wanted` ones, ascending, that keep so much room between them, within 0..1
     where they fit.

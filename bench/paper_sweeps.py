@@ -12,7 +12,7 @@ import numpy as np
 from bench.colours import METHOD_COLOURS
 from bench.compare import half_interval
 from bench.paper_runs import NAMES, Drawn, Job, Plan, mean_sd
-from bench.paper_style import SOFT, new_figure, plain_log_ticks
+from bench.paper_style import SOFT, new_figure, plain_log_ticks, whiskered
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,11 @@ def sweep_figure(name: str) -> Callable[[Plan], Drawn]:
 def _auc_lines(axes: Any, rows: list[dict[str, Any]], x: list[float]) -> None:
     """Slipstream less FAE, which is the line at 0, with what 95 % of paired seeds leave open."""
     y = [1e3 * row["less_fae"] for row in rows]
-    error = 1e3 * np.nan_to_num([row["interval"] for row in rows])
+    half = 1e3 * np.array([row["interval"] for row in rows])
     colour, blue = METHOD_COLOURS["slipstream"], METHOD_COLOURS["fae"]
     axes.axhline(0, color=blue)
-    axes.errorbar(x, y, yerr=error, fmt="o-", color=colour, elinewidth=1, capsize=2)
+    whiskered(axes, x, y, half, colour)
+    error = np.nan_to_num(half)
     ends = [0.0, *(np.array(y) - error), *(np.array(y) + error)]
     low, high = min(ends), max(ends)
     room = high - low or 1.0

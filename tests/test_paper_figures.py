@@ -213,6 +213,30 @@ def test_what_the_reader_gave_is_usual():
     assert first.words == ("--schedule", "interleaved") and second == Job("fae")
 
 
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_mini_batches_show_the_spread_over_seeds(num_seeds):
+    """Whiskers of a standard deviation up and down at each point; of one seed there are none."""
+
+    def records(job):
+        start = {"training": {"mini_batch_size": int(job.setting.removeprefix("batch") or 64)}}
+        aucs = (0.70, 0.72, 0.77)[:num_seeds]
+        return [[start, {"samples": 9000, "training_s": 10 * auc, "auc": auc}] for auc in aucs]
+
+    seeds = {"seeds": range(num_seeds), "noise": lambda jobs: "Noise."}
+    plan = plan_with("", batch_size=64, num_train=9000, records=records, **seeds)
+    with paper_style.style():
+        drawn = paper_curves.mini_batch(plan)
+    assert len(drawn.rows) == 12 and drawn.said.endswith(
+        "Noise." if num_seeds == 1 else "Whiskers: standard deviation over seeds."
+    )
+    for axes, key in zip(drawn.picture.axes, ("rate_sd", "auc_sd"), strict=True):
+        ends = [path.vertices[:, 1] for lines in axes.collections for path in lines.get_paths()]
+        sizes = [np.ptp(end) for end in ends if np.isfinite(end).all()]
+        factor = 2 * (1e-3 if key == "rate_sd" else 1)
+        wanted = [factor * row[key] for row in drawn.rows] if num_seeds > 1 else []
+        assert sizes == pytest.approx(wanted)
+
+
 def test_scaling_is_drawn_where_it_was_run(tmp_path):
     lines = [
         {"kind": kind, "scheme": scheme, "scaling": "weak", "processes": w, "speedup": 0.8 * w}
