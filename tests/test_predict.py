@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import warnings
 
@@ -235,14 +236,28 @@ def test_lines_without_a_header(trained, tmp_path):
 
 
 def test_a_column_of_strangers_is_warned_of(trained, tmp_path, capsys):
+    """In place of the line on unseen values, which other columns get: of rows, or of lists."""
     folder, _, test, _ = trained
-    renamed = test.with_columns(item=pl.lit("00") + pl.col("item"))
-    model, line = load_model(folder / "model"), f"item: the model knows none of its {len(test)} val"
-    with pytest.warns(UserWarning, match=line):
+    num, unknown = len(test), "the vocabulary does not have"
+    is_first = pl.int_range(num) < 3
+    renamed = test.with_columns(
+        item=pl.lit("00") + pl.col("item"),
+        site=pl.when(is_first).then(pl.lit("x")).otherwise(pl.col("site")),
+        tags=pl.when(is_first).then(pl.lit("x|t1|y")).otherwise(pl.col("tags")),
+    )
+    model = load_model(folder / "model")
+    line = f"item: {num} of {num} rows (100.00%) have a value that {unknown}; is it the same"
+    with pytest.warns(UserWarning, match=re.escape(line)) as caught:
         model.predict(renamed)
+    assert len(caught) == 1
     renamed.write_csv(tmp_path / "new.csv")
     say(score_log(model, tmp_path / "new.csv", str(tmp_path / "out.csv")), model)
-    assert f"warning: {line}" in capsys.readouterr().out
+    said = [one for one in capsys.readouterr().out.splitlines() if unknown in one]
+    assert said[0].startswith(f"warning: {line}") and said[1:3] == [
+        f"site: 3 of {num} rows ({3 / num:.2%}) have a value that {unknown}",
+        f"tags: the lists of {num} rows have 6 values that {unknown}",
+    ]
+    assert not any(one.startswith("item:") for one in said)
     with warnings.catch_warnings(action="error"):
         model.predict(test)
         model.predict(renamed[:5])  # may well be new

@@ -52,6 +52,7 @@ NETWORK = Flag(
 )
 BATCH_SIZE = 16384  # as the trainers' --test-mini-batch-size
 MANY_ROWS, MOST = 100, 0.99  # of which, a share of a column's values that is as good as all
+SAME_COLUMN = "is it the same column, of the same type (000050 read as a number is 50)?"
 
 
 class TrainedModel:
@@ -95,12 +96,12 @@ class TrainedModel:
         `frame`: pandas or a dict of arrays, where NaN is a missing value, or polars. Labels,
         weights and other columns may be there. With `corrects`, of a model whose training rows were
         thinned, probabilities are those of whole rows. Raises `ValueError` for a missing column, or
-        a value that is none of its kind; warns of a column whose values are all unseen.
+        a value that is none of its kind; warns of a column with hardly a value that is known.
         """
         encoded = self.reader.of_frame(_polars_frame(frame))
         self.unseen += encoded.unseen
         found = self.by_feature(encoded.unseen)
-        for line in self.strange_columns(found, len(encoded.ids)):
+        for line in self.unseen_lines(found, len(encoded.ids))[0]:
             warnings.warn(line, stacklevel=2)
         return probabilities(self.logits(encoded), self.shift if corrects else 0.0)
 
@@ -111,15 +112,25 @@ class TrainedModel:
             found[name] = found.get(name, 0) + number
         return {name: number for name, number in found.items() if number}
 
-    def strange_columns(self, unseen: Mapping[str, int], num_rows: int) -> list[str]:
-        """Lines on features that, in many rows, have no value that the model knows."""
-        names = self.reader.column_names
-        return [
-            f"{name}: the model knows none of its {number:,} values; is it the same column, of the "
-            "same type (000050 read as a number is 50)?"
-            for name, number in unseen.items()
-            if num_rows >= MANY_ROWS and number >= MOST * num_rows * names.count(name)
-        ]
+    def unseen_lines(self, unseen: Mapping[str, int], num_rows: int) -> tuple[list[str], list[str]]:
+        """Lines on features with values that the vocabulary does not have.
+
+        First those on features that, in many rows, have hardly another value, then the others.
+        """
+        strange, usual = [], []
+        for name, number in unseen.items():
+            num_columns = self.reader.column_names.count(name)
+            share, where = number / max(num_rows * num_columns, 1), f"{num_rows:,} rows"
+            if num_columns == 1:
+                line = f"{name}: {number:,} of {where} ({share:.2%}) have a value"
+            else:  # how many values their lists hold is not known here
+                line = f"{name}: the lists of {where} have {number:,} values"
+            line += " that the vocabulary does not have"
+            if num_rows >= MANY_ROWS and share >= MOST:
+                strange.append(f"{line}; {SAME_COLUMN}")
+            else:
+                usual.append(line)
+        return strange, usual
 
     def logits(self, encoded: Encoded) -> np.ndarray:
         """Logits (n,) float32, as evaluation computes them; `ValueError`: one is not finite."""

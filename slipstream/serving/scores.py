@@ -275,15 +275,9 @@ def say(found: dict[str, Any], model: TrainedModel, file: IO[str] | None = None)
         print(f"{found['bad_lines']:,} bad lines have an empty score", file=file)
         for example in found["examples"]:
             print(f"bad line: {example}", file=file)
-    for line in model.strange_columns(found["unseen"], rows):
-        print(f"warning: {line}", file=file)
-    number_of = {name: model.reader.column_names.count(name) for name in found["unseen"]}
-    for name, number in found["unseen"].items():
-        share = number / max(rows * number_of[name], 1)
-        print(
-            f"{name}: {number:,} values ({share:.2%} of its) that the vocabulary does not have",
-            file=file,
-        )
+    strange, usual = model.unseen_lines(found["unseen"], rows)
+    for line in (*(f"warning: {line}" for line in strange), *usual):
+        print(line, file=file)
     if 0 < found["labelled"] < rows:
         print(f"no metrics: {found['labelled']:,} of {rows:,} rows have a label", file=file)
     if "metrics" in found:
