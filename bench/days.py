@@ -5,7 +5,8 @@
 Of each day's log a processed file is made that extends the one before (`data_utils.py --extend`).
 The model is tested on it as it is, all rows of the day (progressive validation), and goes on with
 it. Beside its AUC, with --compare, those of the first day's model as it is, and of one that is
-trained anew on all days before; which of the three to use is what this tells.
+trained anew on all days before; which of the three to use is what this tells, at a cost that grows
+with the square of the number of days.
 
 Every stage is one of the scripts, whose own state tells what is done: the same command goes on
 after an interruption. Results go to <work-dir>/days.json; the newest model is <work-dir>/going/...,
@@ -53,6 +54,9 @@ class Days:
         self.folder = Path(args.work_dir).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.script = SCRIPTS[args.method]
+        days = len(self.logs)
+        self.num_trainings = days - args.no_last + (days - 1 if args.compare else 0)
+        self.num_begun = 0
 
     def call(self, script: str, *flags: Any) -> None:
         """Run a script of ours, in this process."""
@@ -72,14 +76,18 @@ class Days:
         self.call("data_utils.py", *flags)
         return target
 
-    def train(self, processed: Path, model: Path, before: Path | None) -> Path:
-        """A model of a processed file, which goes on from the one before.
+    def train(self, processed: Path, model: Path, before: Path | None, what: str) -> Path:
+        """A model of a processed file, which goes on from the one before; `what`: said of it.
 
         `ValueError`: one is there that was made of other data or with other flags.
         """
+        self.num_begun += 1
+        is_done = (model / "done.json").exists()
+        said = f"training {self.num_begun} of {self.num_trainings}: {what}"
+        print(said + (", done before" if is_done else ""), flush=True)
         done = {"data": fingerprint(processed), "method": self.args.method}
         done |= {"flags": " ".join(self.trainer_flags), "from": str(before)}
-        if (model / "done.json").exists():
+        if is_done:
             if read_json(model / "done.json") != done:
                 raise ValueError(f"{model} is of other logs or flags; choose another --work-dir")
             return model
@@ -139,7 +147,9 @@ class Days:
         """All days; what each one's tests said."""
         found: list[dict[str, Any]] = []
         processed = self.preprocess(self.logs[0], self.folder / "day_0.npz", None)
-        first = model = self.train(processed, self.folder / "going" / "day_0", None)
+        first = model = self.train(
+            processed, self.folder / "going" / "day_0", None, f"{GOING}, {self.logs[0].name}"
+        )
         first_data = processed
         for day, log in enumerate(self.logs[1:], 1):
             today = self.preprocess(log, self.folder / f"day_{day}.npz", processed)
@@ -152,7 +162,8 @@ class Days:
             said = ", ".join(f"{name} {one['auc']:.4f}" for name, one in tested.items())
             print(f"{log.name} ({tested[GOING]['rows']:,} rows): test AUC {said}", flush=True)
             if day < len(self.logs) - 1 or not self.args.no_last:
-                model = self.train(today, self.folder / "going" / f"day_{day}", model)
+                target = self.folder / "going" / f"day_{day}"
+                model = self.train(today, target, model, f"{GOING}, {log.name}")
             processed = today
         print(f"model: {model}\nresults: {self.folder / 'days.json'}")
         return found
@@ -165,7 +176,8 @@ class Days:
         self.preprocess(raw, target, None)
         if raw.is_file():
             raw.unlink()  # the next run, too, finds its processed file
-        model = self.train(target, folder / f"model_{day}", None)
+        days = f"{day} days" if day > 1 else "1 day"
+        model = self.train(target, folder / f"model_{day}", None, f"{ANEW}, {days}")
         today = self.preprocess(log, folder / f"day_{day}.npz", target)
         return self.test(model, target, today)
 
@@ -186,7 +198,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help="values seen fewer times on a day share a row until they are not; 1 = off",
     )
     parser.add_argument(
-        "--compare", action="store_true", help="also the first model as it is, and training anew"
+        "--compare",
+        action="store_true",
+        help="also the first model as it is, and training anew on all days before: with D days "
+        "D - 1 more trainings, of D (D - 1) / 2 days' inputs in all, preprocessed for each (30 "
+        "days: 29 trainings, 435 days' inputs, where going on trains on 30)",
     )
     parser.add_argument("--work-dir", default="runs/days", help="folder of all files that it makes")
     parser.add_argument("--no-last", action="store_true", help="do not train on the last day")

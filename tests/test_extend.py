@@ -248,6 +248,11 @@ def test_days_are_tested_before_they_are_trained_on(days, tmp_path, capsys):
     written = sorted((tmp_path / "w/going").rglob("state.npz"))
     assert bench.days.main(given) == found
     assert sorted((tmp_path / "w/going").rglob("state.npz")) == written
-    assert "day_2.csv (500 rows)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "day_2.csv (500 rows)" in said
+    trainings = ["going on, day_0.csv", "anew, 1 day", "going on, day_1.csv", "anew, 2 days"]
+    trainings = [f"training {at} of 4: {what}" for at, what in enumerate(trainings, 1)]
+    told = [line for line in said.splitlines() if line.startswith("training")]
+    assert told == [*trainings, *(f"{line}, done before" for line in trainings)]
     with pytest.raises(ValueError, match="is of other logs or flags"):
         bench.days.main([*given, "--learning-rate", "2"])
