@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         batch_size=args.test_mini_batch_size,
     )
     if args.report:
+        if args.report == scores.STANDARD_OUTPUT:
+            raise ValueError("--report -: expected the name of a file; --output may be -")
         scores.check_output(model, "--report", args.report, args.raw_data_file)
         if os.path.realpath(args.report) == os.path.realpath(args.output):
             raise ValueError("--report and --output name one file; choose another for one of them")

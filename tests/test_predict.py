@@ -117,7 +117,8 @@ def test_scores_are_those_of_the_evaluation(trained, capsys):
     metrics = json.loads((folder / "r.json").read_text())["metrics"]
     for name in ("auc", "log_loss", "normalized_entropy", "accuracy"):
         assert metrics[name] == found["metrics"][name] == summary[name]
-    assert "AUC" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "AUC" in said and "\nby site: " in said and "\n(empty) " in said
     labels, weights = test["clicked"].to_numpy(), test["w"].to_numpy()
     assert metrics["auc"] == roc_auc_score(labels, expected, sample_weight=weights)
     rate, mean = np.average(labels, weights=weights), np.average(expected, weights=weights)
@@ -197,8 +198,8 @@ def test_frames_and_files_that_look_like_others(trained, tmp_path):
     flags = (
         f"--load-model {tmp_path}/model --raw-data-file {hive}/part2.csv --output {tmp_path}/o.csv"
     )
-    for report in (hive / "part2.csv", tmp_path / "o.csv"):
-        with pytest.raises(ValueError, match="is read here|name one file"):
+    for report in (hive / "part2.csv", tmp_path / "o.csv", "-"):
+        with pytest.raises(ValueError, match="is read here|name one file|expected the name of a"):
             predict.main([*flags.split(), "--report", str(report)])
 
 
@@ -229,6 +230,8 @@ def test_lines_without_a_header(trained, tmp_path):
         assert ("metrics" in said) == is_labelled and said["lines"] == len(rows) + 1
         scores = (tmp_path / "o.csv").read_text().split("\n")[:-1]
         assert scores[0] == "" and [float(score) for score in scores[1:]] == expected
+    with pytest.raises(ValueError, match="--by city: the log's columns are item, clicked, age, si"):
+        score_log(model, tmp_path / "a", str(tmp_path / "o.csv"), by="city")
     weighted = {**described, "weight": "w", "columns": [*described["columns"], "w"]}
     (tmp_path / "columns.json").write_text(json.dumps(weighted))
     with pytest.raises(ValueError, match="cannot be told whether 'clicked' or 'w' is missing"):
@@ -261,6 +264,26 @@ def test_a_column_of_strangers_is_warned_of(trained, tmp_path, capsys):
     with warnings.catch_warnings(action="error"):
         model.predict(test)
         model.predict(renamed[:5])  # may well be new
+
+
+def test_groups_that_are_shown(trained, tmp_path, capsys):
+    """Of many those of most rows, long names by both ends; without labels it is said."""
+    folder, _, test, _ = trained
+    model, out = load_model(folder / "model"), str(tmp_path / "out.csv")
+    names = [f"{'long ' * 9}{at}" for at in range(60)] + ["frequent"] * (len(test) - 60)
+    frame = test.with_columns(extra=pl.Series(names))
+    frame.write_csv(tmp_path / "new.csv")
+    say(score_log(model, tmp_path / "new.csv", out, by="extra"), model)
+    said = capsys.readouterr().out
+    table = said[said.index("by extra:") :].splitlines()
+    assert [line[:28].rstrip() for line in table[1:3]] == [
+        "frequent",
+        "long long lo...g long long 0",
+    ]
+    assert len(table) == 52 and table[-1].startswith("and 11 more values, of fewer rows")
+    frame.drop("clicked").write_csv(tmp_path / "new.csv")
+    say(score_log(model, tmp_path / "new.csv", out, by="extra"), model)
+    assert f"no metrics: 0 of {len(frame)} rows have a label" in capsys.readouterr().out
 
 
 def test_values_never_seen_are_rare_ones_or_absent(trained):

@@ -35,7 +35,7 @@ from slipstream.tools.places import output_file, regular_file, room_for
 from slipstream.training.vocabulary_file import VOCABULARY_FILE
 
 COLUMN = "probability"
-MAX_GROUPS = 10_000
+MAX_GROUPS, MOST_SHOWN = 10_000, 50
 STANDARD_OUTPUT = "-"
 NO_ROW = "nan"  # until it is Parquet, whose reader takes an empty line for none
 
@@ -117,8 +117,8 @@ def score_log(
     """Write the probabilities of a log's lines to `output`: CSV, Parquet by its name, `-`.
 
     One line a line of the log; blank and bad ones have an empty score. The file is written beside
-    itself and renamed. Returns `lines`, `rows`, `bad_lines`, `unseen` by feature and, where the log
-    has labels, `metrics`. Raises `ValueError` and `OSError` as preprocessing does.
+    itself and renamed. Returns `lines`, `rows`, `bad_lines`, `unseen` by feature, `by` and, where
+    the log has labels, `metrics`. Raises `ValueError` and `OSError` as preprocessing does.
     """
     paths = files_of(model.reader.data_set, raw_data_file)
     raws = [RawFile(path, root=root_of(path, [raw_data_file])) for path in paths]
@@ -128,6 +128,9 @@ def score_log(
     before = model.unseen.copy()
     # As a log's first line names its columns, so does the first line here.
     has_header = model.reader.has_header(paths[0])
+    names = model.reader.log_format.names
+    if by and not has_header and by not in names:
+        raise ValueError(f"--by {by}: the log's columns are {', '.join(names)}")
     num_lines = num_rows = 0
     with _written(output, has_header) as write:
         for has_row, logits in _logits(model, raws, tally, block_bytes, by, judged):
@@ -137,7 +140,7 @@ def score_log(
     found["bad_lines"] = tally.dropped.get("bad line", 0)
     found["examples"] = tally.examples
     found["unseen"] = model.by_feature(model.unseen - before)
-    found["labelled"] = sum(map(len, judged.labels))
+    found |= {"labelled": sum(map(len, judged.labels)), "by": by}
     if num_rows and found["labelled"] == num_rows:
         found["metrics"] = judged.report(shift)
     return found
@@ -145,8 +148,9 @@ def score_log(
 
 def check_output(model: TrainedModel, flag: str, path: str, raw_data_file: str | Path) -> None:
     """Raise `ValueError` for a file that is, or lies in, the log or the model."""
-    if Path(path).suffix in (*PACKED, ".zst"):
-        raise ValueError(f"{flag} {path}: it is written plain; expected .csv or .parquet")
+    suffix = Path(path).suffix
+    if suffix in (*PACKED, ".zst"):
+        raise ValueError(f"{flag} {path}: it is written plain; expected a name without {suffix}")
     saved = model.saved.folder
     folder = saved.parent if (saved.parent / VOCABULARY_FILE).exists() else saved
     output_file(flag, path, (raw_data_file, folder))
@@ -278,10 +282,12 @@ def say(found: dict[str, Any], model: TrainedModel, file: IO[str] | None = None)
     strange, usual = model.unseen_lines(found["unseen"], rows)
     for line in (*(f"warning: {line}" for line in strange), *usual):
         print(line, file=file)
-    if 0 < found["labelled"] < rows:
+    if found["labelled"] < rows and (found["labelled"] or found["by"]):
         print(f"no metrics: {found['labelled']:,} of {rows:,} rows have a label", file=file)
     if "metrics" in found:
         _say_metrics(found["metrics"], file)
+        if found["by"]:
+            _say_groups(found["by"], found["metrics"]["by"], file)
 
 
 def _say_metrics(metrics: dict[str, Any], file: IO[str]) -> None:
@@ -295,14 +301,25 @@ def _say_metrics(metrics: dict[str, Any], file: IO[str]) -> None:
     print("tenths by probability:      rows   mean probability   click rate", file=file)
     for rows, mean, rate in metrics["reliability"]:
         print(f"{rows:>32,} {mean:>18.4f} {rate:>12.4f}", file=file)
-    by = metrics.get("by", {})
-    if by:
-        print("by value:                       rows      AUC   log loss   calibration", file=file)
-    for value, one in list(by.items())[:50]:
+
+
+def _say_groups(name: str, groups: dict[str, Any], file: IO[str]) -> None:
+    shown = list(groups.items())
+    if len(shown) > MOST_SHOWN:
+        shown = sorted(shown, key=lambda group: -group[1]["rows"])[:MOST_SHOWN]
+    head = f"{_short(f'by {name}:')} {'rows':>9} {'AUC':>8} {'log loss':>10} {'calibration':>13}"
+    print(head, file=file)
+    for value, one in shown:
         print(
-            f"{str(value)[:28]:<28} {one['rows']:>9,} {one['auc']:>8.4f} {one['log_loss']:>10.4f} "
-            f"{one['calibration']:>13.4f}",
+            f"{_short(value or '(empty)')} {one['rows']:>9,} {one['auc']:>8.4f} "
+            f"{one['log_loss']:>10.4f} {one['calibration']:>13.4f}",
             file=file,
         )
-    if len(by) > 50:
-        print(f"and {len(by) - 50:,} more (--report has all)", file=file)
+    if len(groups) > len(shown):
+        num_others = len(groups) - len(shown)
+        print(f"and {num_others:,} more values, of fewer rows (--report has all)", file=file)
+
+
+def _short(text: str) -> str:
+    """Of 28 characters, the end of a longer text among them."""
+    return f"{text if len(text) <= 28 else text[:12] + '...' + text[-13:]:<28}"
