@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 import warnings
@@ -18,6 +19,7 @@ import data_utils
 import dlrm_s_pytorch
 import fae_train
 import predict
+from bench.fault_scenes import broken_pipe
 from slipstream.logs import taobao
 from slipstream.logs.columnfile import read_column_file
 from slipstream.logs.rows import ABSENT, Rows
@@ -326,6 +328,21 @@ def test_bad_lines_keep_their_place(trained, tmp_path):
     with pytest.raises(ValueError, match=r"new.csv, line 3: 2 columns"):
         scored(tmp_path, b"\n".join(lines))
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_reader_that_takes_no_more(trained, tmp_path):
+    """Scores are a result: losing some of them is an error, in words."""
+    folder, _, test, _ = trained
+    test.write_csv(tmp_path / "new.csv")
+    kept, pipe = os.dup(1), broken_pipe()
+    os.dup2(pipe, 1)
+    try:
+        with pytest.raises(OSError, match="^--output -: its reader took no more; scores are miss"):
+            score_log(load_model(folder / "model"), tmp_path / "new.csv", "-")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(pipe)
 
 
 def test_what_cannot_be_scored_is_said(trained, tmp_path, monkeypatch):

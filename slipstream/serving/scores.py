@@ -229,8 +229,11 @@ def _written(output: str, has_header: bool) -> Iterator[Write]:
         # Not `sys.stdout`: what is lost of it is a result here, not chatter.
         if (failure := getattr(sys.stdout, "failure", None)) is not None:
             raise OSError(f"--output -: standard output cannot be written to: {failure}")
-        with open(os.dup(1), "wb") as file:
-            yield _csv_writer(file, has_header)
+        try:
+            with open(os.dup(1), "wb") as file:
+                yield _csv_writer(file, has_header)
+        except BrokenPipeError:
+            raise OSError("--output -: its reader took no more; scores are missing") from None
         return
     path = Path(os.path.realpath(output))
     is_parquet = path.suffix == ".parquet"
