@@ -122,11 +122,13 @@ say_current() {
 }
 
 # What the trainer of a first run says last: commands for the repository.
-propose() {
+propose() { # the script's words
   local script control="" keep="--save-model runs/mine/model  # keeps the model: predict.py scores rows"
   script="./$(basename "$0")"
-  if [ "$script" = ./run_slipstream.sh ]; then
-    control="$script --drop-policy random  # the control: as many inputs dropped, at random"$'\n      '
+  if [ "$script" = ./run_slipstream.sh ] && [[ " $* " != *" --drop"[-_]"policy"* ]]; then
+    control="$script" # of --paper another
+    if [[ " $* " == *" --paper "* ]]; then control+=" --paper"; fi
+    control+=" --drop-policy random  # the control: as many inputs dropped, at random"$'\n      '
   fi
   keep="$script $keep"
   if [ -n "$model" ]; then keep="$PYTHON predict.py --load-model $model --raw-data-file $RAW_DATA --output scores.csv"; fi
@@ -186,7 +188,7 @@ prepare() {
   HOT_COLD="${HOT_COLD:-$(dirname "$PROCESSED_DATA")/$hot_cold}"
   hold "$PROCESSED_DATA" "$HOT_COLD" ${synthetic:+"$RAW_DATA"}
   if [ -n "$synthetic" ]; then
-    if [ ! -f "$PROCESSED_DATA" ] || [ ! -d runs ]; then propose; fi
+    if [ ! -f "$PROCESSED_DATA" ] || [ ! -d runs ]; then propose "$@"; fi
     say "No RAW_DATA given: using a SYNTHETIC log of $SYNTHETIC_ROWS rows, $RAW_DATA"
     "$PYTHON" bench/synthetic_log.py --rows "$SYNTHETIC_ROWS" --output "$RAW_DATA"
   fi
@@ -205,6 +207,6 @@ prepare() {
 
 if [ -z "$is_prepared" ]; then
   collect_current
-  prepare
+  prepare "$@"
   export PYTHON RAW_DATA PROCESSED_DATA HOT_COLD SLIPSTREAM_PREPARED=$$
 fi

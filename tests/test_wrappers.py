@@ -441,6 +441,31 @@ def test_the_pipeline_from_nothing_and_again(checkout):
     assert len(list((checkout / "runs").glob("*/log.jsonl"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "control"),
+    [
+        ([], "./run_slipstream.sh --drop-policy random  #"),
+        (["--paper"], "./run_slipstream.sh --paper --drop-policy random  #"),
+        (["--drop-policy", "random"], None),
+        (["--drop_policy=cold"], None),
+    ],
+)
+def test_the_control_that_is_proposed_is_that_of_the_run(flags, control):
+    """What a first run says last: not itself, and of --paper not another recipe's."""
+    text = (REPOSITORY / "bench/prepare.sh").read_text()
+    propose = re.search(r"^propose\(\) \{.*?^\}$", text, re.MULTILINE | re.DOTALL)[0]
+    code = f'{propose}\nmodel="" PYTHON=python; propose "$@"; echo "$SLIPSTREAM_NEXT"'
+    said = subprocess.run(
+        ["bash", "-c", code, "./run_slipstream.sh", *flags],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    first, *_ = said.splitlines()
+    assert first.startswith(f"next: {control or './run_slipstream.sh --save-model'}"), said
+    assert ("control" in said) == (control is not None) and said.startswith("next: ")
+
+
 def test_shellcheck():
     scripts = [*REPOSITORY.glob("*.sh"), *REPOSITORY.glob("bench/*.sh"), REPOSITORY / ".ci/run"]
     assert len(scripts) >= 8
