@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slipstream.logs.flags import bad_lines_of
+from slipstream.logs.flags import bad_lines_of, separator_flag
 from slipstream.serving import scores
 from slipstream.serving.model import BATCH_SIZE, CORRECTION, LOAD_MODEL, NETWORK, load_model
 from slipstream.tools import cli
@@ -43,6 +43,14 @@ FLAGS = (
         "without a score is empty, so pandas needs skip_blank_lines=False), Parquet where it ends "
         "in .parquet, or - for standard output",
         "FILE",
+    ),
+    cli.Flag(
+        "--separator",
+        separator_flag,
+        "auto",
+        "what parts this log's columns, where it is not what parted the model's own: one character "
+        "or tab (a comma: fields may be quoted)",
+        "CHARACTER",
     ),
     cli.Flag(
         "--bad-lines",
@@ -76,8 +84,8 @@ FLAGS = (
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
-    cli.add_flags(parser, "files", FLAGS[:6])
-    cli.add_flags(parser, "model", FLAGS[6:])
+    cli.add_flags(parser, "files", FLAGS[:7])
+    cli.add_flags(parser, "model", FLAGS[7:])
     return parser.parse_args(argv)
 
 
@@ -108,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         bad_lines=args.bad_lines,
         by=args.by,
         corrects=args.correct_sub_sampling,
+        separator=args.separator,
     )
     scores.say(found, model, said)
     if args.report:

@@ -38,6 +38,15 @@ FORMS = {
     "day": rf"-?[0-9]{{1,18}}(\.0*)?|{TIME}",
     "order": rf"[+-]?[0-9]{{1,19}}(\.[0-9]*)?|{TIME}",
 }
+# Formats of dates, and what is strict about their texts besides what strptime takes.
+SPELT_DATES = {
+    "%d.%m.%Y": r"\d\d?\.\d\d?\.\d{4}",
+    "%m/%d/%Y %I:%M %p": r"\d\d?/\d\d?/\d{4} \d\d?:\d\d? [AaPp][Mm]",
+    "%Y%m%d": r"\d{8}",
+    "%d-%b-%y %H:%M:%S.%f": r"\d\d?-[A-Za-z]{3}-\d\d \d\d?:\d\d?:\d\d?\.\d{1,9}",
+    "%B %d, %Y": r"[A-Za-z]+ \d\d?, \d{4}",
+    "%Y年%m月%d日T%H%M%S%z": r"\d{4}年\d\d?月\d\d?日T\d{6}([+-]\d\d:?\d\d|Z)",
+}
 SIZE = r"([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?"
 LAX_FORMS = {
     **FORMS,
@@ -47,6 +56,8 @@ LAX_FORMS = {
     "weight": rf"\+?{SIZE}",
 }
 FLOAT32 = float(np.finfo(np.float32).max)
+DECIMAL = ("count", "number", "weight")
+ZONES = [datetime.timezone(datetime.timedelta(hours=hours)) for hours in (0, 11, -9.5)]
 SPAN = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -57,6 +68,12 @@ class Bad(Exception):
 def value_of(kind, text, log):
     """A field as the plain parser reads it."""
     lax = "described" in log
+    if kind == "label" and log.get("words"):
+        if text.decode("latin-1") not in log["words"]:
+            raise Bad
+        return int(text.decode() in log["described"]["label"]["positive"])
+    if kind in ("day", "order") and log.get("format"):
+        return spelt_date(text, kind, log["format"])
     if kind == "behaviour" and text in (b"pv", b"buy", b"cart", b"fav"):
         return int(text == b"pv")
     if kind in ("string", "skip"):
@@ -76,6 +93,10 @@ def value_of(kind, text, log):
         return None
     if kind == "hex" and text == b"":
         return None
+    if kind in ("count", "number", "weight") and log.get("decimal") == ",":
+        if b"." in text:
+            raise Bad
+        text = text.replace(b",", b".")
     form = (LAX_FORMS if lax else FORMS).get(kind)
     if form is None or not re.fullmatch(form.encode(), text):
         raise Bad
@@ -103,6 +124,21 @@ def number_of(kind, text):
         size = size if abs(int(whole)) < 4 * 10**9 else size // 10**6 * 10**6
         return -size if text.startswith("-") else size
     return int(text.partition(".")[0])
+
+
+def spelt_date(text, kind, date_format):
+    """As `moment_of`, of a date in strptime's format."""
+    try:
+        text = text.decode()
+        if not re.fullmatch(SPELT_DATES[date_format], text, re.ASCII):
+            raise Bad
+        cut = re.sub(r"(\.\d{6})\d+$", r"\1", text)  # strptime takes microseconds
+        moment = datetime.datetime.strptime(cut, date_format)
+    except ValueError as error:
+        raise Bad from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    since = moment - SPAN
+    return since // datetime.timedelta(days=1 if kind == "day" else 0, microseconds=kind != "day")
 
 
 def moment_of(text, kind):
@@ -376,6 +412,10 @@ def text(r, kind, log):
         return str(r.randint(1, top) + (taobao.START - 3500 if kind == "time" else 0))
     if kind == "hour":
         return f"1410{r.randint(20, 22)}{r.randint(0, 23):02}"
+    if kind in ("day", "order") and log.get("format"):
+        moment = datetime.datetime(2024, 2, r.choice([8, 9, 28, 29]), r.randint(0, 23), 5, 9)
+        moment = moment.replace(microsecond=r.choice([0, 900, 123456]), tzinfo=r.choice(ZONES))
+        return re.sub(r"\b0(?=\d\b)", r.choice(["0", ""]), moment.strftime(log["format"]))
     if kind == "day":
         return r.choice(["2024-02-28", "2024-02-29", "2024-03-01 10:00", "2024-03-01T23:59:59Z"])
     if kind == "order":
@@ -386,6 +426,8 @@ def text(r, kind, log):
     if kind == "list":
         return ""
     lax = "described" in log
+    if kind == "label" and log.get("words"):
+        return r.choice(log["words"])
     choices = {
         "label": ["0", "1", *(["1.0", "true", "+0"] if lax else [])],
         "weight": ["1", "0.5", ".25", "2e0"],
@@ -396,8 +438,9 @@ def text(r, kind, log):
         "skip": ["", "x", "18446744073709551616"],
     }
     if lax and r.random() < 0.2 and kind in ("count", "number"):
-        return r.choice(["+3", "3.0", *log["nulls"]])
-    return r.choice(choices[kind])
+        choices[kind] = ["+3", "3.0", *log["nulls"]]
+    chosen = r.choice(choices[kind])
+    return chosen.replace(".", log.get("decimal", ".")) if kind in DECIMAL else chosen
 
 
 def make_log(r, what):
@@ -440,6 +483,20 @@ def field(r, log, place):
     return text(r, kind, log)
 
 
+def spell(r, described, key):
+    """Let a column file say how dates, numbers and labels are spelt, or some of them."""
+    spelt = {}
+    if key and r.random() < 0.5:
+        spelt["format"] = r.choice(list(SPELT_DATES))
+        described[key] = {"name": described[key], "format": spelt["format"]}
+    if described["separator"] != "," and r.random() < 0.3:
+        spelt["decimal"] = described["decimal"] = ","
+    if r.random() < 0.3:
+        spelt["words"] = ["yes", "1", "0", "ja!"]
+        described["label"] = {"name": "bought", "positive": ["yes", "0"], "negative": ["1", "ja!"]}
+    return spelt
+
+
 def custom_log(r):
     separator = r.choice(";|,\t")
     described = {**CUSTOM, "separator": separator, "header": r.random() < 0.7}
@@ -479,11 +536,13 @@ def custom_log(r):
         described["quote"] = True
     if key != "day":
         described["days"] = r.randint(2, 5)
+    spelt = spell(r, described, key)
     nulls = r.choice([(), ("NULL", "nan")])
     if nulls:
         described["nulls"] = list(nulls)
     return {
         "described": described,
+        **spelt,
         "kinds": [KIND_OF[name] for name in names],
         "names": names,
         "order": read,

@@ -355,7 +355,10 @@ def test_what_cannot_be_scored_is_said(trained, tmp_path, monkeypatch):
             scored(tmp_path, frame, name, **options)
 
     refused("no columns? 'item'", test.drop("item"))
-    refused("; is its \"separator\" ';'", test.write_csv(separator=";").encode())
+    refused(
+        "is its separator ';'. Say so: .* or --separator of predict.py",
+        test.write_csv(separator=";").encode(),
+    )
     refused('29.7. is not .*; other numbers need "type"', test.with_columns(age=pl.lit("29.7")))
     refused("has no column 'item'", test.drop("item"), "new.parquet")
     refused("is empty", b"")

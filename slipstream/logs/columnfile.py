@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slipstream.logs import transforms
 from slipstream.logs.formats import KAGGLE_DAYS, Details, LogFormat, Split, split_of
+from slipstream.logs.spelling import USUAL, Spelling
 from slipstream.tools.places import regular_file
 from slipstream.tools.schema import check_nesting, decode_json
 
-SEPARATORS = {"csv": ",", "tsv": "\t"}
+SEPARATORS = {"csv": ",", "tsv": "\t", "tab": "\t"}
 CUSTOM_KEYS = (
-    "label, dense, categorical, day, order, weight, separator, header, quote, columns, days, nulls,"
-    " split"
+    "label, dense, categorical, day, order, weight, separator, decimal, header, quote, columns,"
+    " days, nulls, split"
 )
+DECIMAL_KINDS = ("count", "number", "weight")
 Column = tuple[Any, str, Details]  # its name, kind and details
 MAX_BYTES, MAX_ITEMS = 1 << 24, 1 << 20  # of a column file, and values in it
 MAX_VALUES = 4096  # of a list: each is an id column of every row
@@ -64,11 +67,17 @@ def _format_of(described: dict[str, Any]) -> LogFormat:
         raise ValueError(f"unknown key {min(map(str, unknown))!r}; expected {CUSTOM_KEYS}")
     if "day" in described and "order" in described:
         raise ValueError("got both day and order; expected one of them, or none")
-    columns: list[Column] = [(described.get("label"), "label", Details())]
+    columns: list[Column] = [_spelled(described.get("label"), "label", "positive, negative")]
     columns += [_dense(column) for column in _list_of(described, "dense")]
     columns += [_categorical(column) for column in _list_of(described, "categorical")]
     columns += [
-        (described[key], key, Details()) for key in ("day", "order", "weight") if key in described
+        _spelled(described[key], key, "format") for key in ("day", "order") if key in described
+    ]
+    columns += [(described["weight"], "weight", Details())] if "weight" in described else []
+    decimal = Spelling(decimal=described.get("decimal", "."))
+    columns = [
+        (name, kind, replace(detail, spelling=decimal) if kind in DECIMAL_KINDS else detail)
+        for name, kind, detail in columns
     ]
     kind_of: dict[str, str] = {}
     for name, kind, _ in columns:
@@ -107,11 +116,7 @@ def _check_table(
 def _with_layout(
     described: dict[str, Any], kind_of: dict[str, str], details: tuple[tuple[str, Details], ...]
 ) -> LogFormat:
-    separator = described.get("separator", ",")
-    separator = SEPARATORS.get(str(separator), separator)
-    is_byte = isinstance(separator, str) and len(separator) == 1 and separator.isascii()
-    if separator != "parquet" and (not is_byte or separator in '"\r\n' or separator.isalnum()):
-        raise ValueError(f"separator is {separator!r}; expected one character, or parquet")
+    separator = separator_of(described.get("separator", ","))
     header, quote = described.get("header", True), described.get("quote", separator == ",")
     if not isinstance(header, bool) or not isinstance(quote, bool):
         raise ValueError("header and quote are true or false")
@@ -119,9 +124,8 @@ def _with_layout(
     if not isinstance(num_days, int) or num_days < 2:
         raise ValueError(f"days is {num_days!r}; expected a whole number, at least 2")
     names = list(kind_of)
-    for name, detail in details:
-        if detail.values > 1 and detail.separator == separator and not quote:
-            raise ValueError(f"{name}: separator is {separator!r}, as between columns")
+    if not quote:
+        check_separator(separator, details)
     if separator != "parquet" and not header:
         names = [str(name) for name in _list_of(described, "columns")]
         missing = [name for name in kind_of if names.count(name) != 1]
@@ -143,6 +147,27 @@ def _with_layout(
         details=details,
         split=_split_of(described),
     )
+
+
+def separator_of(separator: Any) -> str:
+    """What parts columns: one character, or `parquet`. Raises `ValueError` for anything else."""
+    separator = SEPARATORS.get(str(separator), separator)
+    is_byte = isinstance(separator, str) and len(separator) == 1 and separator.isascii()
+    if separator != "parquet" and (not is_byte or separator in '"\r\n' or separator.isalnum()):
+        raise ValueError(f"separator is {separator!r}; expected one character, or parquet")
+    return separator
+
+
+def check_separator(separator: str, details: Iterable[tuple[str, Details]]) -> None:
+    """Raise `ValueError` where it stands in the fields, too, which are not quoted."""
+    for name, detail in details:
+        if detail.values > 1 and detail.separator == separator:
+            raise ValueError(f"{name}: separator is {separator!r}, as between columns")
+        if detail.spelling.decimal == separator:
+            raise ValueError(
+                f"{name}: decimal is {separator!r}, as between columns; expected another separator,"
+                ' or "quote": true'
+            )
 
 
 def _list_of(described: dict[str, Any], key: str) -> list[Any]:
@@ -178,6 +203,22 @@ def _one_of(column: dict[str, Any], key: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"column {column}: {key} is {value!r}; expected {' or '.join(choices)}")
     return value
+
+
+def _spelled(column: Any, kind: str, keys: str) -> Column:
+    """A column is its name, or an object that also says how its fields are spelled."""
+    if not isinstance(column, dict):
+        return column, kind, Details()
+    _keys_of(column, f"name, {keys}")
+    given = {key: column[key] for key in keys.split(", ") if key in column}
+    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    try:
+        spelling = Spelling(**{**given, **lists})
+        if given and spelling == USUAL:
+            raise ValueError(f"{min(given)} is {given[min(given)]!r}; expected it to say something")
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
+    return column.get("name"), kind, Details(spelling=spelling)
 
 
 def _dense(column: Any) -> Column:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.logs.formats import LogFormat
+from slipstream.logs.formats import Details, LogFormat, separator_hint
 from slipstream.logs.parsing import (
     BRACKETED,
     LAX_PATTERNS,
@@ -18,14 +18,18 @@ from slipstream.logs.parsing import (
     MEANINGS,
     PATTERNS,
     REQUIRED_KINDS,
+    SPELLED_KINDS,
     is_date,
     split_line,
 )
 from slipstream.logs.rows import SEVERAL_VALUES, BadBlock, calendar
+from slipstream.logs.spelling import Spelling
 
 SAY_VALUES = (
     'say in the column file how many it has at most, as "values": 6, or that it is one: "values": 1'
 )
+
+THOUSANDS = re.compile(rb"[+-]?[0-9]{1,3}([.,][0-9]{3})+([.,][0-9]*)?")
 
 
 def find_faults(lines: Iterable[Any], log_format: LogFormat) -> Iterator[tuple[int, str]]:
@@ -50,7 +54,9 @@ def fault_of_line(line: Any, log_format: LogFormat) -> str | None:
         except ValueError as error:
             return f": {error}"
         if len(fields) != log_format.num_in_file:
-            return f": {len(fields)} columns; expected {log_format.num_in_file}"
+            is_whole = len(fields) == 1 and log_format.lax
+            hint = separator_hint(fields[0].decode("utf-8", "replace")) if is_whole else ""
+            return f": {len(fields)} columns; expected {log_format.num_in_file}{hint}"
         fields += [text.encode() for text in log_format.fixed]
     for column, (kind, value) in enumerate(zip(log_format.kinds, fields, strict=True)):
         reason = fault_of_field(kind, value, log_format, column)
@@ -82,21 +88,42 @@ def fault_of_field(kind: str, value: Any, log_format: LogFormat, column: int) ->
     if is_dense and value.decode("utf-8", "replace") in log_format.nulls:
         return None
     patterns = LAX_PATTERNS if log_format.lax else PATTERNS
-    if not re.fullmatch(patterns[kind].encode(), value):
-        if kind == "label":
-            return f"{shown}; expected 0 or 1{'; other words must be converted' * log_format.lax}"
-        hint = _hint_at_dense(kind, value) if is_dense and log_format.lax else ""
-        return f"{shown} is not {MEANINGS[kind]}{hint}"
-    if not is_in_calendar(kind, value):
-        return f"{shown} is not {MEANINGS[kind]}"
-    return _fault_of_size(kind, value, shown, detail.transform != "log")
+    usual = detail.spelling.usual(value) if kind in SPELLED_KINDS else value
+    if usual is None or not re.fullmatch(patterns[kind].encode(), usual):
+        hint = _hint(kind, value if usual is None else usual, detail) if log_format.lax else ""
+        return f"{shown}{_expected(kind, detail.spelling)}{hint}"
+    if not is_in_calendar(kind, usual):
+        return f"{shown}{_expected(kind, detail.spelling)}"
+    return _fault_of_size(kind, usual, shown, detail.transform != "log")
 
 
-def _hint_at_dense(kind: str, value: bytes) -> str:
+def _expected(kind: str, spelling: Spelling) -> str:
+    if kind == "label":
+        words = [repr(word) for word in (*spelling.positive, *spelling.negative)] or ["0", "1"]
+        return f"; expected {', '.join(words[:-1])[:200]} or {words[-1][:40]}"
+    if spelling.format:
+        return f" is not a date of the format {spelling.format!r}"
+    comma = " with a decimal comma" if spelling.decimal == "," else ""
+    return f" is not {MEANINGS[kind]}{comma}"
+
+
+def _hint(kind: str, value: bytes, detail: Details) -> str:
     """How the column file may say what such a value is."""
-    if kind == "count" and re.fullmatch(LAX_PATTERNS["number"].encode(), value):
+    number = LAX_PATTERNS["number"].encode()
+    if detail.spelling.format or detail.spelling.positive or not value:
+        return ""
+    if kind == "label":
+        return '; for words say "positive" and "negative" in the column file'
+    if kind in ("day", "order") and re.search(rb"[0-9]", value):
+        return '; for others say "format" in the column file'
+    if kind == "count" and re.fullmatch(number, value):
         return '; other numbers need "type": "number"'
-    return '; where it stands for an empty one, name it in "nulls"' if value.isalpha() else ""
+    if kind in ("count", "number", "weight") and b"," in value:
+        if re.fullmatch(number, value.replace(b",", b".")):
+            return '; where commas are decimal, say "decimal": "," in the column file'
+        return "; separators of thousands are not taken" if THOUSANDS.fullmatch(value) else ""
+    is_null = kind in ("count", "number") and value.isalpha()
+    return '; where it stands for an empty one, name it in "nulls"' if is_null else ""
 
 
 def _fault_of_list(value: Any, log_format: LogFormat, column: int) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from slipstream.logs import sources
+from slipstream.logs.columnfile import separator_of
 from slipstream.tools import cli
 from slipstream.tools.runtime import num_threads
 
@@ -15,6 +16,17 @@ def bad_lines_of(text: str) -> int:
     if text == "stop" or (word == "skip" and number.isdecimal()):
         return int(number or 0)
     raise argparse.ArgumentTypeError(f"got {text!r}; expected stop, or skip:N")
+
+
+def separator_flag(text: str) -> str:
+    """Parse one character, `tab` or `tsv`; `auto` is none."""
+    try:
+        separator = "" if text == "auto" else separator_of(text)
+    except ValueError:
+        separator = "parquet"
+    if separator == "parquet":
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected one character, tab or auto")
+    return separator
 
 
 DATA_SET, RAW_FILE = (

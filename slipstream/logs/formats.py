@@ -16,7 +16,8 @@ A column is of one *kind*. What a field may hold, and whether it may be empty:
     skip     any UTF-8 text; group: likewise, and rows keep it
 
 A negative count or number is 0 where its transform is the logarithm, the usual one. In logs of a
-column file (*lax* ones) numbers may be spelled in more ways: labels 1.0 or true, +3, .5, 3.0.
+column file (*lax* ones) numbers may be spelled in more ways: labels 1.0 or true, +3, .5, 3.0; or
+as the column file says (`spelling`).
 
 Taobao's log has kinds of its own: id (a whole number of 1 to 9 digits), behaviour (pv, a click, or
 buy, cart, fav) and time (seconds since 1970).
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from slipstream.logs.features import Feature, FeatureLayout
+from slipstream.logs.spelling import USUAL, Spelling
 
 KAGGLE_DAYS = 7
 CATEGORY_KINDS, DENSE_KINDS = ("hex", "string", "list"), ("count", "number", "id")
@@ -175,6 +177,7 @@ class Details:
         pool: `sum`, `mean` or `sequence`, of a list.
         table: the categorical column whose table it shares; None: it has its own.
         element: kind of a list's values, `string` or `hex`.
+        spelling: of dates, numbers and labels.
     """
 
     transform: str = "log"
@@ -183,6 +186,7 @@ class Details:
     pool: str = "none"
     table: str | None = None
     element: str = "string"
+    spelling: Spelling = USUAL
 
     def kind_of_values(self, kind: str) -> str:
         """The kind of the values that a column of a kind holds: of a list, its elements'."""
@@ -242,6 +246,14 @@ class LogFormat:
     def detail(self, column: int) -> Details:
         """What is said of a column."""
         return self._details.get(self.names[column], Details())
+
+    def unspelled(self, names: Container[str]) -> LogFormat:
+        """The format in which these columns have the usual spelling."""
+        details = (
+            (name, replace(one, spelling=USUAL) if name in names else one)
+            for name, one in self.details
+        )
+        return replace(self, details=tuple(pair for pair in details if pair[1] != Details()))
 
     @cached_property
     def _details(self) -> dict[str, Details]:
@@ -352,8 +364,7 @@ class LogFormat:
             except (csv.Error, ValueError) as error:
                 raise ValueError(f", line 1: the header's quotes: {error}") from None
         names = [name.strip() for name in names]
-        others = [other for other in ";\t,|" if len(names) == 1 and other in text]
-        hint = f'; is its "separator" {others[0]!r}?' if others else ""
+        hint = separator_hint(text) if len(names) == 1 else ""
         self.check_folders(names)
         names += self.names[self.num_in_file :]
         kind_of = dict(zip(self.names, self.kinds, strict=True))
@@ -367,9 +378,21 @@ class LogFormat:
         return replace(self, kinds=kinds, names=tuple(names), order=self.order or self.names)
 
 
+def separator_hint(text: str) -> str:
+    """What to add to an error where a line has one field: another separator that it may have."""
+    found = next((other for other in ";\t,|" if other in text), "")
+    say = '"separator" in the column file, or --separator of predict.py'
+    return f"; is its separator {found!r}? Say so: {say}" if found else ""
+
+
 def describe_format(log_format: LogFormat) -> dict[str, Any]:
-    """What a manifest says of a column file's log."""
+    """What a manifest says of a column file's log; of spellings, which older ones have no word of,
+    those that are not usual.
+    """
     described = asdict(log_format)
+    for _, detail in described["details"]:
+        if detail["spelling"] == asdict(USUAL):
+            del detail["spelling"]
     return {key: value for key, value in described.items() if key not in OF_A_FILE}
 
 
@@ -381,7 +404,7 @@ def format_of(described: Mapping[str, Any]) -> LogFormat:
     try:
         values = {name: _as_tuple(value) for name, value in described.items()}
         values["split"] = Split(**described["split"])
-        values["details"] = tuple((name, Details(**one)) for name, one in described["details"])
+        values["details"] = tuple((name, _detail_of(one)) for name, one in described["details"])
         found = LogFormat(**values)
         is_whole = len(found.kinds) == len(found.names) and set(found.kinds) <= ALL_KINDS
         found.schema  # noqa: B018 - what does not fit shows
@@ -390,6 +413,11 @@ def format_of(described: Mapping[str, Any]) -> LogFormat:
     if not is_whole:
         raise ValueError("its columns are not whole: kinds and names do not fit")
     return found
+
+
+def _detail_of(described: Mapping[str, Any]) -> Details:
+    spelling = {key: _as_tuple(value) for key, value in described.get("spelling", {}).items()}
+    return Details(**{**described, "spelling": Spelling(**spelling)})
 
 
 def _as_tuple(value: Any) -> Any:

@@ -50,6 +50,20 @@ def frame_blocks(
         yield with_fixed(pl.DataFrame(texts), log_format)
 
 
+def typed_format(path: Path, log_format: LogFormat) -> LogFormat:
+    """The format of a file, in which columns that are no texts have the usual spelling."""
+    with _scanned(path) as table:
+        return log_format.unspelled(typed_names(table.collect_schema()))
+
+
+def typed_names(types: Mapping[str, Any]) -> list[str]:
+    """The columns that hold numbers, times and the like, which no spelling is of."""
+    pl = import_polars()
+    return [
+        name for name, dtype in types.items() if dtype not in (pl.String, pl.Categorical, pl.Enum)
+    ]
+
+
 @contextmanager
 def _scanned(path: Path) -> Iterator[Any]:
     """A file as polars' lazy frame; `ValueError` where it cannot be read."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from slipstream.logs.formats import KEY_KINDS, Details, LogFormat
 from slipstream.logs.rows import BadBlock, Rows, import_polars, label_column, no_rows, rows_of
+from slipstream.logs.spelling import FIRST_OF_1900, MONTHS, USUAL, Spelling, pattern_of
 
 MAX_INT32 = 2**31 - 1
 BRACKETED = r"(?s)^[ \t]*\[.*\][ \t]*$"  # a list as Python and JSON write it
@@ -59,6 +60,7 @@ MEANINGS = {
     "day": "a whole number or an ISO date",
     "order": "a number or an ISO date and time",
 }
+SPELLED_KINDS = ("label", "weight", "count", "number", "day", "order")
 REQUIRED_KINDS = ("label", "weight", "behaviour", "id", *KEY_KINDS)  # never empty
 # A log of these kinds alone holds no other byte than these, and its separator.
 PLAIN_KINDS, PLAIN_BYTES = ("label", "count", "hex"), b"0123456789abcdefABCDEF-\n"
@@ -72,7 +74,8 @@ def parse_block(block: bytes, log_format: LogFormat, max_ind_range: int = -1) ->
     if not block:
         return no_rows(log_format)
     block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
-    if not set(log_format.kinds) - {*PLAIN_KINDS} and not log_format.fixed:
+    is_usual = all(detail.spelling == USUAL for _, detail in log_format.details)
+    if not set(log_format.kinds) - {*PLAIN_KINDS} and not log_format.fixed and is_usual:
         try:
             return rows_of(read_frame(block, log_format, True), log_format, max_ind_range)
         except BadBlock:
@@ -203,6 +206,7 @@ def typed(frame: Any, log_format: LogFormat, is_plain: bool = False) -> Any:
         dense = pl.col([str(c) for c in log_format.columns("count", "number")])
         is_null = dense.is_in(list(log_format.nulls))
         frame = frame.with_columns(pl.when(is_null).then(None).otherwise(dense).name.keep())
+    frame = frame if is_plain else _in_usual_spelling(frame, log_format)
     columns = []
     for column, kind in enumerate(log_format.kinds):
         if kind == "skip":
@@ -222,6 +226,53 @@ def typed(frame: Any, log_format: LogFormat, is_plain: bool = False) -> Any:
     if is_plain and not label_column(converted, log_format).is_between(0, 1).all():
         raise BadBlock
     return converted
+
+
+def _in_usual_spelling(frame: Any, log_format: LogFormat) -> Any:
+    """A frame of strings, with those of columns that have a spelling in the usual one.
+
+    `BadBlock` for one that is not in its own.
+    """
+    spelled = []
+    for column, kind in enumerate(log_format.kinds):
+        spelling = log_format.detail(column).spelling
+        if kind in SPELLED_KINDS and spelling != USUAL:
+            spelled.append(_usual_texts(frame[str(column)], spelling).alias(str(column)))
+    found = frame.with_columns(spelled)
+    if spelled and found.null_count().row(0) != frame.null_count().row(0):
+        raise BadBlock
+    return found
+
+
+def _usual_texts(values: Any, spelling: Spelling) -> Any:
+    """A series of texts in the usual spelling, null where they are not in their own."""
+    pl = import_polars()
+    if spelling.positive:
+        words = dict.fromkeys(spelling.positive, "1") | dict.fromkeys(spelling.negative, "0")
+        return values.replace_strict(words, default=None, return_dtype=pl.String)
+    if spelling.decimal == ",":
+        pointed = pl.nth(0).str.replace_all(",", ".", literal=True)
+        has_point = pl.nth(0).str.contains(".", literal=True)
+        return values.to_frame().select(pl.when(~has_point).then(pointed)).to_series()
+    pattern = pattern_of(spelling.format)
+    found = values.str.extract_groups(f"^(?:{pattern})$").struct.unnest()
+    usual = {"H": "00", "M": "00", "S": "00", "f": "0", "z": ""}
+    missing = [pl.lit(text).alias(name) for name, text in usual.items() if name not in found]
+    found = found.with_columns(missing)
+    if "y" in found:
+        is_past = pl.col("y").cast(pl.Int64) >= FIRST_OF_1900
+        century = pl.when(is_past).then(pl.lit("19")).otherwise(pl.lit("20"))
+        found = found.with_columns(Y=century + pl.col("y"))
+    for name in {"b", "B"} & set(found.columns):
+        numbers = {month[:3].lower(): str(at) for at, month in enumerate(MONTHS, 1)}
+        month = pl.col(name).str.slice(0, 3).str.to_lowercase()
+        found = found.with_columns(m=month.replace_strict(numbers, default=None))
+    if "I" in found:
+        is_late = pl.col("p").str.to_lowercase() == "pm"
+        hour = pl.col("I").cast(pl.Int64) % 12 + 12 * is_late.cast(pl.Int64)
+        found = found.with_columns(H=hour.cast(pl.String))
+    two = (pl.col(name).str.zfill(2) for name in "mdHMS")
+    return found.select(pl.format("{}-{}-{}T{}:{}:{}.{}{}", "Y", *two, "f", "z")).to_series()
 
 
 def _check_texts(values: Any, kind: str, patterns: dict[str, str]) -> None:

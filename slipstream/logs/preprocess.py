@@ -193,11 +193,12 @@ def extending(
         here["history"] = taobao.history_of(schema.layout)
     if columns is not None and isinstance(there["columns"], dict):
         # What a file looks like may change from day to day, and what is held out.
-        here |= {key: columns[key] for key in ("order", "details")}
-        there |= {key: there["columns"].get(key) for key in ("order", "details")}
+        before = format_of(described["columns"])
+        for what, one in ((here, log_format), (there, before)):
+            meant = describe_format(one.unspelled(one.names))
+            what.update(json.loads(json.dumps({key: meant[key] for key in ("order", "details")})))
         of_kind = dict(zip(columns["names"], columns["kinds"], strict=True))
         here["kinds"] = {name: of_kind[name] for name in columns["order"]}
-        before = format_of(described["columns"])
         of_kind = dict(zip(before.names, before.kinds, strict=True))
         there["kinds"] = {name: of_kind.get(name) for name in columns["order"]}
     for key, value in json.loads(json.dumps(here)).items():

@@ -21,7 +21,7 @@ from slipstream.logs.containers import Unpacked
 from slipstream.logs.faults import find_faults
 from slipstream.logs.folders import folder_values, name_in
 from slipstream.logs.formats import LogFormat
-from slipstream.logs.parquet import parquet_blocks
+from slipstream.logs.parquet import parquet_blocks, typed_format
 from slipstream.logs.parsing import BYTE_ORDER_MARK, parse_block, typed
 from slipstream.logs.rows import BadBlock, Rows, no_rows, rows_of
 from slipstream.tools.runtime import ordered
@@ -216,6 +216,7 @@ def parsed_blocks(
     log_format = log_format.with_folders(raw.folder_values)
     if log_format.separator is None:
         raw.hash_whole()
+        log_format = typed_format(raw.path, log_format)
         blocks: Iterable[Any] = parquet_blocks(raw.path, log_format, tally.see)
         first_line, unit = 1, "row"
     else:

@@ -7,6 +7,7 @@ share, or is absent.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slipstream.logs import taobao
+from slipstream.logs.columnfile import check_separator
 from slipstream.logs.containers import PARQUET, kind_of_file
 from slipstream.logs.features import FeatureLayout
 from slipstream.logs.formats import FORMATS, LogFormat, format_of
-from slipstream.logs.parquet import frame_blocks, names_of
+from slipstream.logs.parquet import frame_blocks, names_of, typed_names
 from slipstream.logs.parsing import split_line
 from slipstream.logs.rawfile import RawFile, Tally, parse_checked, parsed_blocks
 from slipstream.logs.rows import ABSENT, Rows, folded
@@ -127,6 +129,25 @@ class Reader:
         log_format = _as_stored(path, self.log_format)
         return log_format.separator is None or log_format.header
 
+    def with_separator(self, separator: str, paths: Sequence[Path]) -> Reader:
+        """A reader of files of text whose fields are parted otherwise than in the model's own log.
+
+        Raises `ValueError` where they cannot be.
+        """
+        if self.data_set != "custom":
+            raise ValueError(
+                f"--separator: the model's log is {self.data_set}'s, which has its own"
+            )
+        if found := [path for path in paths if kind_of_file(path) == PARQUET]:
+            raise ValueError(f"--separator: {found[0]} is Parquet, which has none")
+        log_format = _as_stored(paths[0], self.log_format)
+        quote = log_format.quote or separator == ","
+        if not quote:
+            check_separator(separator, log_format.details)
+        reader = copy.copy(self)
+        reader.log_format = replace(log_format, separator=separator, quote=quote)
+        return reader
+
     def encode(self, rows: Rows) -> Encoded:
         """Parsed rows in the model's terms."""
         codes, tables = rows.codes, self.vocabulary.tables
@@ -196,6 +217,7 @@ class Reader:
         if not is_taobao:
             log_format, _ = for_scoring("the frame", log_format, fields, "")
             frame = frame.select(fields)
+        log_format = log_format.unspelled(typed_names(frame.schema))
         log_format = replace(log_format, integers=self._integers)
         dense = np.empty((0, len(self.schema.dense_names)), self.schema.dense_type)
         codes = np.empty((0, self.schema.num_columns), np.uint64)
@@ -219,6 +241,14 @@ class Reader:
         for parsed in parsed_blocks(raw, self.log_format, block_bytes, -1, tally):
             rows = history.candidates(parsed.rows, self.modulus)
             yield Block(parsed.has_row(), self.encode(rows), None, None, None)
+
+
+def _as_stored(path: Path, log_format: LogFormat) -> LogFormat:
+    if kind_of_file(path) == PARQUET:
+        return replace(log_format, separator=None, header=False, quote=False)
+    if log_format.separator is None:
+        return replace(log_format, separator=",", header=True, quote=True)
+    return log_format
 
 
 def for_scoring(
@@ -262,15 +292,10 @@ def for_scoring(
         order=(*order, *(name for name in names if name not in order)),
         group=group,
     )
-    return log_format if has_label else log_format.with_folders({label: "0"}), has_label
-
-
-def _as_stored(path: Path, log_format: LogFormat) -> LogFormat:
-    if kind_of_file(path) == PARQUET:
-        return replace(log_format, separator=None, header=False, quote=False)
-    if log_format.separator is None:
-        return replace(log_format, separator=",", header=True, quote=True)
-    return log_format
+    if has_label:
+        return log_format, True
+    no_click = (*log_format.detail(log_format.names.index(label)).spelling.negative, "0")[0]
+    return log_format.with_folders({label: no_click}), False
 
 
 def _first_fields(path: Path, log_format: LogFormat) -> list[str]:

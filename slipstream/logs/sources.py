@@ -145,7 +145,8 @@ def estimate_rows(paths: Sequence[Path], log_format: LogFormat) -> tuple[int, fl
             raw = RawFile(path)
             sample = next(raw.blocks(SAMPLE_BYTES))
             lines_per_byte[kind] = sample.count(b"\n") / raw.num_read
-            if path == paths[0] and log_format.kinds[0] == "label":
+            is_first = path == paths[0] and log_format.kinds[0] == "label"
+            if is_first and not log_format.detail(0).spelling.positive:
                 num_positive = sample.count(b"\n1") + sample.startswith(b"1")
                 positive_share = num_positive / sample.count(b"\n")
         num_lines += path.stat().st_size * lines_per_byte[kind]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,6 +113,7 @@ def score_log(
     bad_lines: int = 0,
     by: str = "",
     corrects: bool = True,
+    separator: str = "",
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
     """Write the probabilities of a log's lines to `output`: CSV, Parquet by its name, `-`.
@@ -127,13 +129,15 @@ def score_log(
     tally, judged, shift = Tally(bad_lines), Judged(), model.shift if corrects else 0.0
     before = model.unseen.copy()
     # As a log's first line names its columns, so does the first line here.
-    has_header = model.reader.has_header(paths[0])
-    names = model.reader.log_format.names
+    reader = model.reader.with_separator(separator, paths) if separator else model.reader
+    has_header = reader.has_header(paths[0])
+    names = reader.log_format.names
     if by and not has_header and by not in names:
         raise ValueError(f"--by {by}: the log's columns are {', '.join(names)}")
+    blocks = partial(reader.blocks, tally=tally, block_bytes=block_bytes, group=by)
     num_lines = num_rows = 0
     with _written(output, has_header) as write:
-        for has_row, logits in _logits(model, raws, tally, block_bytes, by, judged):
+        for has_row, logits in _logits(model, raws, blocks, judged):
             num_lines, num_rows = num_lines + len(has_row), num_rows + len(logits)
             write(has_row, probabilities(logits, shift))
     found: dict[str, Any] = {"lines": num_lines, "rows": num_rows}
@@ -171,9 +175,7 @@ def files_of(data_set: str, raw_data_file: str | Path) -> list[Path]:
 def _logits(
     model: TrainedModel,
     raws: Sequence[RawFile],
-    tally: Tally,
-    block_bytes: int,
-    by: str,
+    blocks: Callable[[RawFile], Iterator[Block]],
     judged: Judged,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each block of lines which have a row, and these rows' logits.
@@ -187,7 +189,7 @@ def _logits(
     with tqdm(total=total, unit="B", unit_scale=True, desc="scoring", disable=None) as bar:
         for raw in raws:
             shown = 0
-            for block in model.reader.blocks(raw, tally, block_bytes, by):
+            for block in blocks(raw):
                 judged.add(block)
                 model.unseen += block.encoded.unseen
                 waiting.append(block)
