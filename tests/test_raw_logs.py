@@ -401,6 +401,36 @@ def test_parquet_equals_text(tmp_path):
         ({"header": False}, "columns does not name 'bought' once"),
         ({"days": 1}, "days is 1; expected a whole number, at least 2"),
         ({"day": "a", "order": "b"}, "got both day and order"),
+        (
+            {"day": {"name": "a", "format": "%d.%m."}},
+            "day: format is '%d.%m.': it has no year",
+        ),
+        ({"order": {"name": "a", "format": 3}}, "order: format is 3; expected a text, as"),
+        ({"day": {"name": "a", "format": ""}}, "day: format is ''; expected it to say something"),
+        ({"day": {"name": "a", "form": "%Y"}}, "has 'form'; expected some of name, format"),
+        ({"day": {"format": "%d.%m.%Y"}}, "got None for a column of kind day"),
+        ({"decimal": ";"}, 'decimal is \';\'; expected "." or ","'),
+        (
+            {"decimal": ",", "separator": ",", "quote": False},
+            "visits: decimal is ',', as between columns; expected another separator, or \"quote\"",
+        ),
+        (
+            {"label": {"name": "bought", "positive": ["yes"]}},
+            "label: negative is missing; expected texts, as",
+        ),
+        (
+            {"label": {"name": "a", "positive": [True], "negative": ["no"]}},
+            "positive is [True]; ",
+        ),
+        (
+            {"label": {"name": "a", "positive": "y", "negative": ["n"]}},
+            "positive is 'y'; exp",
+        ),
+        (
+            {"label": {"name": "a", "positive": ["n"], "negative": ["n"]}},
+            "'n' is both positive",
+        ),
+        ({"label": {"name": "a", "positive": []}}, "positive is []; expected it to say something"),
     ],
 )
 def test_wrong_column_files(tmp_path, change, message):

@@ -58,7 +58,7 @@ def pattern_of(date_format: str) -> str:
         tokens = re.findall("(?s)%([^%]|$)|%?(.)", date_format.replace("%.f", ".%f"))
         _check_directives([directive for directive, character in tokens if not character])
     except ValueError as error:
-        raise ValueError(f"format is {date_format!r}: {error}") from None
+        raise ValueError(f"format is {date_format[:MAX_FORMAT]!r}: {error}") from None
     is_digit = [d in OF_DIGITS if d else character.isdigit() for d, character in tokens]
     patterns = []
     for at, (directive, character) in enumerate(tokens):
@@ -82,7 +82,7 @@ def _check_directives(directives: list[str]) -> None:
         if part not in parts:
             raise ValueError(f"it has no {part} ({usual}); expected one as {EXAMPLE}")
     if twice := [part for part in parts if parts.count(part) > 1]:
-        raise ValueError(f"it has two of a {twice[0]}")
+        raise ValueError(f"it has the {twice[0]} twice")
     if ("I" in directives) != ("p" in directives):
         raise ValueError("%I, 1 to 12, and %p, AM or PM, need each other; %H is 0 to 23")
 
@@ -132,9 +132,9 @@ USUAL = Spelling()
 def _check_words(key: str, words: tuple[str, ...]) -> None:
     is_tuple = isinstance(words, tuple) and words != ()
     if not is_tuple or not all(isinstance(word, str) and word for word in words):
-        given = list(words) if is_tuple else words or "missing"
+        given = repr(list(words) if is_tuple else words) if words else "missing"
         raise ValueError(
-            f'{key} is {given!r}; expected texts, as ["yes", "Y"] (quoted, in YAML too): positive '
+            f'{key} is {given}; expected texts, as ["yes", "Y"] (quoted, in YAML too): positive '
             "and negative are both needed, so that a typo does not become a negative label"
         )
 
