@@ -189,6 +189,7 @@ def test_german_logs_of_other_kinds(trained, tmp_path):
 
 
 DATE = {"name": "d", "format": "%d.%m.%Y"}
+HEX = {"name": "c", "type": "hex"}
 WORDS = {"name": "y", "positive": ["yes", "Y"], "negative": ["no"]}
 IN_COLUMN_FILE = " in the column file"
 
@@ -205,10 +206,18 @@ IN_COLUMN_FILE = " in the column file"
         ({}, "yes;1;s;1;1", f'0 or 1; for words say "positive" and "negative"{IN_COLUMN_FILE}'),
         ({}, ";1;s;1;1", "label ''; expected 0 or 1"),
         ({}, "1,1,s,1,1", "1 columns; expected 5; is its separator ','? Say so: "),
+        (
+            {"categorical": [HEX]},
+            "1;1;1,5;1;1",
+            "'1,5' is not a hexadecimal value of 1 to 8 digits",
+        ),
         ({"day": DATE}, "1;1;s;2024-12-31;1", "is not a date of the format '%d.%m.%Y'"),
         ({"day": DATE}, "1;1;s;31.12.2024 ;1", "is not a date of the format '%d.%m.%Y'"),
         ({"day": DATE}, "1;1;s;30.02.2024;1", "is not a date of the format '%d.%m.%Y'"),
         ({"day": DATE}, "1;1;s;;1", "'' is not a date of the format '%d.%m.%Y'"),
+        ({"dense": ["x"], "decimal": ","}, "1;1,5;s;1;1", '; other numbers need "type": "number"'),
+        ({"dense": ["x"], "decimal": ","}, "1;1.5;s;1;1", "16 digits with a decimal comma"),
+        ({"label": WORDS}, '"no";1;s;1;1', f'are quoted, say "quote": true{IN_COLUMN_FILE}'),
         ({"decimal": ","}, "1;12.5;s;1;1", "is not a decimal number with a decimal comma"),
         ({"decimal": ","}, "1;1.234,5;s;1;1", "; separators of thousands are not taken"),
         ({"decimal": ","}, "1;1;s;1;1.5", "that is not negative with a decimal comma"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.logs.formats import Details, LogFormat, separator_hint
+from slipstream.logs.formats import LogFormat, separator_hint
 from slipstream.logs.parsing import (
     BRACKETED,
     LAX_PATTERNS,
@@ -29,7 +29,7 @@ SAY_VALUES = (
     'say in the column file how many it has at most, as "values": 6, or that it is one: "values": 1'
 )
 
-THOUSANDS = re.compile(rb"[+-]?[0-9]{1,3}([.,][0-9]{3})+([.,][0-9]*)?")
+THOUSANDS = re.compile(rb"[+-]?[0-9]{1,3}([., '][0-9]{3})+([.,][0-9]*)?")
 
 
 def find_faults(lines: Iterable[Any], log_format: LogFormat) -> Iterator[tuple[int, str]]:
@@ -90,7 +90,7 @@ def fault_of_field(kind: str, value: Any, log_format: LogFormat, column: int) ->
     patterns = LAX_PATTERNS if log_format.lax else PATTERNS
     usual = detail.spelling.usual(value) if kind in SPELLED_KINDS else value
     if usual is None or not re.fullmatch(patterns[kind].encode(), usual):
-        hint = _hint(kind, value if usual is None else usual, detail) if log_format.lax else ""
+        hint = _hint(kind, value, usual, log_format, detail.spelling) if log_format.lax else ""
         return f"{shown}{_expected(kind, detail.spelling)}{hint}"
     if not is_in_calendar(kind, usual):
         return f"{shown}{_expected(kind, detail.spelling)}"
@@ -107,22 +107,28 @@ def _expected(kind: str, spelling: Spelling) -> str:
     return f" is not {MEANINGS[kind]}{comma}"
 
 
-def _hint(kind: str, value: bytes, detail: Details) -> str:
-    """How the column file may say what such a value is."""
+def _hint(
+    kind: str, value: bytes, usual: bytes | None, log_format: LogFormat, spelling: Spelling
+) -> str:
+    """How the column file may say what such a value is; `usual`: as `Spelling` has it."""
     number = LAX_PATTERNS["number"].encode()
-    if detail.spelling.format or detail.spelling.positive or not value:
+    if b'"' in value and not log_format.quote:
+        return '; where fields are quoted, say "quote": true in the column file'
+    if spelling.format or spelling.positive or not value:
         return ""
     if kind == "label":
         return '; for words say "positive" and "negative" in the column file'
     if kind in ("day", "order") and re.search(rb"[0-9]", value):
         return '; for others say "format" in the column file'
-    if kind == "count" and re.fullmatch(number, value):
+    if kind not in ("count", "number", "weight"):
+        return ""
+    if kind == "count" and usual is not None and re.fullmatch(number, usual):
         return '; other numbers need "type": "number"'
-    if kind in ("count", "number", "weight") and b"," in value:
-        if re.fullmatch(number, value.replace(b",", b".")):
-            return '; where commas are decimal, say "decimal": "," in the column file'
-        return "; separators of thousands are not taken" if THOUSANDS.fullmatch(value) else ""
-    is_null = kind in ("count", "number") and value.isalpha()
+    if spelling.decimal == "." and re.fullmatch(number, value.replace(b",", b".")):
+        return '; where commas are decimal, say "decimal": "," in the column file'
+    if THOUSANDS.fullmatch(value):
+        return "; separators of thousands are not taken"
+    is_null = kind != "weight" and value.isalpha()
     return '; where it stands for an empty one, name it in "nulls"' if is_null else ""
 
 
