@@ -53,6 +53,12 @@ FLAGS = (
         "CHARACTER",
     ),
     cli.Flag(
+        "--decimal",
+        ("auto", ".", ","),
+        "auto",
+        "before the decimals of this log's numbers, where the model's own log had another",
+    ),
+    cli.Flag(
         "--bad-lines",
         bad_lines_of,
         "stop",
@@ -84,8 +90,8 @@ FLAGS = (
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
-    cli.add_flags(parser, "files", FLAGS[:7])
-    cli.add_flags(parser, "model", FLAGS[7:])
+    cli.add_flags(parser, "files", FLAGS[:8])
+    cli.add_flags(parser, "model", FLAGS[8:])
     return parser.parse_args(argv)
 
 
@@ -117,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         by=args.by,
         corrects=args.correct_sub_sampling,
         separator=args.separator,
+        decimal="" if args.decimal == "auto" else args.decimal,
     )
     scores.say(found, model, said)
     if args.report:

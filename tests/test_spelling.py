@@ -4,6 +4,7 @@ import datetime
 import json
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ import data_utils
 import dlrm_s_pytorch
 import predict
 from slipstream.logs.columnfile import read_column_file
-from slipstream.logs.faults import find_faults
+from slipstream.logs.faults import SAY_DECIMAL, find_faults
 from slipstream.logs.formats import describe_format, format_of
 from slipstream.logs.parsing import parse_block
 from slipstream.logs.rows import BadBlock
@@ -137,6 +138,17 @@ def test_scores_of_a_log_with_another_separator(trained, tmp_path):
         assert scored(folder, tmp_path / "new.csv", "--separator", flag) == scores["german"]
         with pytest.raises(ValueError, match="or --separator of predict.py"):
             scored(folder, tmp_path / "new.csv")
+    # The same numbers with points: of a log that is nearly the usual one.
+    points = later.with_columns(usual["visits"], usual["price"], usual["w"])
+    points.write_csv(tmp_path / "new.csv")
+    flags = ["--separator", ",", "--decimal", "."]
+    assert scored(folder, tmp_path / "new.csv", *flags) == scores["german"]
+    with pytest.raises(ValueError, match=r"'[0-9.]+' is not .*--decimal of predict\.py"):
+        scored(folder, tmp_path / "new.csv", *flags[:2])
+    with pytest.raises(ValueError, match="visits: decimal is ',', as between columns"):
+        model = load_model(folder / "model").reader.written_otherwise("", ".", [])
+        model.log_format = replace(model.log_format, quote=False, separator=",")
+        model.written_otherwise("", ",", [])
     later.drop("bought", "date", "w").write_csv(tmp_path / "new.csv", separator=";")
     assert scored(folder, tmp_path / "new.csv") == (scores["german"][0], None)
     typed = usual.with_columns(pl.col("w", "visits").cast(pl.Float64, strict=False))
@@ -200,8 +212,8 @@ IN_COLUMN_FILE = " in the column file"
         ({}, "1;1;s;31.12.2024;1", f'ISO date; for others say "format"{IN_COLUMN_FILE}'),
         ({}, "1;1;s;2024-02-30;1", "is not a whole number or an ISO date"),
         ({}, "1;1;s;today;1", "is not a whole number or an ISO date"),
-        ({}, "1;12,5;s;1;1", f'commas are decimal, say "decimal": ","{IN_COLUMN_FILE}'),
-        ({}, "1;1;s;1;0,5", f'commas are decimal, say "decimal": ","{IN_COLUMN_FILE}'),
+        ({}, "1;12,5;s;1;1", f"commas are decimal, {SAY_DECIMAL}"),
+        ({}, "1;1;s;1;0,5", f"commas are decimal, {SAY_DECIMAL}"),
         ({}, "1;1.234,5;s;1;1", "; separators of thousands are not taken"),
         ({}, "yes;1;s;1;1", f'0 or 1; for words say "positive" and "negative"{IN_COLUMN_FILE}'),
         ({}, ";1;s;1;1", "label ''; expected 0 or 1"),
@@ -216,11 +228,15 @@ IN_COLUMN_FILE = " in the column file"
         ({"day": DATE}, "1;1;s;30.02.2024;1", "is not a date of the format '%d.%m.%Y'"),
         ({"day": DATE}, "1;1;s;;1", "'' is not a date of the format '%d.%m.%Y'"),
         ({"dense": ["x"], "decimal": ","}, "1;1,5;s;1;1", '; other numbers need "type": "number"'),
-        ({"dense": ["x"], "decimal": ","}, "1;1.5;s;1;1", "16 digits with a decimal comma"),
+        (
+            {"dense": ["x"], "decimal": ","},
+            "1;1.5;s;1;1",
+            f"comma; where points are decimal, {SAY_DECIMAL}",
+        ),
         ({"label": WORDS}, '"no";1;s;1;1', f'are quoted, say "quote": true{IN_COLUMN_FILE}'),
-        ({"decimal": ","}, "1;12.5;s;1;1", "is not a decimal number with a decimal comma"),
+        ({"decimal": ","}, "1;12.5;s;1;1", f"where points are decimal, {SAY_DECIMAL}"),
         ({"decimal": ","}, "1;1.234,5;s;1;1", "; separators of thousands are not taken"),
-        ({"decimal": ","}, "1;1;s;1;1.5", "that is not negative with a decimal comma"),
+        ({"decimal": ","}, "1;1;s;1;1.5", f"comma; where points are decimal, {SAY_DECIMAL}"),
         ({"label": WORDS}, "1;1;s;1;1", "label '1'; expected 'yes', 'Y' or 'no'"),
         ({"label": WORDS}, "YES;1;s;1;1", "label 'YES'; expected 'yes', 'Y' or 'no'"),
     ],

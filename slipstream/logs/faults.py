@@ -29,6 +29,7 @@ SAY_VALUES = (
     'say in the column file how many it has at most, as "values": 6, or that it is one: "values": 1'
 )
 
+SAY_DECIMAL = 'say so: "decimal" in the column file, or --decimal of predict.py'
 THOUSANDS = re.compile(rb"[+-]?[0-9]{1,3}([., '][0-9]{3})+([.,][0-9]*)?")
 
 
@@ -125,7 +126,9 @@ def _hint(
     if kind == "count" and usual is not None and re.fullmatch(number, usual):
         return '; other numbers need "type": "number"'
     if spelling.decimal == "." and re.fullmatch(number, value.replace(b",", b".")):
-        return '; where commas are decimal, say "decimal": "," in the column file'
+        return f"; where commas are decimal, {SAY_DECIMAL}"
+    if spelling.decimal == "," and re.fullmatch(number, value):
+        return f"; where points are decimal, {SAY_DECIMAL}"
     if THOUSANDS.fullmatch(value):
         return "; separators of thousands are not taken"
     is_null = kind != "weight" and value.isalpha()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slipstream.logs import taobao
-from slipstream.logs.columnfile import check_separator
+from slipstream.logs.columnfile import DECIMAL_KINDS, check_separator
 from slipstream.logs.containers import PARQUET, kind_of_file
 from slipstream.logs.features import FeatureLayout
 from slipstream.logs.formats import FORMATS, LogFormat, format_of
@@ -25,6 +25,7 @@ from slipstream.logs.parquet import frame_blocks, names_of, typed_names
 from slipstream.logs.parsing import split_line
 from slipstream.logs.rawfile import RawFile, Tally, parse_checked, parsed_blocks
 from slipstream.logs.rows import ABSENT, Rows, folded
+from slipstream.logs.spelling import Spelling
 from slipstream.logs.transforms import Transforms
 from slipstream.logs.vocabulary import Vocabulary
 
@@ -129,23 +130,26 @@ class Reader:
         log_format = _as_stored(path, self.log_format)
         return log_format.separator is None or log_format.header
 
-    def with_separator(self, separator: str, paths: Sequence[Path]) -> Reader:
-        """A reader of files of text whose fields are parted otherwise than in the model's own log.
-
-        Raises `ValueError` where they cannot be.
+    def written_otherwise(self, separator: str, decimal: str, paths: Sequence[Path]) -> Reader:
+        """A reader of files with another separator, or another decimal character in texts, than the
+        model's own log; empty: the same. Raises `ValueError` where they cannot have it.
         """
+        if not separator and not decimal:
+            return self
         if self.data_set != "custom":
-            raise ValueError(
-                f"--separator: the model's log is {self.data_set}'s, which has its own"
-            )
-        if found := [path for path in paths if kind_of_file(path) == PARQUET]:
-            raise ValueError(f"--separator: {found[0]} is Parquet, which has none")
-        log_format = _as_stored(paths[0], self.log_format)
-        quote = log_format.quote or separator == ","
-        if not quote:
-            check_separator(separator, log_format.details)
+            flag = "--separator" if separator else "--decimal"
+            raise ValueError(f"{flag}: the model's log is {self.data_set}'s, which has its own")
+        log_format = _with_decimal(self.log_format, decimal) if decimal else self.log_format
+        if separator:
+            if found := [path for path in paths if kind_of_file(path) == PARQUET]:
+                raise ValueError(f"--separator: {found[0]} is Parquet, which has none")
+            log_format = _as_stored(paths[0], log_format)
+            quote = log_format.quote or separator == ","
+            log_format = replace(log_format, separator=separator, quote=quote)
+        if log_format.separator and not log_format.quote:
+            check_separator(log_format.separator, log_format.details)
         reader = copy.copy(self)
-        reader.log_format = replace(log_format, separator=separator, quote=quote)
+        reader.log_format = log_format
         return reader
 
     def encode(self, rows: Rows) -> Encoded:
@@ -241,6 +245,14 @@ class Reader:
         for parsed in parsed_blocks(raw, self.log_format, block_bytes, -1, tally):
             rows = history.candidates(parsed.rows, self.modulus)
             yield Block(parsed.has_row(), self.encode(rows), None, None, None)
+
+
+def _with_decimal(log_format: LogFormat, decimal: str) -> LogFormat:
+    details = dict(log_format.details)
+    for column in log_format.columns(*DECIMAL_KINDS):
+        spelling = Spelling(decimal=decimal)
+        details[log_format.names[column]] = replace(log_format.detail(column), spelling=spelling)
+    return replace(log_format, details=tuple(details.items()))
 
 
 def _as_stored(path: Path, log_format: LogFormat) -> LogFormat:

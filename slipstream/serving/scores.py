@@ -114,6 +114,7 @@ def score_log(
     by: str = "",
     corrects: bool = True,
     separator: str = "",
+    decimal: str = "",
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
     """Write the probabilities of a log's lines to `output`: CSV, Parquet by its name, `-`.
@@ -129,7 +130,7 @@ def score_log(
     tally, judged, shift = Tally(bad_lines), Judged(), model.shift if corrects else 0.0
     before = model.unseen.copy()
     # As a log's first line names its columns, so does the first line here.
-    reader = model.reader.with_separator(separator, paths) if separator else model.reader
+    reader = model.reader.written_otherwise(separator, decimal, paths)
     has_header = reader.has_header(paths[0])
     names = reader.log_format.names
     if by and not has_header and by not in names:
