@@ -1,6 +1,7 @@
 """Every figure's command runs on a small log, and its CSV holds what it should."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas
@@ -282,3 +283,23 @@ def test_the_readme_picture_is_of_runs_alone(tmp_path, monkeypatch):
         (runs / f"fae-seed{seed}/log.jsonl").unlink()
     with pytest.raises(ValueError, match="no finished run of fae"):
         readme_picture.tabulate(runs)
+
+
+@pytest.mark.parametrize("label", ["run {}", "a run with a longer name {}", "x" * 60 + " {}"])
+def test_many_lines_leave_room_for_themselves(tmp_path, monkeypatch, label):
+    """The legend of 80 runs does not take the whole picture."""
+    sizes = []
+
+    def draw(args, axes):
+        for number in range(80):
+            axes.plot([0, 1], [0, number], label=label.format(number))
+        axes.figure.canvas.mpl_connect(
+            "draw_event", lambda _: sizes.append(axes.get_window_extent().height / axes.figure.dpi)
+        )
+        return [{"x": 1}]
+
+    monkeypatch.setattr(figures, "FIGURES", {"curves": draw})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.main(["curves", "--runs-dir", ".", "--output-dir", str(tmp_path)])
+    assert sizes[-1] > 2  # inches
