@@ -127,7 +127,7 @@ def test_slipstream_as_in_the_paper(checkout, tmp_path):
     differing = {name for name in ours if ours[name] != paper[name]}
     assert differing == {
         *("drop_percentage", "drop_of_all", "alpha", "snapshot_start", "snapshot_window"),
-        *("count_untouched_as_stale", "segregated_data_dir"),
+        *("count_untouched_as_stale", "segregated_data_dir", "schedule"),
         *("optimizer", "mini_batch_size", "learning_rate", "lr_decay_share"),
     }
 
