@@ -4,7 +4,7 @@ import torch
 from helpers import dlrm
 
 from slipstream.training.embedding import EVALUATION, EmbeddingTable
-from slipstream.training.rows import bytes_per_row, initial_rows, sum_by_row
+from slipstream.training.rows import bytes_per_row, initial_rows, step_rows, sum_by_row
 
 CPU = torch.device("cpu")
 
@@ -151,6 +151,18 @@ def test_gradients_of_equal_rows_are_added_by_place_as_by_sorting():
             assert all(len(found[rows == row].any(1).nonzero()) == 1 for row in index.unique())
             total.index_add_(0, rows, found)
         assert torch.equal(sums[0], sums[1]) and torch.equal(sums[1], sums[2]) and sums[0].any()
+
+
+def test_rows_are_stepped_by_the_optimizers_name():
+    """Not by what is kept: one that has sums takes no step of SGD for want of them."""
+    arrays = (torch.zeros(3, 2), None, torch.arange(3), torch.ones(3, 2), 0.1)
+    with pytest.raises(ValueError, match="got optimizer 'momentum'; expected one of"):
+        step_rows("momentum", *arrays)
+    with pytest.raises(ValueError, match="rwsadagrad keeps a sum of each row"):
+        step_rows("rwsadagrad", *arrays)
+    assert not arrays[0].any()
+    step_rows("sgd", arrays[0], torch.zeros(3), *arrays[2:])
+    assert torch.equal(arrays[0], torch.full((3, 2), -0.1))
 
 
 def test_bytes_per_row():

@@ -96,6 +96,7 @@ def check_messages(ranks: Ranks, sent: Tensor, received: Tensor, step: int) -> N
 
 def check_step(
     ranks: Ranks,
+    optimizer: str,
     given: Pairs,
     own: Tensor,
     before: Sequence[Tensor],
@@ -106,6 +107,7 @@ def check_step(
 
     Args:
         ranks: of the run.
+        optimizer: of the rows.
         given: this rank's gradients for any rows.
         own: numbers (n,) of the rows that this rank stepped.
         before: weights (n, dim) before, and the optimizer's sums (n,) where it has any.
@@ -129,7 +131,7 @@ def check_step(
         sums.index_add_(0, order[place[is_of]], gradients[is_of])
         weight, expected = values[:, :dim].clone(), values[:, dim : 2 * dim]
         kept = values[:, 2 * dim].clone() if len(before) > 1 else None
-        step_rows(weight, kept, torch.arange(len(rows)), sums, float(rate))
+        step_rows(optimizer, weight, kept, torch.arange(len(rows)), sums, float(rate))
         same = torch.equal(weight, expected)
         if not same and after.device.type == "cuda":
             step = (expected - values[:, :dim]).abs().max()

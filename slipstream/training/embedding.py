@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.training.rows import OPTIMIZERS, distinct, step_rows, sum_by_row
+from slipstream.training.rows import check_optimizer, distinct, step_rows, sum_by_row
 
 EVALUATION = 2  # the area of batches that are only read; 0 and 1 are for training
 
@@ -159,8 +159,7 @@ class EmbeddingTable:
         num_rows, dim = len(weight) - null_row, weight.shape[1]
         if not 0 <= num_resident <= num_rows:
             raise ValueError(f"got {num_resident} resident rows; expected 0 to {num_rows}")
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"got optimizer {optimizer!r}; expected one of {OPTIMIZERS}")
+        check_optimizer(optimizer)
         self.num_rows, self.dim, self.num_resident = num_rows, dim, num_resident
         self.device, self.lane = device, CopyLane(device)
         self.optimizer = optimizer
@@ -374,11 +373,12 @@ class EmbeddingTable:
             staged.index.reshape(-1), gradient.view(-1, self.dim), self._row_place
         )
         sums = self._device_arrays[1] if len(self._device_arrays) > 1 else None
-        step_rows(self._device_arrays[0], sums, index, gradient, learning_rate)
+        arrays = (self._device_arrays[0], sums)
+        step_rows(self.optimizer, *arrays, index, gradient, learning_rate)
 
     def row_sums(self, staged: StagedBatch) -> Tensor | None:
-        """A copy of Adagrad's sums of the batch's rows (B * C,), for `set_row_sums`; SGD: None."""
-        if self.optimizer == "sgd":
+        """A copy of what `set_row_sums` takes, of the batch's rows (B * C,); None: none is kept."""
+        if len(self._device_arrays) == 1:
             return None
         return self._device_arrays[1].index_select(0, staged.index.reshape(-1))
 

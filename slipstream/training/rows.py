@@ -5,6 +5,7 @@ Rows are numbered by *slot*, most popular first (`slipstream.training.embedding`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 from slipstream.tools.streams import torch_seed
 
 ADAGRAD_EPS = 1e-10
-OPTIMIZERS = ("sgd", "rwsadagrad")
 # Added to a table's rows where Adagrad trains them: see `initial_rows`, and bench/README.md.
 SMALL_TABLE = 8
 DRAWN_ROWS = 1 << 16  # initial weights are drawn so many rows at a time
@@ -154,6 +154,7 @@ def sum_by_row(
 
 
 def step_rows(
+    optimizer: str,
     weight: Tensor,
     sums: Tensor | None,
     index: Tensor,
@@ -162,14 +163,39 @@ def step_rows(
 ) -> None:
     """Step rows `index` (n,) of `weight` in place; `gradient` (n, dim) is overwritten.
 
-    Of equal rows one alone may have a gradient other than 0.
+    Of equal rows one alone may have a gradient other than 0. Raises `ValueError` for an optimizer
+    that is not there, or that needs sums and has none.
 
-    SGD, without `sums`: w -= lr * g. Row-wise Adagrad: s += mean(g^2); w -= lr * g / (sqrt(s) +
-    1e-10), as in DLRM's RWSAdagrad.
+    sgd: w -= lr * g. rwsadagrad: s += mean(g^2); w -= lr * g / (sqrt(s) + 1e-10), as in DLRM's
+    RWSAdagrad.
     """
-    if sums is not None:
-        sums.index_add_(0, index, gradient.pow(2).mean(1))
-        step = sums.index_select(0, index).sqrt_().add_(ADAGRAD_EPS)
-        gradient = gradient.div_(step.unsqueeze(1))
+    check_optimizer(optimizer)
+    direction = DIRECTIONS[optimizer](sums, index, gradient)
     # Scaling first: index_add_ with alpha is six times slower on a CPU.
-    weight.index_add_(0, index, gradient.mul_(-learning_rate))
+    weight.index_add_(0, index, direction.mul_(-learning_rate))
+
+
+def _sgd(sums: Tensor | None, index: Tensor, gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def _rwsadagrad(sums: Tensor | None, index: Tensor, gradient: Tensor) -> Tensor:
+    if sums is None:
+        raise ValueError("rwsadagrad keeps a sum of each row; got none")
+    sums.index_add_(0, index, gradient.pow(2).mean(1))
+    step = sums.index_select(0, index).sqrt_().add_(ADAGRAD_EPS)
+    return gradient.div_(step.unsqueeze(1))
+
+
+# What a row goes along, by optimizer: an optimizer without a function here is none.
+DIRECTIONS: dict[str, Callable[[Tensor | None, Tensor, Tensor], Tensor]] = {
+    "sgd": _sgd,
+    "rwsadagrad": _rwsadagrad,
+}
+OPTIMIZERS = tuple(DIRECTIONS)
+
+
+def check_optimizer(optimizer: str) -> None:
+    """Raise `ValueError` for an optimizer that nothing implements."""
+    if optimizer not in DIRECTIONS:
+        raise ValueError(f"got optimizer {optimizer!r}; expected one of {tuple(DIRECTIONS)}")

@@ -35,7 +35,7 @@ from torch import Tensor
 from slipstream.tools.ranks import Ranks
 from slipstream.training.agreement import INTEGERS, Pairs, check_step, packed, unpacked
 from slipstream.training.embedding import EVALUATION, CopyLane, Loan, StagedBatch
-from slipstream.training.rows import Shard, step_rows, sum_by_row
+from slipstream.training.rows import Shard, check_optimizer, step_rows, sum_by_row
 
 COLD, HOT = "cold_rows", "hot_rows"  # kinds of exchange
 
@@ -71,6 +71,7 @@ class ShardedTable:
     ) -> None:
         self.num_rows, self.num_resident = shard.num_rows, shard.num_resident
         self.dim = weight.shape[1]
+        check_optimizer(optimizer)
         self.device, self.optimizer, self.lane = device, optimizer, CopyLane(device)
         self._shard, self._ranks = shard, ranks
         resident, own = slice(0, shard.num_resident), slice(shard.num_resident, shard.num_kept)
@@ -263,11 +264,12 @@ class ShardedTable:
         `given`: numbers and gradients that this rank had for any rows of the kind.
         """
         if not self.audits:
-            step_rows(*arrays, own, sums, rate)
+            step_rows(self.optimizer, *arrays, own, sums, rate)
             return
         before = [array.index_select(0, own) for array in arrays if array is not None]
-        step_rows(*arrays, own, sums, rate)
-        check_step(self._ranks, given, numbers, before, arrays[0].index_select(0, own), rate)
+        step_rows(self.optimizer, *arrays, own, sums, rate)
+        after = arrays[0].index_select(0, own)
+        check_step(self._ranks, self.optimizer, given, numbers, before, after, rate)
 
     def _send(self, values: Tensor, sent: list[int], received: list[int], kind: str) -> Tensor:
         """Exchange gradients, and add up what was sent and received."""
