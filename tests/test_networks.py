@@ -12,6 +12,7 @@ from helpers import REPOSITORY, assert_same_weights, saved_rows
 import dlrm_s_pytorch
 import slipstream_train
 from slipstream.tools import cli
+from slipstream.training import saved as saved_module
 from slipstream.training import step as step_module
 from slipstream.training.saved import find_checkpoint
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_used_is_said_in_one_line(processed, tmp_path, capsys, mo
     assert stopped.value.code == 2 and len(errors) == 1 and said in errors[0], errors
 
 
-def test_a_saved_file_is_compared_and_never_run(processed, tmp_path):
+def test_a_saved_file_is_compared_and_never_run(processed, tmp_path, capsysbinary):
     own = tmp_path / "net.py"
     shutil.copy(OWN, own)
     run = ["--num-batches", 3]
@@ -145,8 +146,23 @@ def test_a_saved_file_is_compared_and_never_run(processed, tmp_path):
         train(processed, *load, model="dlrm")
     with own.open("a") as file:
         file.write("\n# another text\n")
-    with pytest.raises(ValueError, match="other model: the text of its file is"):
+    with pytest.raises(ValueError, match="other model: the text of its file is") as refused:
         train(processed, *load, model=f"{own}:Norms")
+    # The line says how to have the text, which fits again.
+    [folder] = re.findall(
+        r"`python -m slipstream.training.saved (\S+) > \S+/net.py`", str(refused.value)
+    )
+    for place in (folder, tmp_path / "m"):
+        capsysbinary.readouterr()
+        saved_module.main([str(place)])
+        assert capsysbinary.readouterr().out == OWN.read_bytes()
+    own.write_bytes(OWN.read_bytes())
+    train(processed, *load, model=f"{own}:Norms")
+    train(processed, *run, "--save-model", tmp_path / "n", model="dcnv2")
+    with pytest.raises(ValueError, match="dcnv2, which has no file of its own"):
+        saved_module.main([str(tmp_path / "n")])
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        saved_module.main([str(tmp_path)])
 
 
 def test_flags_that_a_network_does_not_read_are_said(processed, capsys):

@@ -30,7 +30,14 @@ from slipstream.tools.cli import Flag
 from slipstream.tools.device import choose_device, tune_process
 from slipstream.tools.metrics import probabilities
 from slipstream.training.resume import PRECISION
-from slipstream.training.saved import BEST, DESCRIPTION, Saved, found_checkpoint, open_checkpoint
+from slipstream.training.saved import (
+    BEST,
+    DESCRIPTION,
+    Saved,
+    found_checkpoint,
+    open_checkpoint,
+    text_command,
+)
 from slipstream.training.vocabulary_file import kept_vocabulary
 
 LOAD_MODEL = Flag(
@@ -226,12 +233,15 @@ def _click_model(
     kept = saved.network
     if kept["text"] is not None and asked is None:
         raise ValueError(
-            f"{saved.folder} is of --model {kept['name']}: give that file again (its text is kept "
-            f"in {saved.folder / DESCRIPTION}, and never run)"
+            f"{saved.folder} is of --model {kept['name']}: give that file again; "
+            + text_command(saved)
         )
     spec = find_network(asked or kept["name"], kept["options"])
     if spec.plugin.sha256 != kept["sha256"]:
-        raise ValueError(f"--model {asked} is not the file that {saved.folder} was trained with")
+        raise ValueError(
+            f"--model {asked} is not the file that {saved.folder} was trained with; "
+            + text_command(saved)
+        )
     features = features_of(layout, num_dense, kept["features"]["dim"])
     network = build_network(spec, features, seed=0)
     model = ClickModel(network, layout)

@@ -32,12 +32,13 @@ from slipstream.training.saved import (
     find_checkpoint,
     found_checkpoint,
     open_checkpoint,
+    text_command,
 )
 from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
 OF_A_DAY = ("table sizes", "the log", VOCABULARY)  # another, of a file that extends
-BOTTOM, PRECISION = "--arch-mlp-bot", "--precision"
+BOTTOM, PRECISION, TEXT = "--arch-mlp-bot", "--precision", "the text of its file"
 RATE = ("learning_rate", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps")
 
 
@@ -99,7 +100,7 @@ def _model_identity(
     found = {"--model": spec.plugin.name, "--arch-sparse-feature-size": dim}
     found[TRANSFORMS] = prepared.transforms.describe()
     if spec.plugin.text is not None:
-        return {**found, "the text of its file": spec.plugin.sha256, "--model-args": spec.options}
+        return {**found, TEXT: spec.plugin.sha256, "--model-args": spec.options}
     options = {f"--{name.replace('_', '-')}": value for name, value in spec.options.items()}
     features = features_of(prepared.layout, prepared.data.test.num_dense, dim)
     return {**found, **options, BOTTOM: bottom_sizes(spec.options["arch_mlp_bot"], features)}
@@ -175,7 +176,8 @@ def _check_model_and_data(saved: Saved, identity: dict[str, dict[str, Any]], gro
         if grows and kind == "data":
             here, there = (_without(values, OF_A_DAY) for values in (here, there))
         if found := differences(here, there):
-            raise ValueError(f"made for other {kind}: {found[0]}")
+            command = f"; {text_command(saved)}" if found[0].startswith(TEXT) else ""
+            raise ValueError(f"made for other {kind}: {found[0]}{command}")
 
 
 def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -223,8 +225,7 @@ def _check_network(saved: Saved, asked: str) -> None:
     kept = saved.network["name"]
     if kept != asked and saved.network["text"] is not None:
         raise ValueError(
-            f"trained with --model {kept}: give that file again (its text is kept in "
-            f"{saved.folder}, and never run)"
+            f"trained with --model {kept}: give that file again; {text_command(saved)}"
         )
 
 

@@ -1,14 +1,21 @@
 """Checkpoints as they are read: opened, compared with their checksums, and told apart.
 
 `slipstream.training.checkpoint` writes them, and says what they hold.
+
+    python -m slipstream.training.saved runs/model > network.py
+
+prints the text of the file that a model's network is of, and runs nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import mmap
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slipstream.tools import cli
 from slipstream.tools.mapped import advise
 from slipstream.tools.npz import check_sums, fingerprint, open_npz
 from slipstream.tools.runtime import read_json
@@ -184,17 +192,8 @@ def open_checkpoint(folder: str | Path) -> Saved:
     Raises `ValueError` where a byte is not what was written, or it is of another version.
     """
     folder = Path(folder)
-    try:
-        described = read_json(folder / DESCRIPTION, allows_nan=True)
-        checksum = described.pop("checksum")
-        if described["version"] not in (1, VERSION) or checksum_of(described) != checksum:
-            raise ValueError("its checksum differs")
-        identity = described["identity"]
-        if described["version"] == 1:
-            described |= _upgraded(identity)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / DESCRIPTION} {DAMAGED} ({error})") from error
-    check_described(described, folder / DESCRIPTION)
+    described = _description(folder)
+    identity = described["identity"]
     if rule := identity["run"]["the drop rule"]:
         # Before there were these bounds.
         identity["run"]["the drop rule"] = {"min_steps": 0, "of_all": 1.0, **rule}
@@ -210,6 +209,21 @@ def open_checkpoint(folder: str | Path) -> Saved:
         arrays = {name.replace("step.mlp.", "step.network.", 1): a for name, a in arrays.items()}
     files = described.get("files", {})  # which older ones do not name
     return Saved(folder, identity, values, arrays, network, vocabulary, files)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; `ValueError` where it is not what was written."""
+    try:
+        described: dict[str, Any] = read_json(folder / DESCRIPTION, allows_nan=True)
+        checksum = described.pop("checksum")
+        if described["version"] not in (1, VERSION) or checksum_of(described) != checksum:
+            raise ValueError("its checksum differs")
+        if described["version"] == 1:
+            described |= _upgraded(described["identity"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / DESCRIPTION} {DAMAGED} ({error})") from error
+    check_described(described, folder / DESCRIPTION)
+    return described
 
 
 def _upgraded(identity: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -306,3 +320,40 @@ def differences(here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
             ]
             found.append(f"{key} is {short[0]} there, {short[1]} here")
     return found
+
+
+def text_command(saved: Saved) -> str:
+    """For an error line: how to have the text of a network's file, which is never run."""
+    name = shlex.quote(saved.network["name"].partition(":")[0])
+    folder = shlex.quote(str(saved.folder))
+    return (
+        f"`python -m slipstream.training.saved {folder} > elsewhere/{name}` writes out the text "
+        "that it was trained with"
+    )
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("model", help="the folder of --save-model, or one checkpoint in it")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the text of a model's network, byte for byte."""
+    folder = Path(parse_args(argv).model)
+    if not (folder / DESCRIPTION).exists():
+        found = [path.parent for path in folder.glob(f"{BEST}/{DESCRIPTION}")]
+        found += checkpoints_in(folder)
+        if not found:
+            raise FileNotFoundError(f"no checkpoint in {folder}")
+        folder = found[-1]
+    network = _description(folder)["network"]
+    if network["text"] is None:
+        raise ValueError(f"{folder} is of --model {network['name']}, which has no file of its own")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(network["text"].encode())
+
+
+if __name__ == "__main__":
+    cli.run_script(main)
