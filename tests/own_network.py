@@ -126,5 +126,71 @@ class Broken(nn.Module):
         return self.head(dense).squeeze(1)
 
 
+class Late(nn.Module):
+    """Has parts that some steps do not use: at random, or before a step; and a loss of its own."""
+
+    def __init__(self, features, since=40, drop=0.0, strength=0.0):
+        super().__init__()
+        self.since, self.drop, self.strength = since, drop, strength
+        self.first = nn.Linear(features.num_dense + len(features.names) * features.dim, 8)
+        self.later, self.dropped, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, dense, vectors):
+        if self.training:
+            self.steps += 1
+        hidden = torch.relu(self.first(torch.cat([dense, vectors.flatten(1)], dim=1)))
+        if self.steps >= self.since:
+            hidden = hidden + torch.relu(self.later(hidden))
+        if not (self.training and torch.rand(()) < self.drop):
+            hidden = hidden + torch.relu(self.dropped(hidden))
+        self.size = hidden.square().mean()
+        return self.head(hidden).squeeze(1)
+
+    def extra_loss(self):
+        return self.strength * (self.size + self.head.weight.square().sum())
+
+
+class FailsBackward(torch.autograd.Function):
+    """Of a large batch."""
+
+    @staticmethod
+    def forward(context, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return [gradient][len(gradient) > 10]
+
+
+class Fails(nn.Module):
+    """In one of the ways that a network may: `in training` or `in evaluation` of large batches."""
+
+    def __init__(self, features, what, above=10):
+        super().__init__()
+        self.what, self.above, self.head = what, above, nn.Linear(features.dim, 1)
+        self.extra = nn.MSELoss() if what == "extra loss" else None
+
+    def forward(self, dense, vectors):
+        logits = self.head(vectors.sum(1)).squeeze(1)
+        if self.what == ("in training" if self.training else "in evaluation"):
+            logits = logits + [0.0][len(dense) > self.above]
+        if self.what == "backward" and self.training:
+            return FailsBackward.apply(logits)
+        return {
+            "tuple": (logits, logits),
+            "whole": (logits > 0).long(),
+            "nan": logits / 0,
+            "nan scores": logits if self.training else logits * torch.nan,
+            "gradient": logits + torch.sqrt(vectors[:, 0, 0] * 0),
+            "batch": (logits - logits.mean()) / (logits.square().mean().sqrt() + 1e-3),
+            "softmax": torch.softmax(logits, dim=0),
+            "one": logits if len(dense) > 1 else logits.squeeze(),
+        }.get(self.what, logits)
+
+    def extra_loss(self):
+        return 0.0 if self.what == "extra loss" else torch.zeros(())
+
+
 def no_network():
     """Not a class."""

@@ -11,9 +11,14 @@ from helpers import REPOSITORY, assert_same_weights, saved_rows
 
 import dlrm_s_pytorch
 import slipstream_train
+from slipstream.logs.features import plain_layout
+from slipstream.model.features import plain_features
+from slipstream.model.networks import ClickModel, build_network, find_network
 from slipstream.tools import cli
 from slipstream.training import saved as saved_module
 from slipstream.training import step as step_module
+from slipstream.training.embedding import EmbeddingTable
+from slipstream.training.optimizers import make_optimizer
 from slipstream.training.saved import find_checkpoint
 
 OWN = REPOSITORY / "tests/own_network.py"
@@ -112,6 +117,14 @@ def test_other_kinds_of_networks(processed, tmp_path, name):
         ("OWN:Unlike", ["--model-args", "what=exit"], "SystemExit: no licence"),
         ("OWN:Unlike", ["--model-args", "what=sparse"], "bag.weight has a sparse gradient"),
         ("OWN:Unlike", ["--model-args", "what=rows"], "forward uses none of the vectors"),
+        ("OWN:Fails", ["--model-args", "what=tuple"], "forward returned tuple; expected logits"),
+        ("OWN:Fails", ["--model-args", "what=whole"], "forward returned torch.int64; expected"),
+        ("OWN:Fails", ["--model-args", "what=nan"], "logits that are not finite, before any"),
+        ("OWN:Fails", ["--model-args", "what=nan scores"], "logits that are not finite, before"),
+        ("OWN:Fails", ["--model-args", "what=gradient"], "vectors is not finite, from the first"),
+        ("OWN:Fails", ["--model-args", "what=batch"], "score depends on the other inputs of its"),
+        ("OWN:Fails", ["--model-args", "what=softmax"], "score depends on the other inputs of"),
+        ("OWN:Fails", ["--model-args", "what=extra loss"], "extra_loss returned 0.0; expected a"),
         ("OWN:Norms", ["--model-args", "wide=3"], "unexpected keyword argument 'wide'"),
         ("OWN:no_network", [], "is no class of torch.nn.Module"),
         ("OWN:Nothing", [], "has no Nothing"),
@@ -134,6 +147,74 @@ def test_what_cannot_be_used_is_said_in_one_line(processed, tmp_path, capsys, mo
         cli.run_script(lambda: train(processed, *flags, model=model))
     errors = capsys.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2 and len(errors) == 1 and said in errors[0], errors
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("in training", r"Fails_file, line \d+: IndexError: list index out of range"),
+        ("in evaluation", r"Fails_file, line \d+: IndexError: list index out of range"),
+        ("backward", r"Fails_file, line \d+: IndexError: list index out of range"),
+        ("one", r"Fails_file, when it was called: ValueError: .* shape \(\) for 1 inputs"),
+    ],
+)
+def test_a_network_that_fails_later_is_named(processed, capsys, monkeypatch, what, said):
+    """In steps and evaluations, whose batches are others than those it is tried on."""
+    flags = ["--model-args", f"what={what}", "--num-batches", "2"]
+    flags += ["--mini-batch-size", "1"] * (what == "one")
+    run = lambda: train(processed, *flags, model=f"{OWN}:Fails")  # noqa: E731
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(run)
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and len(errors) == 1 and "learning-rate" not in errors[0]
+    assert re.search(said.replace("Fails_file", f"--model {re.escape(str(OWN))}"), errors[0])
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "1")
+    with pytest.raises(ValueError if what == "one" else IndexError):
+        cli.run_script(run)
+
+
+def test_parts_that_some_steps_do_not_use(processed, tmp_path):
+    """Adam counts the steps of each parameter, and goes on with each count."""
+    flags = ["--optimizer", "rwsadagrad", "--model-args", "since=30", "drop=0.5"]
+
+    def run(folder, steps):
+        on = ["--save-model", tmp_path / folder, "--load-model", "auto", "--num-batches", steps]
+        train(processed, *flags, *on, model=f"{OWN}:Late")
+
+    run("whole", 60)
+    for steps in (20, 45, 60):
+        run("parts", steps)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    arrays = find_checkpoint(tmp_path / "parts").arrays
+    first, later, dropped = (
+        int(arrays[f"step.optimizer.step.{name}.weight"]) for name in ("first", "later", "dropped")
+    )
+    assert (first, later) == (60, 31) and 15 < dropped < 45
+
+
+def test_a_loss_of_its_own_is_added_to_the_mean_loss():
+    """Also of a short batch; the loss that is reported is that of the labels alone."""
+    features, size, number = plain_features(3, 2, 4), 6, 4
+    spec = find_network(f"{OWN}:Late", {"strength": 0.3})
+    network, other = (build_network(spec, features, seed=1) for _ in range(2))
+    weight = torch.randn(9, 4)
+    table = EmbeddingTable(weight.clone(), 9, size * 2, torch.device("cpu"))
+    model, optimizer = ClickModel(network, plain_layout(2)), make_optimizer(network, "sgd")
+    step = step_module.TrainStep(model, table, optimizer, size)
+    dense, index = torch.rand(number, 3), torch.arange(8).view(number, 2)
+    labels, weights = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([1.0, 2.0, 0.0, 1.0])
+    step(dense, table.enter(table.stage(index)), labels, weights, 0.5)
+
+    rows = weight.requires_grad_()
+    logits = other(dense, rows[index])
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, labels, weights, reduction="sum"
+    )
+    ((losses + number * other.extra_loss()) / size).backward()
+    assert step.peek_loss_sum() == pytest.approx(float(losses.detach()))
+    torch.testing.assert_close(table.leading_rows(9), (weight - 0.5 * rows.grad).detach())
+    expected = other.head.weight - 0.5 * other.head.weight.grad
+    torch.testing.assert_close(network.head.weight, expected)
 
 
 def test_a_saved_file_is_compared_and_never_run(processed, tmp_path, capsysbinary):

@@ -7,6 +7,7 @@ trains as one that runs, and nothing waits for the device on the way.
 import functools
 import itertools
 import re
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -19,13 +20,14 @@ from slipstream.logs.features import Feature, FeatureLayout, plain_layout
 from slipstream.logs.inputs import ClickInputs
 from slipstream.model.features import features_of
 from slipstream.model.networks import ClickModel, build_network, find_network
+from slipstream.tools.plugins import Plugin
 from slipstream.tools.runlog import Clocks, RunLog
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.optimizers import make_optimizer, usual_optimizer
 from slipstream.training.schedule import LearningRate
 from slipstream.training.sets import DeviceInputs, TrainingData
-from slipstream.training.step import TrainStep
+from slipstream.training.step import NUM_WARMUP_STEPS, TrainStep
 from slipstream.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -267,6 +269,47 @@ def graph_loses(name):
         trainer.step._capture = losing
 
     return spoil
+
+
+DRAWN = []
+
+
+def a_layer_is_dropped_on_the_host(trainer):
+    network, forward = trainer.step.model.network, trainer.step.model.network.forward
+
+    def drawing(dense, vectors):
+        DRAWN.append(float(torch.rand(())))
+        return forward(dense, vectors) + 0 * DRAWN[-1]
+
+    network.forward = drawing
+
+
+def a_part_is_used_later(trainer):
+    trainer.step._parameters["later"] = torch.nn.Parameter(torch.zeros(()))
+
+
+def a_branch_waits_for_the_device(trainer):
+    """In a file of one's own, whose errors have another type."""
+    network, forward = trainer.step.model.network, trainer.step.model.network.forward
+    trainer.step.model._plugin = Plugin("--model", "net.py:Net", None, Path("net.py"))
+    network.forward = lambda dense, vectors: forward(dense, vectors) + float(vectors.sum() > 1e9)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (a_branch_waits_for_the_device, "--model net.py, when it was called: RuntimeError: waits"),
+        (a_layer_is_dropped_on_the_host, "the network draws on the host"),
+        (a_part_is_used_later, "a step does not use later"),
+    ],
+)
+def test_a_network_that_may_branch_is_no_part_of_a_graph(recwarn, spoil, said):
+    """A replay would go on with the branch that was captured."""
+    got, _, is_graph = train_on_gpu(NUM_HOT, "sgd", True, False, False, spoil=spoil)
+    assert not is_graph and not differing(got, train_on_cpu("sgd", False))
+    assert any(said in str(warning.message) for warning in recwarn)
+    # What warming up drew, the steps draw again.
+    assert DRAWN[:NUM_WARMUP_STEPS] == DRAWN[NUM_WARMUP_STEPS : 2 * NUM_WARMUP_STEPS]
 
 
 def test_a_buffer_that_is_assigned_anew_is_no_part_of_a_graph(recwarn):

@@ -12,7 +12,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from helpers import MODEL_FLAGS
+from helpers import MODEL_FLAGS, REPOSITORY
 from sklearn.metrics import log_loss, roc_auc_score
 
 import data_utils
@@ -286,6 +286,35 @@ def test_groups_that_are_shown(trained, tmp_path, capsys):
     frame.drop("clicked").write_csv(tmp_path / "new.csv")
     say(score_log(model, tmp_path / "new.csv", out, by="extra"), model)
     assert f"no metrics: 0 of {len(frame)} rows have a label" in capsys.readouterr().out
+
+
+def test_a_network_of_ones_own_that_fails_is_named(trained, tmp_path):
+    """By its line; and how to have the text of its file is said where another one is given."""
+    folder, _, frame, _ = trained
+    own = tmp_path / "net.py"
+    shutil.copy(REPOSITORY / "tests/own_network.py", own)
+    flags = ["--processed-data-file", folder / "p.npz", "--save-model", tmp_path / "m"]
+    flags += [
+        *FLAGS,
+        "--runs-dir",
+        tmp_path / "runs",
+        "--num-batches",
+        2,
+        "--model",
+        f"{own}:Fails",
+    ]
+    flags += ["--model-args", "what=in evaluation", "above=200"]
+    fae_train.main([str(flag) for flag in flags])
+    model = load_model(tmp_path / "m", network=f"{own}:Fails")
+    model.predict(frame[:200])
+    with pytest.raises(ValueError, match=r"--model \S+net.py, line \d+: IndexError"):
+        model.predict(frame[:201])
+    own.write_text(own.read_text() + "\n")
+    for network, said in ((f"{own}:Fails", "is not the file that"), (None, "give that file again")):
+        with pytest.raises(
+            ValueError, match=rf"{said}.*slipstream.training.saved \S+ > \S+/net.py"
+        ):
+            load_model(tmp_path / "m", network=network)
 
 
 def test_values_never_seen_are_rare_ones_or_absent(trained):

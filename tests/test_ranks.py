@@ -37,6 +37,7 @@ from slipstream.tools import cli, processes
 from slipstream.tools.ranks import RankLost, Ranks
 from slipstream.training.saved import find_checkpoint
 
+OWN = REPOSITORY / "tests/own_network.py"
 BATCH = 15  # 2 hot inputs and 1 cold one are left for the last batches: fewer than 3 ranks
 ADAM = "--optimizer rwsadagrad --dense-optimizer adam --learning-rate 0.1".split()
 SHORT = ["--num-batches", 12]
@@ -110,6 +111,9 @@ def equal_cases(data):
         ),
     }
     found["several"][1].extend(["--loss-weights", "1.0-2.0"])
+    own = ["--model", f"{OWN}:Late", "--model-args", "since=30", "strength=0.1"]
+    # Not to the end: what a network counts itself is of the batches of which a rank has a part.
+    found["own"] = ("fae", words_of(adagrad, *ADAM, *own, "--num-batches", 50))
     baseline = ["--processed-data-file", str(folder / "p.npz"), *MODEL_FLAGS, *ADAM]
     found["baseline"] = ("baseline", [*baseline, "--mini-batch-size", str(BATCH)])
     cases = [
@@ -195,8 +199,9 @@ def outcomes(data, ends):
             more[0]["words"] += ["--load-model", "auto"]
         if number == 2:
             whole, parts = folder / "whole", folder / "parts"
-            more += [part_of(whole, "whole", 40, *chain), part_of(parts, "part", 20, *chain)]
-            more.append(part_of(parts, "rest", 40, *chain, "--load-model", "auto"))
+            own = [*chain, "--model", f"{OWN}:Late", "--model-args", "since=15"]
+            more += [part_of(whole, "whole", 40, *own), part_of(parts, "part", 20, *own)]
+            more.append(part_of(parts, "rest", 40, *own, "--load-model", "auto"))
         if number == 3:
             words = words_of(data["adagrad"], *ADAM, "--print-freq", 10)
             faults = {fault: list(words) for fault in FAULTS}

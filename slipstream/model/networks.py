@@ -1,7 +1,8 @@
 """Networks by name, or of a reader's own file, and the one way in which they are called.
 
 A network is an `nn.Module` made by `Class(features, **options)`, whose `forward(dense, vectors)`
-returns logits (B,); where it has a parameter named `sequences`, it gets those too:
+returns logits (B,); where it has a parameter named `sequences`, it gets those too; a method
+`extra_loss`, where it has one, is asked after each pass in training (`ClickModel.extra_loss`):
 
     features    num_dense, names of the vectors, dim, sequences (name -> L); see `Features`
     dense       (B, num_dense) float32, transformed: of counts usually ln(x + 1)
@@ -35,6 +36,9 @@ from slipstream.tools.streams import torch_seed
 
 NETWORKS: dict[str, type[nn.Module]] = {"dlrm": DLRM_Net, "dcnv2": DCNv2, "tbsm": TBSM}
 PROBE_INPUTS = (2, 4)  # a network is tried on so many before anything large is allocated
+# Of logits, relative: what an input's may change by as others of its batch change. Batches of one
+# size are computed alike, also in bf16, so that of a network that keeps inputs apart does not.
+MOST_MIXED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,8 @@ def values_kept(model: ClickModel, features: Features, spec: NetworkSpec, seed: 
     with spec.plugin.running():
         buffers = kept_buffers(network)
     for num in PROBE_INPUTS:
-        dense = torch.zeros(num, features.num_dense)
-        shape = (num, model.layout.num_columns)
-        rows = torch.zeros(*shape, features.dim, requires_grad=True)
-        present = torch.ones(shape, dtype=torch.bool) if model.layout.has_absent else None
+        dense, rows, present = _probe(model, features, num)
+        rows.requires_grad_()
         saved: dict[int, int] = {}
 
         def note(value: Tensor, saved: dict[int, int] = saved) -> Tensor:
@@ -116,14 +118,44 @@ def values_kept(model: ClickModel, features: Features, spec: NetworkSpec, seed: 
             torch.manual_seed(torch_seed(seed, "lazy layers"))  # which draw their weights now
             with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
                 logits = model(dense, rows, present)
-            _check_logits(logits, num)
-            logits.sum().backward()
+                extra = model.extra_loss()
+            _check_finite(logits, extra)
+            (logits.sum() if extra is None else logits.sum() + extra).backward()
             _check_gradients(network, rows)
         kept.append(sum(saved.values()))
     network.zero_grad(set_to_none=True)
-    with spec.plugin.running():
+    with torch.random.fork_rng(devices=[]), spec.plugin.running():
+        _check_apart(model, features, seed)
         restore_buffers(buffers)
     return (kept[1] - kept[0]) // (PROBE_INPUTS[1] - PROBE_INPUTS[0]) // 4
+
+
+def _probe(model: ClickModel, features: Features, num: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Dense features, rows and what is present of some inputs, no two alike."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (num, model.layout.num_columns)
+    dense = torch.rand(num, features.num_dense, generator=generator)
+    rows = torch.empty(*shape, features.dim).normal_(0.0, 0.1, generator=generator)
+    present = torch.ones(shape, dtype=torch.bool) if model.layout.has_absent else None
+    return dense, rows, present
+
+
+def _check_apart(model: ClickModel, features: Features, seed: int) -> None:
+    """Raise `ValueError` where an input's score depends on the others of its batch."""
+    dense, rows, present = _probe(model, features, 6)
+    found = []
+    for chosen in ([0, 1, 2, 3], [0, 1, 4, 5]):
+        torch.manual_seed(seed)  # one that draws, also in evaluation, draws alike
+        given = None if present is None else present[chosen]
+        with model.evaluating():
+            found.append(model(dense[chosen], rows[chosen], given))
+    first, other = found
+    _check_finite(first)
+    if not bool((first - other)[:2].abs().max() <= MOST_MIXED * first.abs().max()):
+        raise ValueError(
+            "an input's score depends on the other inputs of its batch, also in evaluation; "
+            "normalise by nn.BatchNorm1d, which keeps running statistics, or by nn.LayerNorm"
+        )
 
 
 KeptBuffers = list[tuple[nn.Module, str, Tensor, Tensor]]
@@ -151,11 +183,22 @@ def _check_gradients(network: nn.Module, rows: Tensor) -> None:
     for name, parameter in network.named_parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             raise ValueError(f"{name} has a sparse gradient; build its layer with sparse=False")
+    if not bool(rows.grad.isfinite().all()):
+        raise ValueError("the gradient of forward's vectors is not finite, from the first step on")
+
+
+def _check_finite(logits: Tensor, extra: Tensor | None = None) -> None:
+    if not bool(logits.isfinite().all()):
+        raise ValueError("forward returned logits that are not finite, before any training")
+    if extra is not None and not bool(extra.isfinite()):
+        raise ValueError(f"extra_loss returned {float(extra)}, before any training")
 
 
 def _check_logits(logits: Any, num_inputs: int) -> None:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+    if not isinstance(logits, Tensor):
         raise ValueError(f"forward returned {type(logits).__name__}; expected logits, a tensor")
+    if not logits.is_floating_point():
+        raise ValueError(f"forward returned {logits.dtype}; expected logits, floating point")
     if tuple(logits.shape) != (num_inputs,):
         raise ValueError(
             f"forward returned shape {tuple(logits.shape)} for {num_inputs} inputs; expected "
@@ -194,6 +237,7 @@ class ClickModel:
         precision: one of `PRECISIONS`.
         compiled: compile it with `torch.compile`.
         least_probability: outputs are cut to it, and to one minus it; 0: as they are.
+        plugin: where the network is from, which its errors then name.
 
     Raises `ValueError` where the data have sequences and the network takes none.
     """
@@ -205,10 +249,12 @@ class ClickModel:
         precision: str = "fp32",
         compiled: bool = False,
         least_probability: float = 0.0,
+        plugin: Plugin | None = None,
     ) -> None:
         self.network, self.layout, self.precision = network, layout, precision
         self._call: Callable[..., Tensor] = torch.compile(network) if compiled else network
-        self._pool = Pooling(layout)
+        self._pool, self._plugin = Pooling(layout), plugin
+        self._extra = getattr(type(network), "extra_loss", None)
         least = least_probability
         self._most = math.log((1 - least) / least) if least else math.inf
         self._takes_sequences = "sequences" in inspect.signature(network.forward).parameters
@@ -237,10 +283,30 @@ class ClickModel:
             dense, vectors = dense.double(), vectors.double()
             sequences = {name: (part.double(), mask) for name, (part, mask) in sequences.items()}
         more = {"sequences": sequences} if self._takes_sequences else {}
-        with autocast(rows.device, self.precision), self._one_input(dense.shape[0]):
+        num_inputs = dense.shape[0]
+        with autocast(rows.device, self.precision), self._one_input(num_inputs), self.running():
             logits = self._call(dense, vectors, **more)
+            _check_logits(logits, num_inputs)
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         return logits if math.isinf(self._most) else logits.clamp(-self._most, self._most)
+
+    def extra_loss(self) -> Tensor | None:
+        """What the network's own method adds to the mean loss of the last pass, (); None: nothing.
+
+        Of a part of a batch it counts as much as the part's inputs do, whatever their weights.
+        """
+        if self._extra is None:
+            return None
+        with self.running():
+            extra = self._extra(self.network)
+            if not isinstance(extra, Tensor) or extra.shape or not extra.is_floating_point():
+                what = tuple(extra.shape) if isinstance(extra, Tensor) else extra
+                raise ValueError(f"extra_loss returned {what!r}; expected a tensor of one number")
+        return extra
+
+    def running(self) -> AbstractContextManager[None]:
+        """Around what runs the network: errors of one's own name its file."""
+        return nullcontext() if self._plugin is None else self._plugin.running()
 
     @contextmanager
     def _one_input(self, num_inputs: int) -> Iterator[None]:

@@ -251,7 +251,8 @@ def _click_model(
         model(torch.zeros(2, num_dense), torch.zeros(*shape, features.dim), present)
     saved.load_network(network)
     least = saved.identity["run"].get("--loss-threshold", 0.0)
-    return ClickModel(network.to(device), layout, precision, least_probability=least)
+    network.to(device)
+    return ClickModel(network, layout, precision, least_probability=least, plugin=spec.plugin)
 
 
 def _mapped(array: np.ndarray) -> torch.Tensor:

@@ -21,6 +21,10 @@ from slipstream.tools.cli import TRACEBACK_VARIABLE
 from slipstream.tools.places import regular_file
 
 
+class PluginError(ValueError):
+    """A reader's own code failed: the text says which file, where, and with what."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """Something that a flag named.
@@ -52,13 +56,15 @@ class Plugin:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Errors of a reader's own code become a `ValueError` that says where they came from."""
+        """Errors of a reader's own code become a `PluginError` that says where they came from."""
         try:
             yield
+        except PluginError:
+            raise  # of another file, which this one called
         except (Exception, SystemExit) as error:
             if self.path is None or os.environ.get(TRACEBACK_VARIABLE):
                 raise
-            raise ValueError(self._described(error)) from error
+            raise PluginError(self._described(error)) from error
 
     def _described(self, error: BaseException) -> str:
         frames = traceback.extract_tb(error.__traceback__)

@@ -135,7 +135,8 @@ def build_model(
     rank = () if ranks is None or ranks.is_first else (ranks.rank,)
     torch.manual_seed(torch_seed(training.seed, "training", *rank))
     model = ClickModel(
-        *(network.to(device), layout, machine.precision, machine.compile), training.loss_threshold
+        *(network.to(device), layout, machine.precision, machine.compile),
+        *(training.loss_threshold, spec.plugin),
     )
     return model, table
 

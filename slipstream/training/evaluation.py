@@ -23,6 +23,7 @@ from slipstream.tools.metrics import (
     probabilities,
 )
 from slipstream.tools.output import stage_bar
+from slipstream.tools.plugins import PluginError
 from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.embedding import EVALUATION
@@ -227,6 +228,8 @@ class Judge:
             shift, size = self.data.held_out_shift, self.batch_size
             try:
                 metrics = evaluate(self.logits_of, inputs, size, self._stop, shift, final)
+            except PluginError:
+                raise  # no learning rate would help
             except ValueError as error:
                 raise ValueError(self._explain(str(error).partition(";")[0])) from error
         loss = progress.loss if math.isfinite(progress.loss) else None

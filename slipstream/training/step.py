@@ -8,8 +8,9 @@ rows are fp32; `precision` says in what the MLPs and the interaction compute:
     bf16   autocast; 1.1 (mini-batch 128) to 1.5 times fp32's speed on a CPU with AVX512-BF16
 
 On CUDA a step of full size is captured once as a graph and replayed: dozens of kernels of a few
-microseconds each would otherwise wait for Python. Where capture fails, or for another size or an
-optimizer that cannot be captured (Adagrad), the step runs as written.
+microseconds each would otherwise wait for Python. Where capture fails, for another size, an
+optimizer that cannot be captured (Adagrad), or a network whose steps may differ (it draws on the
+host, or leaves parameters out), the step runs as written.
 
 Memory on the device beside the table, in bytes, for P MLP parameters and A activations an input:
 16 P for weights, gradients and what Adam keeps (Adagrad 12 P, SGD 8 P), and about 8 A B for
@@ -20,6 +21,7 @@ model: P = 476 k, A = 3.9 k: 7.6 MB, and 64 MB at B = 2048.
 from __future__ import annotations
 
 import gc
+import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ import torch.nn.functional as nn_functional
 from torch import Tensor
 
 from slipstream.model.networks import ClickModel, kept_buffers, restore_buffers
+from slipstream.tools.plugins import PluginError
 from slipstream.tools.ranks import Ranks
 from slipstream.training.agreement import Joined
 from slipstream.training.described import check_finite
@@ -167,7 +170,11 @@ class TrainStep:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _check_optimizer(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Raise `ValueError` unless each parameter has what this optimizer keeps, and one count."""
+        """Raise `ValueError` unless each parameter has what this optimizer keeps, and a count.
+
+        Counts are of the steps that used a parameter, which a network need not in each; and they
+        go on where another run's weights are taken up, so they have no bound here.
+        """
         kinds, shapes = KEPT[type(self.optimizer).__name__], list(self._parameters.values())
         if any(set(one) != kinds for one in state.values()):
             raise ValueError(f"step.optimizer: expected {sorted(kinds)} of each parameter")
@@ -176,8 +183,8 @@ class TrainStep:
                 if value.shape != (() if kind == "step" else shapes[number].shape):
                     raise ValueError(f"step.optimizer.{kind} has shape {tuple(value.shape)}")
         counts = {float(one["step"]) for one in state.values() if "step" in one}
-        if len(counts) > 1 or any(count != int(count) for count in counts):
-            raise ValueError(f"step.optimizer.step: {sorted(counts)}; expected one whole number")
+        if any(count != int(count) for count in counts):
+            raise ValueError(f"step.optimizer.step: {sorted(counts)}; expected whole numbers")
 
     def peek_loss_sum(self) -> float:
         """The sum of all inputs' losses since `take_loss_sum`; waits for the device."""
@@ -210,7 +217,10 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = self._loss_of(dense, rows, staged, labels, weights)
         if len(labels):  # a rank's part may be none
-            (loss_sum / num_inputs).backward()
+            extra = self.model.extra_loss()
+            whole = loss_sum if extra is None else loss_sum + len(labels) * extra
+            with self.model.running():
+                (whole / num_inputs).backward()
         gradient = torch.zeros_like(rows) if rows.grad is None else rows.grad
         loss_sum = loss_sum.detach()
         if self.joined is None:
@@ -271,7 +281,8 @@ class TrainStep:
         assert isinstance(self.table, EmbeddingTable)
         row_sums = self.table.row_sums(staged)
         on_cuda = self.table.device.type == "cuda"
-        random = torch.cuda.get_rng_state(self.table.device) if on_cuda else None
+        on_device = torch.cuda.get_rng_state(self.table.device) if on_cuda else None
+        on_host = torch.get_rng_state()
         try:
             yield
         finally:
@@ -281,18 +292,19 @@ class TrainStep:
                 # What was made meanwhile is where the graph finds it: begun with zeros.
                 value.copy_(known[key]) if key in known else value.zero_()
             self.table.set_row_sums(staged, row_sums)
-            if random is not None:
-                torch.cuda.set_rng_state(random, self.table.device)
+            torch.set_rng_state(on_host)
+            if on_device is not None:
+                torch.cuda.set_rng_state(on_device, self.table.device)
 
     def _capture(self, dense: Tensor, staged: StagedBatch, labels: Tensor) -> _StepGraph | None:
         stream = torch.cuda.current_stream()
         with self._unmoved(staged):
             try:
                 return _StepGraph(self, dense, staged.index, labels)
-            except RuntimeError as error:
+            except (RuntimeError, PluginError) as error:
                 torch.cuda.set_stream(stream)  # a capture that fails leaves its own one current
                 torch.cuda.synchronize()
-                # Another kind of optimizer step or a driver that cannot: slower, not wrong.
+                # Another kind of network or optimizer, or a driver that cannot: slower, not wrong.
                 warnings.warn(
                     f"no CUDA graph, steps run one kernel at a time: {error}", stacklevel=2
                 )
@@ -313,15 +325,20 @@ class _StepGraph:
         arguments = (self.dense, staged, self.labels, self.weights, self.learning_rate)
         side = torch.cuda.Stream(dense.device)
         side.wait_stream(torch.cuda.current_stream())
-        buffers = list(step.model.network.buffers())
+        buffers, drawn = list(step.model.network.buffers()), _host_random()
         with torch.cuda.stream(side):
             for _ in range(NUM_WARMUP_STEPS):
                 step._run(*arguments)
         torch.cuda.current_stream().wait_stream(side)
+        # A replay would go on with the buffer, and the branch, that were captured.
         now = step.model.network.buffers()
         if any(one is not other for one, other in zip(now, buffers, strict=True)):
-            # A replay would go on reading the one that was captured.
             raise RuntimeError("the network assigns a buffer anew, in place of updating it")
+        if _host_random() != drawn:
+            raise RuntimeError("the network draws on the host, and may do otherwise each step")
+        for name, parameter in step._parameters.items():
+            if parameter.requires_grad and parameter.grad is None:
+                raise RuntimeError(f"a step does not use {name}, and another one may")
         # Gradients are then made within the capture, in the graph's own memory.
         step.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
@@ -348,3 +365,10 @@ class _StepGraph:
         self._is_weighted = weights is not None
         self.learning_rate.fill_(learning_rate)
         self.graph.replay()
+
+
+def _host_random() -> tuple[Any, ...]:
+    """Where the host's random numbers stand that a network may draw."""
+    numpys: Any = np.random.get_state()
+    state = (torch.get_rng_state().numpy().tobytes(), random.getstate())
+    return *state, numpys[1].tobytes(), *numpys[2:]
