@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/front.py`
 
 from bench.colours import colours_of  # noqa: E402
-from bench.compare import half_interval  # noqa: E402
+from bench.comparison_tables import half_interval  # noqa: E402
 from bench.paper_style import DPI, new_figure, style  # noqa: E402
 from bench.run_records import Records, finished_records, save_table  # noqa: E402
 from slipstream.tools import cli  # noqa: E402

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.colours import METHOD_COLOURS
-from bench.compare import half_interval
+from bench.comparison_tables import half_interval
 from bench.paper_runs import NAMES, Drawn, Job, Plan, mean_sd
 from bench.paper_style import SOFT, new_figure, plain_log_ticks, whiskered
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.report_charts import colour, swatch
 from bench.report_runs import Run, mapping, number, training_s
+from bench.run_records import short_commit
 from slipstream.tools.runlog import OVERHEAD, was_busy
 
 NOTHING = "–"
@@ -284,9 +285,8 @@ def machines(runs: Sequence[Run]) -> str:
 
 
 def commit(run: Run) -> str:
-    """The code's commit, short, with `+changes` where it was changed."""
-    name, plus, _ = str(run.start.get("commit") or NOTHING).partition("+")
-    return name[:10] + plus
+    """The code's commit, short."""
+    return short_commit(run.start.get("commit") or NOTHING)
 
 
 def names_of(runs: Iterable[Run]) -> str:

@@ -16,9 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from bench import compare
 from bench.colours import COLOURS, colours_of
-from bench.run_records import Records, all_training_s, curve_of, finished_records
+from bench.comparison_tables import standard_deviation
+from bench.run_records import (
+    Records,
+    all_training_s,
+    curve_of,
+    finished_records,
+    short_commit,
+)
+from slipstream.tools.runlog import OVERHEAD
 
 Rows = list[dict[str, Any]]
 Named = list[tuple[str, Records]]  # runs, by their folders
@@ -128,8 +135,7 @@ def _labels(kinds: list[dict[str, Any]]) -> list[str]:
 
 def _shown(name: str, value: Any) -> str:
     if name == "commit":
-        commit, plus, _ = str(value).partition("+")
-        return commit[:8] + plus
+        return short_commit(value)
     if isinstance(value, list):
         if all(isinstance(item, int) for item in value):
             return "-".join(map(str, value))
@@ -190,7 +196,7 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
             found.append(
                 {"run": name, "n": len(row), "samples": round(np.mean([r["samples"] for r in row]))}
                 | {"training_s": float(np.mean(seconds)), "auc": float(np.mean(aucs))}
-                | {"auc_sd": compare.standard_deviation(np.array(aucs))}
+                | {"auc_sd": standard_deviation(np.array(aucs))}
             )
         mine = [row for row in found if row["run"] == name]
         axes.plot(
@@ -215,14 +221,14 @@ def speed(args: argparse.Namespace, axes: Any) -> Rows:
     Whiskers: standard deviation over seeds.
     """
     found: Rows = []
-    parts = ("training_s", *compare.OVERHEAD)
+    parts = ("training_s", *OVERHEAD)
     for name, logs in runs_by_kind(Path(args.runs_dir)).items():
         seconds = {
             part: float(np.mean([records[-1].get(part, 0.0) for records in logs])) for part in parts
         }
         samples = float(np.mean([records[-1]["samples"] for records in logs]))
         whole_s = np.array([all_training_s(records[-1]) for records in logs])
-        sd = float(np.nan_to_num(compare.standard_deviation(whole_s)))  # of one seed: no whisker
+        sd = float(np.nan_to_num(standard_deviation(whole_s)))  # of one seed: no whisker
         found.append({"run": name, "n": len(logs), "samples": samples, **seconds, "sd": sd})
     places, whole = np.arange(len(found)), np.zeros(len(found))
     for colour, part in zip(COLOURS, parts, strict=False):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ from slipstream.tools.runtime import read_json, write_json
 from slipstream.tools.schema import Amount, Count, Positive, Share, conform
 from slipstream.training.inspection import TRACE
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 RUN_FILES = own_names(("log.jsonl", TRACE))
 CLAIM = "comparison.json"
+TOLD = 4  # differences that a refusal lists
 WAIT, OURS = "GOMP_SPINCOUNT", "1000"  # as `slipstream` sets it
 
 Records = list[dict[str, Any]]
@@ -119,7 +125,8 @@ def finished_records(folder: Path) -> Records | None:
 def run_once(folder: Path, command: Sequence[str]) -> Records:
     """Run a training into `folder`, unless one has finished there before; its log's records.
 
-    `ValueError`, with what it said: it failed.
+    Where no bar can be shown, a line says that it has finished. `ValueError`, with what it said: it
+    failed.
     """
     if (records := finished_records(folder)) is not None:
         return records
@@ -128,13 +135,43 @@ def run_once(folder: Path, command: Sequence[str]) -> Records:
     environment = dict(os.environ)
     if any(word.endswith("plain_dlrm.py") for word in words) and environment.get(WAIT) == OURS:
         del environment[WAIT]  # plain PyTorch's threads wait as they do without this package
+    start = time.perf_counter()
     done = subprocess.run(
         words, capture_output=True, encoding="utf-8", check=False, env=environment
     )
     records = finished_records(folder)
     if done.returncode or records is None:
         raise ValueError(f"{folder.name} failed: {done.stderr.strip() or 'no summary in its log'}")
+    if not sys.stderr.isatty():
+        said = f"{folder.name}: finished in {time.perf_counter() - start:.0f} s"
+        print(said, file=sys.stderr, flush=True)
     return records
+
+
+def code_texts(*more: str) -> dict[str, str]:
+    """Checksums of the code that a training runs, and of `more` files, by path.
+
+    Not the commit: one of notes, tests or figures leaves runs as they are.
+    """
+    paths = [*REPOSITORY.glob("*.py"), *(REPOSITORY / "slipstream").rglob("*.py")]
+    return {
+        str(path.relative_to(REPOSITORY)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted([*paths, *(REPOSITORY / name for name in more)])
+    }
+
+
+def by_flag(words: Sequence[str]) -> dict[str, str]:
+    """A command line's flags, by name, with their values."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            name = name.replace("_", "-")
+            found[name] = [value] if equals else []
+        else:
+            found.setdefault(name, []).append(word)
+    return {name: shlex.join(values) for name, values in found.items()}
 
 
 def claim_runs(
@@ -142,27 +179,60 @@ def claim_runs(
 ) -> None:
     """Note in `folder` what its runs compare; `ValueError` where finished ones were others.
 
-    `growing` parts are tables by name, to which a later call may add; `flag` names the folder.
+    `growing` parts are tables by kind of run, as `KIND-seed1`, to which a later call may add: where
+    an entry differs, runs of that kind alone are refused. `flag` names the folder.
     """
     path = folder / CLAIM
     if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
         before = read_json(path) if path.exists() else {}
         differing = [
-            key for key in compared if key not in growing and compared[key] != before.get(key)
+            told
+            for key in compared.keys() - set(growing)
+            for told in _differences(key, before.get(key), compared[key])
         ]
+        if differing:
+            more = f", and {len(differing) - TOLD} more" if len(differing) > TOLD else ""
+            raise ValueError(
+                f"{folder} holds runs of another comparison: {'; '.join(sorted(differing)[:TOLD])}"
+                f"{more}; choose another {flag}, or delete it"
+            )
         for key in growing:
             known, now = before.get(key, {}), compared[key]
-            differing += [
-                f"{key[:-1]} {name}" for name in known.keys() & now if known[name] != now[name]
-            ]
+            for name in sorted(known.keys() & now):
+                differing = _differences("", known[name], now[name])
+                others = folder.glob(f"{name}-seed*/log.jsonl")
+                if differing and any(finished_records(log.parent) for log in others):
+                    raise ValueError(
+                        f"{folder} holds runs of another {name}: {'; '.join(differing)}; delete "
+                        f"{folder / name}-seed* alone, or choose another {flag}: the other runs "
+                        "there are kept, and used again"
+                    )
             compared[key] = {**known, **now}
-        if differing:
-            raise ValueError(
-                f"{folder} holds runs of another comparison ({', '.join(differing)} differ);"
-                f" choose another {flag}, or delete it"
-            )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, compared)
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """What differs, with both values; of tables only the entries that do."""
+    if before == now:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = sorted(before.keys() | now)
+        return [
+            told
+            for part in parts
+            for told in _differences(f"{name} {part}".strip(), before.get(part), now.get(part))
+        ]
+    return [f"{name} was {_told(before)}, is {_told(now)}"]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return shlex.join(map(str, value))
+    if isinstance(value, dict):
+        return "there"
+    is_checksum = isinstance(value, str) and len(value) == 64
+    return "not given" if value is None else value[:8] if is_checksum else repr(value)
 
 
 def curve_of(records: Records) -> Records:
@@ -183,3 +253,9 @@ def save_table(rows: Sequence[Mapping[str, Any]], file: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
     print(f"table: {path}")
+
+
+def short_commit(value: Any) -> str:
+    """A log's commit, short; of changes beside it the beginning of their checksum."""
+    commit, plus, changes = str(value).partition("+")
+    return commit[:8] + plus + changes.removeprefix("changes").strip("-")[:6]

@@ -44,7 +44,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/time_to_auc.py`
 
 import input_segregation  # noqa: E402
-from bench.compare import standard_deviation  # noqa: E402
+from bench.comparison_tables import standard_deviation  # noqa: E402
 from bench.run_records import (  # noqa: E402
     Records,
     all_training_s,

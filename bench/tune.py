@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for `python bench/tune.py`
 
 from bench.baseline_run import train_baseline, with_training  # noqa: E402
-from bench.compare import half_interval  # noqa: E402
+from bench.comparison_tables import half_interval  # noqa: E402
 from slipstream.logs.processed import load_processed  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
 from slipstream.tools.npz import fingerprint  # noqa: E402

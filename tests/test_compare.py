@@ -1,32 +1,63 @@
 import math
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from helpers import MODEL_FLAGS, segregate_small, write_processed
 
-from bench import compare, methods
+from bench import compare, comparison_tables, methods, run_records
 from slipstream.tools import cli
 
 
 def runs_of(*values):
-    return [dict.fromkeys(compare.METRICS, 1.0) | {"auc": value} for value in values]
+    return [dict.fromkeys(comparison_tables.METRICS, 1.0) | {"auc": value} for value in values]
 
 
 def test_differences_are_paired_and_ties_lie_within_their_spread():
     first = runs_of(0.70, 0.72, 0.74)
     better = runs_of(0.71, 0.73, 0.75)  # by 0.01 with every seed: no tie, whatever the seeds
     noisy = runs_of(0.69, 0.73, 0.745)
-    rows = compare.tabulate({("a", ""): first, ("b", "x"): better, ("b", "y"): noisy})
+    rows = comparison_tables.tabulate({("a", ""): first, ("b", "x"): better, ("b", "y"): noisy})
     rows = [row for row in rows if row["metric"] == "auc"]
     assert [(row["method"], row["setting"]) for row in rows] == [("a", ""), ("b", "x"), ("b", "y")]
     assert [row["tie"] for row in rows] == [True, False, True]
     assert rows[1]["difference"] == pytest.approx(0.01)
     assert rows[1]["mean"] == pytest.approx(0.73) and rows[1]["sd"] == pytest.approx(0.02)
-    lines = compare.markdown(compare.tabulate({("a", ""): first, ("b", "y"): noisy})).splitlines()
+    lines = comparison_tables.markdown(
+        comparison_tables.tabulate({("a", ""): first, ("b", "y"): noisy})
+    ).splitlines()
     assert lines[2] == "| a | 0.7200 ± 0.0200 |  | 1.0000 | 1 | 1.0 |"
     assert lines[3].startswith("| b y | 0.7217 ± 0.0284 | +0.0017 ± 0.0") and "(tie)" in lines[3]
-    [alone] = [row for row in compare.tabulate({("a", ""): runs_of(0.7)}) if row["metric"] == "auc"]
+    [alone] = [
+        row
+        for row in comparison_tables.tabulate({("a", ""): runs_of(0.7)})
+        if row["metric"] == "auc"
+    ]
     assert math.isnan(alone["sd"]) and not alone["tie"]
+
+
+def test_the_table_tells_ties_controls_and_who_did_not_get_there(capsys):
+    """Also of the first method's further settings; a policy beside chance in its own setting."""
+    stale, chance = "slipstream-stale", comparison_tables.RANDOM
+    results = {("fae", ""): runs_of(0.70, 0.72, 0.74), ("fae", "w"): runs_of(0.69, 0.73, 0.745)}
+    results |= {(stale, "d"): runs_of(0.71, 0.73, 0.75), (stale, "e"): runs_of(0.7, 0.7, 0.7)}
+    results[chance, "d"] = runs_of(0.709, 0.7291, 0.7492)
+    results[stale, "d"][0]["training_s_to_target"] = math.nan
+    for number, run in enumerate(results[stale, "d"]):
+        run["dropped_share"] = 0.133 + 0.001 * number
+    rows = comparison_tables.tabulate(results)
+    comparison_tables.print_table(rows, None)
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert "(the first)" in lines[0] and "0.0017 ± 0.0259 (tie)" in lines[1]
+    assert "13.4%" in lines[2] and "2 of 3" in lines[2] and "1.0" in lines[3]
+    at = next(number for number, line in enumerate(lines) if "less slipstream-random" in line)
+    assert lines[at + 1].split() == [stale, "d", "+0.0009", "±", "0.0002"]
+    assert not lines[at + 2]  # no other setting has its control, and chance has none
+    [less] = [row for row in rows if row.get("random_interval") and row["metric"] == "auc"]
+    assert less["random_difference"] == pytest.approx(0.0009) and less["random_tie"] is False
+    head, _, *lines = comparison_tables.markdown(rows).splitlines()
+    assert head.count("|") == 8 and "| +0.0100 ± 0.0000 | +0.0009 ± 0.0002 |" in lines[2]
+    assert all(line.count("|") == 8 for line in lines)
 
 
 def records(*aucs, samples=100, seconds=1.0, **more):
@@ -43,15 +74,48 @@ def records(*aucs, samples=100, seconds=1.0, **more):
 
 def test_metrics_are_read_off_the_curves():
     first = records(0.6, 0.7, 0.74, 0.75)
-    found = compare.metrics_of(records(0.65, 0.7495, 0.752, samples=110, seconds=0.5), first)
+    found = comparison_tables.metrics_of(
+        records(0.65, 0.7495, 0.752, samples=110, seconds=0.5), first
+    )
     assert found["samples"] == 330 and found["samples_to_target"] == 220
     assert found["training_s"] == 1.5 and found["training_s_to_target"] == 1.0
     assert found["auc_first_at_samples"] == pytest.approx(0.74 + 0.3 * 0.01)
     assert found["auc_first_at_time"] == pytest.approx(0.65)
-    slow = compare.metrics_of(records(0.6, 0.7, snapshot_s=0.25, classification_s=0.5), first)
+    slow = comparison_tables.metrics_of(
+        records(0.6, 0.7, snapshot_s=0.25, classification_s=0.5), first
+    )
     assert slow["overhead_s"] == 0.75 and slow["training_s"] == 2.75
     assert math.isnan(slow["samples_to_target"]) and math.isnan(slow["training_s_to_target"])
-    assert compare.metrics_of(first, first)["auc_first_at_time"] == 0.75
+    assert comparison_tables.metrics_of(first, first)["auc_first_at_time"] == 0.75
+    # On its way it has not had the rates' fall that is to come: no control.
+    decaying = [{"kind": "start", "training": {"lr_decay_share": 0.3}}, *first]
+    found = comparison_tables.metrics_of(records(0.6), decaying)
+    assert math.isnan(found["auc_first_at_samples"]) and math.isnan(found["auc_first_at_time"])
+
+
+def test_the_fair_control_is_named_and_why_nothing_was_dropped(capsys):
+    """Not the control that was run; reasons each once, with how often."""
+    start = {"kind": "start", "training": {"lr_decay_share": 0.3, "mini_batch_size": 10}}
+    none, short = {"dropped": 0, "reason": "short"}, {"dropped": 0, "why": "less than one input"}
+
+    def log(samples, share, *drops):
+        drops = [{"kind": "drop", "epoch": n, **drop} for n, drop in enumerate(drops)]
+        return [start, *drops, *records(0.7, samples=samples, dropped_share=share)]
+
+    settings = {"d": "--alpha 0.5", "half": "--learning-rate 1", "less7": "--num-batches 7"}
+    kinds = {("fae", ""): log(100, 0.0), ("fae", "less7"): log(70, 0.0)}
+    kinds |= {("slipstream-stale", "d"): log(77, 0.2, {"dropped": 3}, none)}
+    kinds |= {("slipstream-random", "half"): log(53, 0.5), ("slipstream-cold", ""): log(100, 0.0)}
+    kinds["slipstream-cold", ""][1:1] = [{"kind": "drop", "epoch": 0, **short}]
+    args = SimpleNamespace(settings=settings, runs_dir="r s", markdown=False, csv=None)
+    compare.report({kind: [log, log] for kind, log in kinds.items()}, args, ["left out"])
+    said = capsys.readouterr().out
+    assert "--settings 'less5=--learning-rate 1 --num-batches 5'\n" in said
+    assert "bench.front --runs-dir 'r s'" in said and "first stopped" not in said
+    assert (
+        "left out\nslipstream-stale d: nothing dropped in 2 of 4 epochs of its runs; short" in said
+    )
+    assert "slipstream-cold: nothing dropped in 2 of 2 epochs of its runs; less than one" in said
 
 
 def test_smoke(runs_here, capsys):
@@ -71,7 +135,11 @@ def test_bad_flags_are_refused_at_once(flags, capsys, monkeypatch):
     assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, monkeypatch):
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, monkeypatch, capsys):
     def run(processed, *flags):
         folder = segregate_small(processed)
         common = ["--processed-data-file", str(processed), "--segregated-data-dir", str(folder)]
@@ -92,20 +160,34 @@ def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, m
     written = (tmp_path / "runs/baseline-seed1/log.jsonl").stat().st_mtime_ns
     assert run(first)[0]["mean"] == table[0]["mean"] > 0.4
     assert (tmp_path / "runs/baseline-seed1/log.jsonl").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="choose another --runs-dir"):
+    with pytest.raises(ValueError, match="processed was .*; choose another --runs-dir"):
         run(write_processed(tmp_path / "b/p.npz", 700, seed=1))
-    with pytest.raises(ValueError, match="choose another --runs-dir"):
+    with pytest.raises(ValueError, match="flags --learning-rate was '0.2', is '0.01'; choose"):
         run(first, "--learning-rate", "0.01")
+    # A setting, or another text of a policy, is of its runs alone.
     run(first, "--settings", "fast=--learning-rate 0.5 --alpha 0.5")
-    with pytest.raises(ValueError, match=r"\(setting fast differ\)"):
+    run(first, "--settings", "fast=--learning-rate 0.5 --alpha 0.6")  # which a baseline has not
+    again = "flag --learning-rate was '0.5', is '0.6'; delete .*baseline-fast-seed. alone"
+    with pytest.raises(ValueError, match=again):
         run(first, "--settings", "fast=--learning-rate 0.6")
-    monkeypatch.setattr(compare, "git_commit", lambda: "another")
-    with pytest.raises(ValueError, match=r"\(commit differ\)"):
+    run(first)
+    texts = compare.code_texts()
+    assert "slipstream/training/staleness.py" in texts and "dlrm_s_pytorch.py" in texts
+    monkeypatch.setattr(compare, "code_texts", lambda: texts | {"slipstream/x.py": "a" * 64})
+    with pytest.raises(ValueError, match="code slipstream/x.py was not given, is aaaaaaaa; choose"):
         run(first)
+    monkeypatch.setattr(compare, "code_texts", lambda: texts)
+    # Who is interrupted is told what is kept.
+    capsys.readouterr()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_records.subprocess, "run", interrupt)
+        run(first, "--num-seeds", "3")
+    assert "1 of 3 runs are finished and kept in " in capsys.readouterr().err
     # Nothing is held by a comparison that did not come to a result.
     for log in (tmp_path / "runs").glob("*/log.jsonl"):
         log.write_text("{}\n")
-    run(write_processed(tmp_path / "b/p.npz", 700, seed=1))
+    run(write_processed(tmp_path / "b/p.npz", 700, seed=1), "--first-seed", "4")
+    assert (tmp_path / "runs/baseline-seed4/log.jsonl").exists()
 
 
 def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch, capsys):
@@ -146,7 +228,7 @@ def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch,
     assert "\n".join(lines) in said and "\n\n".join(lines) in said  # the table's, and markdown's
     monkeypatch.setattr(compare, "train", pytest.fail)
     # Another text of the file is another comparison, another policy beside it is not.
-    run = tmp_path / "runs/slipstream-mine.score-seed1"
+    run = tmp_path / "runs/slipstream-mine.score-a-seed1"
     run.mkdir()
     (run / "log.jsonl").write_text('{"kind": "start", "method": "fae"}\n{"kind": "summary"}\n')
     (tmp_path / "its.py").write_text("def score(chunk):\n    return chunk.losses()\n")
@@ -154,8 +236,11 @@ def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch,
     compare.main([*data, "--methods", "fae", f"slipstream-{tmp_path}/its.py:score"])
     (tmp_path / "mine.py").write_text("def score(chunk):\n    return -chunk.losses()\n")
     monkeypatch.setattr(compare, "train", pytest.fail)
-    with pytest.raises(ValueError, match=r"\(own file slipstream-mine.score differ\)"):
+    again = "own file slipstream-mine.score was .*; delete .*mine.score-a-seed. alone"
+    with pytest.raises(ValueError, match=again):
         compare.main([*data, *methods, *settings])
+    monkeypatch.setattr(compare, "train", train)
+    compare.main([*data, *methods[:-1], *settings])  # the others' runs are used again
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -123,19 +124,25 @@ def involuntary_switches() -> int:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with `+changes` when the working tree differs; None outside git."""
-    folder = Path(__file__).parent
+    """The commit of this code; with `+changes-` and a checksum of them where the working tree
+    differs, or has modules of the package that git does not know. None outside git.
+    """
+    folder = Path(__file__).parents[1]
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--binary")
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        commit = _git(folder, "rev-parse", "HEAD").decode().strip()
+        changes = hashlib.sha256(diff := _git(folder, "diff", *plain, "HEAD"))
+        new = _git(folder, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py")
+        for name in filter(None, new.split(b"\0")):
+            changes.update(name + (folder / os.fsdecode(name)).read_bytes())
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if changed else "")
+    return commit + (f"+changes-{changes.hexdigest()[:12]}" if diff or new else "")
 
 
-def _git(folder: Path, *words: str) -> str:
+def _git(folder: Path, *words: str) -> bytes:
     run = subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True, timeout=10)
-    return run.stdout.decode(errors="replace").strip()
+    return run.stdout
 
 
 def describe_machine(device: Any = None) -> dict[str, Any]:
