@@ -19,7 +19,7 @@ at a line; seeds alone are averaged). speed: their training time, by what took i
 that each policy of a comparison's table loses. drop: AUC lost against the inputs not trained, by
 policy; settings named alike but for a number, as hard20 and hard40, are a line.
 
-`change` and `thresholds` train, with flags of slipstream_train.py.
+`change` and `thresholds` train, with flags of slipstream_train.py. `--also pdf`: and for print.
 
 `--quick` makes a small synthetic log, and its comparison, first: under a minute, to see that it
 works; its figures say nothing.
@@ -42,7 +42,7 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/figures.py`
 
 from bench import compare  # noqa: E402
 from bench.colours import COLOURS  # noqa: E402
-from bench.paper_style import DPI, new_figure, style  # noqa: E402
+from bench.paper_style import ALSO, new_figure, save_picture, style  # noqa: E402
 from bench.run_figures import Rows, curves, drop, policies, speed  # noqa: E402
 from bench.small_log import MODEL_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
@@ -164,6 +164,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--row-bytes", type=cli.positive_int, default=64, help="budget: bytes of an embedding row"
     )
     parser.add_argument("--output-dir", default="bench/figures", help="folder of CSV and PNG")
+    parser.add_argument("--also", nargs="+", choices=ALSO, default=[], help="formats beside PNG")
     parser.add_argument("--quick", action="store_true", help="on a small synthetic log")
     args, args.flags = parser.parse_known_args(argv)
     missing = [name for name in NEEDS[args.name] if getattr(args, name) is None]
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> Path:
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
         path = Path(args.output_dir) / f"{args.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        save_picture(figure, path, args.also)
         pyplot.close(figure)
     pandas.DataFrame(rows).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     print(f"wrote {path} and {path.with_suffix('.csv')}")

@@ -10,7 +10,9 @@ import numpy as np
 from bench.colours import METHOD_COLOURS
 from bench.paper_runs import METHODS, NAMES, PLAIN, Drawn, Job, Plan, mean_sd
 from bench.paper_style import (
+    INK,
     Label,
+    banded,
     bar_axes,
     label_bars,
     label_lines,
@@ -24,6 +26,7 @@ from slipstream.tools.runlog import OVERHEAD
 
 ORDERS = ("interleaved", "phased")
 DROPPING = ("slipstream", "random")
+BANDS = "Bands: standard deviation over seeds. "
 
 
 def main_jobs(plan: Plan) -> list[Job]:
@@ -61,7 +64,7 @@ def mean_curve(logs: Sequence[Records]) -> list[dict[str, float]]:
     for row in aligned_points(list(logs)):
         point = {"training_s": float(np.mean([all_training_s(record) for record in row]))}
         for name in ("samples", "auc", "accuracy"):
-            point[name] = float(np.mean([record[name] for record in row]))
+            point[name], point[f"{name}_sd"] = mean_sd([record[name] for record in row])
         found.append(point)
     return found
 
@@ -84,20 +87,26 @@ def curves(plan: Plan) -> Drawn:
         axes.set_xlim(left=0)
     axes_of[1][0].set_xlabel("seconds of training, the choice of inputs included")
     for [axes], value in zip(axes_of, ("auc", "accuracy"), strict=True):
-        late = [row[value] for row in rows if row["samples"] >= 0.15 * rows[-1]["samples"]]
+        late = [
+            row[value] + side * np.nan_to_num(row[f"{value}_sd"])
+            for row in rows
+            if row["samples"] >= 0.15 * rows[-1]["samples"]
+            for side in (-1, 1)
+        ]
         room = 0.08 * (max(late) - min(late)) + 1e-9
         axes.set_ylim(min(late) - room, max(late) + room)
         label_lines(axes, _end_labels(rows, jobs, "training_s", value))
     ends = {job.method: [row for row in rows if row["method"] == job.method][-1] for job in jobs}
     told = ", ".join(f"{NAMES[name]} {end['auc']:.4f}" for name, end in ends.items())
-    return Drawn(rows, f"Final test AUC: {told}. {plan.noise(jobs)}", picture, jobs=jobs)
+    said = f"Final test AUC: {told}. {BANDS * (len(plan.seeds) > 1)}{plan.noise(jobs)}"
+    return Drawn(rows, said, picture, jobs=jobs)
 
 
 def _lines(axes: Any, rows: list[dict[str, Any]], jobs: Sequence[Job], x: str, y: str) -> None:
     for job in jobs:
         mine = [row for row in rows if row["method"] == job.method]
-        x_y = ([row[key] for row in mine] for key in (x, y))
-        axes.plot(*x_y, color=METHOD_COLOURS[job.method])
+        columns = ([row[key] for row in mine] for key in (x, y, f"{y}_sd"))
+        banded(axes, *columns, METHOD_COLOURS[job.method])
 
 
 def _end_labels(rows: list[dict[str, Any]], jobs: Sequence[Job], x: str, y: str) -> list[Label]:
@@ -109,46 +118,50 @@ def _end_labels(rows: list[dict[str, Any]], jobs: Sequence[Job], x: str, y: str)
 
 
 def speed_up(plan: Plan) -> Drawn:
-    """Training time of an epoch beside the baseline's."""
+    """Training time of an epoch beside the baseline's: medians over seeds, and all between."""
     jobs = main_jobs(plan)
-    seconds: dict[str, list[float]] = {}
     rows = []
     for job in jobs:
         ends = [records[-1] for records in plan.records(job)]
-        seconds[job.method] = [all_training_s(end) for end in ends]
-        mean, sd = mean_sd(seconds[job.method])
+        seconds = [all_training_s(end) for end in ends]
         samples, auc = (float(np.mean([end[name] for end in ends])) for name in ("samples", "auc"))
         rows.append(
-            {"method": job.method, "n": len(ends), "training_s": mean, "sd": sd}
+            {"method": job.method, "n": len(ends), "training_s": float(np.median(seconds))}
+            | {"fastest_s": min(seconds), "slowest_s": max(seconds)}
             | {"samples": samples, "auc": auc}
         )
-
-    def over(first: str, second: str) -> float:
-        """Times the second's speed that the first one has, median over seeds."""
-        pairs = zip(seconds[first], seconds[second], strict=True)
-        return float(np.median([other / own for own, other in pairs]))
-
+    medians = {row["method"]: row["training_s"] for row in rows}
+    # Of seconds in the label, of this axis, and of the sentence: one median each, or they disagree.
     for row in rows:
-        row["speed_up"] = over(row["method"], "baseline")
+        row["speed_up"] = medians["baseline"] / row["training_s"]
     picture, [[axes]] = new_figure(0.7 + 0.5 * len(rows))
-    ends = [row["speed_up"] for row in rows]
-    axes.barh(range(len(rows)), ends, color=[METHOD_COLOURS[r["method"]] for r in rows], height=0.7)
+    widths = np.array([row["speed_up"] for row in rows])
+    colours = [METHOD_COLOURS[row["method"]] for row in rows]
+    axes.barh(range(len(rows)), widths, color=colours, height=0.7)
     bar_axes(axes, [NAMES[row["method"]] for row in rows])
+    slow, fast = (
+        medians["baseline"] / np.array([row[f"{end}_s"] for row in rows])
+        for end in ("slowest", "fastest")
+    )
+    if len(plan.seeds) > 1:
+        half = (widths - slow, fast - widths)
+        axes.errorbar(widths, range(len(rows)), xerr=half, fmt="none", ecolor=INK, capsize=3)
     whole = max(row["samples"] for row in rows)
     texts = [
         f"{row['speed_up']:.2f}x: {row['training_s']:,.3g} s, {row['samples'] / whole:.0%} of the "
         f"inputs, AUC {row['auc']:.4f}"
         for row in rows
     ]
-    label_bars(axes, texts, range(len(rows)), ends)
-    axes.set(xlabel="times the baseline's speed, median over seeds")
-    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= 1.05 * max(ends)])
+    label_bars(axes, texts, range(len(rows)), fast)
+    axes.set(xlabel="times the baseline's speed, by the median of seconds over seeds")
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= 1.05 * max(fast)])
     where = plan.machine.get("gpu") or "this CPU, where all rows are in one memory"
     said = (
-        f"On {where}: Slipstream {over('slipstream', 'fae'):.2f}x over FAE, dropping as many at "
-        f"random {over('random', 'fae'):.2f}x; FAE {over('fae', 'baseline'):.2f}x over our "
-        "baseline. Medians over seeds."
+        f"On {where}: Slipstream {medians['fae'] / medians['slipstream']:.2f}x over FAE, dropping "
+        f"as many at random {medians['fae'] / medians['random']:.2f}x; FAE "
+        f"{medians['baseline'] / medians['fae']:.2f}x over our baseline. "
     )
+    said += "Medians of seconds; whiskers: fastest and slowest seed." if len(plan.seeds) > 1 else ""
     return Drawn(rows, said, picture, jobs=jobs)
 
 
@@ -207,7 +220,8 @@ def schedule(plan: Plan) -> Drawn:
         ]
         colour = METHOD_COLOURS[job.method]
         x, y = ([point[key] for point in points] for key in ("samples", "auc"))
-        axes.plot(np.array(x) / 1e3, y, "--" if order == "phased" else "-", color=colour)
+        half = [point["auc_sd"] for point in points]
+        banded(axes, np.array(x) / 1e3, y, half, colour, "--" if order == "phased" else "-")
         labels.append(Label(f"{NAMES[job.method]}, {order}", colour, x[-1] / 1e3, y[-1]))
     axes.set(xlabel="thousand inputs trained", ylabel="test AUC")
     axes.set_xlim(left=0)
@@ -218,7 +232,8 @@ def schedule(plan: Plan) -> Drawn:
         f"{final[method, 'phased']:.4f} phased"
         for method in ("fae", "slipstream")
     ]
-    said = f"Final test AUC: {'; '.join(told)}. {plan.noise(jobs)}"
+    said = f"Final test AUC: {'; '.join(told)}. "
+    said += BANDS * (len(plan.seeds) > 1) + plan.noise(jobs)
     return Drawn(rows, said, picture, jobs=jobs)
 
 

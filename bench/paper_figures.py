@@ -11,14 +11,14 @@ synthetic log and a small network: its figures are real and say nothing of speed
 cores.
 
 `--out` gets index.html, which holds all figures beside what the papers claim, each figure as PNG
-with its numbers as CSV, and the runs that they are of, whose `log.jsonl` is all that they are made
-of; where time goes in a step, how far rows move and which rows are hot is measured in this process.
-A run that has finished is not repeated, nor what was measured, so a killed command goes on; a
-folder with other data, flags, machine or code is refused.
+(`--also pdf`: and for print) with its numbers as CSV, and the runs that they are of, whose
+`log.jsonl` is all that they are made of; where time goes in a step, how far rows move and which
+rows are hot is measured in this process. A run that has finished is not repeated, nor what was
+measured, so a killed command goes on; a folder with other data, flags, machine or code is refused.
 
 Every method trains at the same recipe, D = 30 % of the hot inputs left where none is given; other
 flags go to the trainers that have them (`--arch-mlp-top 256-1`). Each run of an epoch takes as long
-as run_fae_baseline.sh; all figures take about 50 kinds of runs a seed, `--only` takes some.
+as run_fae_baseline.sh; all figures take about 65 kinds of runs a seed, `--only` takes some.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,10 +38,11 @@ from bench import paper_curves, paper_data, paper_page, paper_steps  # noqa: E40
 from bench.methods import flags_in  # noqa: E402
 from bench.paper_runs import Drawn, Job, Plan  # noqa: E402
 from bench.paper_scaling import scaling  # noqa: E402
-from bench.paper_style import style  # noqa: E402
+from bench.paper_style import ALSO, style  # noqa: E402
 from bench.paper_sweeps import SWEEPS, sweep_figure  # noqa: E402
 from bench.small_log import ROW_FLAGS, make_small_log  # noqa: E402
 from slipstream.tools import cli  # noqa: E402
+from slipstream.tools.runtime import git_commit  # noqa: E402
 
 QUICK_ROWS, QUICK_BUDGET = 20_000, 200_000
 QUICK_FLAGS = (
@@ -192,6 +193,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         metavar="FIGURE",
         help=f"figures to make, of {', '.join(names)}; others stay off the page",
     )
+    add("--also", nargs="+", choices=ALSO, default=[], help="formats beside PNG, for print")
     add(
         "--scaling-dir",
         default=None,
@@ -239,7 +241,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def make(plan: Plan, names: list[str], scaling_dir: Path) -> list[paper_page.Entry]:
+def make(
+    plan: Plan, names: list[str], scaling_dir: Path, also: Sequence[str] = ()
+) -> list[paper_page.Entry]:
     """Train what is missing and draw; figures are saved as they are drawn."""
     figures = {**FIGURES, "scaling": SCALING._replace(draw=lambda plan: scaling(scaling_dir))}
     names = [name for name in figures if name in names]
@@ -255,7 +259,7 @@ def make(plan: Plan, names: list[str], scaling_dir: Path) -> list[paper_page.Ent
         with style():
             plan.train(mine)
             drawn = figure.draw(plan)
-            paper_page.save_figure(name, drawn, plan.out)
+            paper_page.save_figure(name, drawn, plan.out, also)
         entries.append(paper_page.Entry(name, figure.title, figure.claim, drawn))
         trained, seconds = plan.trained - trained, time.perf_counter() - start
         say(f"  {seconds:.1f} s, {trained} runs trained: {drawn.said}")
@@ -275,7 +279,7 @@ def about(plan: Plan, args: argparse.Namespace, argv: list[str], seconds: float)
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": f"{where}, {machine['memory_bytes'] / 2**30:.0f} GiB; "
         f"PyTorch {machine['torch']}",
-        "commit": str(plan.claimed["commit"]),
+        "commit": str(git_commit()),
         "data": f"{plan.path}, {len(plan.log.inputs):,} rows, {train:,} to train on",
         "data's fingerprint": str(plan.claimed["processed"])[:16],
         "runs": f"{plan.out / 'runs'}, seeds {', '.join(map(str, plan.seeds))}, "
@@ -305,7 +309,11 @@ def main(argv: list[str] | None = None) -> Path:
     args, flags = parse_args(argv)
     plan = plan_of(args, flags)
     scaling_dir = Path(args.scaling_dir or plan.out / "scaling")
-    entries = make(plan, args.only, scaling_dir)
+    try:
+        entries = make(plan, args.only, scaling_dir, args.also)
+    except KeyboardInterrupt:
+        say(f"the runs that have finished are kept in {plan.out}; the same command goes on")
+        raise
     words = sys.argv[1:] if argv is None else list(argv)
     facts = about(plan, args, words, time.perf_counter() - start)
     return paper_page.write(entries, plan, facts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.paper_runs import Drawn, Plan
-from bench.paper_style import DPI
+from bench.paper_style import save_picture
 from bench.report import POLICY, document, write_page
 from bench.report_tables import table
 from bench.run_records import save_table
@@ -39,15 +39,15 @@ class Entry(NamedTuple):
     drawn: Drawn
 
 
-def save_figure(name: str, drawn: Drawn, out: Path) -> None:
-    """A figure's numbers as CSV, and its picture as PNG."""
+def save_figure(name: str, drawn: Drawn, out: Path, also: Sequence[str] = ()) -> None:
+    """A figure's numbers as CSV, and its picture as PNG and in the formats of `also`."""
     from matplotlib import pyplot
 
     if drawn.rows:
         with contextlib.redirect_stdout(io.StringIO()):  # the page names them all
             save_table(drawn.rows, out / f"{name}.csv")
     if drawn.picture is not None:
-        drawn.picture.savefig(out / f"{name}.png", dpi=DPI, metadata={"Software": None})
+        save_picture(drawn.picture, out / f"{name}.png", also)
         pyplot.close(drawn.picture)
 
 

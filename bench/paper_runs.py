@@ -20,7 +20,15 @@ import input_segregation
 import slipstream_train
 from bench import plain_dlrm
 from bench.methods import SCRIPTS, script_of, split_setting
-from bench.run_records import RUN_FILES, Records, claim_runs, finished_records, run_once
+from bench.run_records import (
+    RUN_FILES,
+    Records,
+    by_flag,
+    claim_runs,
+    code_texts,
+    finished_records,
+    run_once,
+)
 from bench.time_to_auc import merge_rare
 from slipstream.logs.processed import ClickLog, load_processed
 from slipstream.model.dlrm import bottom_sizes
@@ -28,7 +36,7 @@ from slipstream.model.features import plain_features
 from slipstream.tools.device import choose_device
 from slipstream.tools.npz import fingerprint
 from slipstream.tools.places import remove_ours
-from slipstream.tools.runtime import describe_machine, git_commit, read_json, write_json
+from slipstream.tools.runtime import describe_machine, read_json, write_json
 from slipstream.training.flags import settings_of
 from slipstream.training.rows import bytes_per_row
 
@@ -44,6 +52,11 @@ METHODS = {
     "random": "slipstream-random",
 }
 PLAIN = "plain"
+# What measures in this process.
+MEASURES = (
+    *("bench/paper_data.py", "bench/paper_steps.py", "bench/plain_dlrm.py"),
+    *("bench/training_figures.py", "bench/turns.py"),
+)
 NAMES = {
     PLAIN: "plain PyTorch",
     "baseline": "baseline",
@@ -121,11 +134,11 @@ class Plan:
         self.machine = describe_machine(self.device)
         self.claimed = {
             "processed": fingerprint(self.path),
-            "flags": self.flags,
+            "flags": by_flag(self.flags),
             "epochs": self.epochs,
             "points": self.points,
             "budget": self.budget,
-            "commit": git_commit(),
+            "code": code_texts("bench/plain_dlrm.py"),
             "machine": {name: self.machine.get(name) for name in ("cpu", "cpu_cores", "gpu")},
         }
 
@@ -287,15 +300,16 @@ class Plan:
     def measured(self, name: str, measure: Callable[[], list[dict[str, Any]]]) -> Any:
         """What was measured in the same way on the same data and machine before, or is now."""
         path = self.out / "work" / f"{name}.json"
+        of = {**self.claimed, "code": code_texts(*MEASURES)}
         if path.exists():
             with contextlib.suppress(ValueError):  # damaged: measured anew
                 kept = read_json(path)
-                if kept.get("of") == self.claimed:
+                if kept.get("of") == of:
                     return kept["rows"]
         with contextlib.redirect_stdout(io.StringIO()):
             rows = measure()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"of": self.claimed, "rows": rows})
+        write_json(path, {"of": of, "rows": rows})
         return rows
 
 

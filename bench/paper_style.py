@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 WIDTH, DPI, POINTS = 8.0, 160, 10
+# Beside PNG, for print: what a file says of the program that wrote it and when would differ.
+METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+ALSO = ("pdf", "svg")
 INK, SOFT, RULE = "#1b1f24", "#59636e", "#dfe3e8"
 STYLE = {
     "font.size": POINTS,
@@ -38,6 +44,8 @@ STYLE = {
     "lines.linewidth": 2.0,
     "lines.markersize": 5,
     "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,  # text that can be searched; publishers refuse matplotlib's usual fonts
+    "svg.hashsalt": "figure",
 }
 
 
@@ -65,6 +73,12 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **more: Any) -> t
     from matplotlib import pyplot
 
     return pyplot.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **more)
+
+
+def save_picture(picture: Any, path: Path, also: Sequence[str] = ()) -> None:
+    """Write a figure as PNG at `path`, and beside it in the formats of `also`, of `ALSO`."""
+    for kind in ("png", *also):
+        picture.savefig(path.with_suffix(f".{kind}"), dpi=DPI, metadata=METADATA[kind])
 
 
 def label_lines(axes: Any, labels: Sequence[Label], side: str = "right") -> None:
@@ -109,6 +123,16 @@ def label_lines(axes: Any, labels: Sequence[Label], side: str = "right") -> None
 def whiskered(axes: Any, x: Any, y: Any, half: Any, colour: str) -> None:
     """A line of points with whiskers, `half` up and `half` down; NaN, as of one seed: none."""
     axes.errorbar(x, y, yerr=half, fmt="o-", color=colour, elinewidth=1, capsize=2)
+
+
+def banded(
+    axes: Any, x: Any, y: Any, half: Any, colour: str, style: str = "-", label: str | None = None
+) -> None:
+    """A line, and a band `half` up and `half` down; NaN, as of one seed: none."""
+    axes.plot(x, y, style, color=colour, label=label)
+    y, half = np.array(y, float), np.array(half, float)
+    if np.isfinite(half).any():
+        axes.fill_between(x, y - half, y + half, color=colour, alpha=0.13, linewidth=0)
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:

@@ -12,7 +12,15 @@ import numpy as np
 from bench.colours import METHOD_COLOURS
 from bench.comparison_tables import half_interval
 from bench.paper_runs import NAMES, Drawn, Job, Plan, mean_sd
-from bench.paper_style import SOFT, new_figure, plain_log_ticks, whiskered
+from bench.paper_style import (
+    SOFT,
+    Label,
+    banded,
+    label_lines,
+    new_figure,
+    plain_log_ticks,
+    whiskered,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Sweep:
         label: of the axis.
         is_log: whether the axis is logarithmic.
         with_fae: whether FAE's runs, too, depend on it.
+        with_random: whether those of dropping at random do; else its usual run is the control.
         unit: behind a value.
     """
 
@@ -35,17 +44,20 @@ class Sweep:
     label: str
     is_log: bool = False
     with_fae: bool = False
+    with_random: bool = True
     unit: str = ""
 
     def jobs(self, plan: Plan, method: str) -> list[Job]:
         """The runs, a value each; the usual value's are the usual runs."""
+        if not {"fae": self.with_fae, "random": self.with_random}.get(method, True):
+            return [Job(method)] * len(self.values)
         usual = self.usual(plan)
         return [Job(method) if value == usual else self.job(method, value) for value in self.values]
 
     def all_jobs(self, plan: Plan) -> list[Job]:
-        """Slipstream's and FAE's."""
-        fae = self.jobs(plan, "fae") if self.with_fae else [Job("fae")]
-        return [*self.jobs(plan, "slipstream"), *fae]
+        """Slipstream's, FAE's, and those that drop as many at random."""
+        methods = ("slipstream", "fae", "random")
+        return list(dict.fromkeys(job for method in methods for job in self.jobs(plan, method)))
 
 
 def _of_flag(flag: str) -> tuple[Callable[[Plan], float | None], Callable[[str, float], Job]]:
@@ -67,6 +79,7 @@ SWEEPS = {
         (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         *_of_flag("--alpha"),
         "alpha: share of an input's rows that must be stale",
+        with_random=False,
     ),
     "snapshot_start": Sweep(
         (0.1, 0.25, 0.4, 0.6, 0.8),
@@ -84,6 +97,7 @@ SWEEPS = {
         *_of_flag("--sample-rate"),
         "share of the hot inputs left from which T is found",
         is_log=True,
+        with_random=False,
     ),
     "hot_budget": Sweep(
         (0.25, 0.5, 1.0, 2.0, 4.0),
@@ -106,27 +120,32 @@ SWEEPS = {
 
 
 def rows_of(plan: Plan, sweep: Sweep) -> list[dict[str, Any]]:
-    """A row a value: AUC, the drop, T, and what is hot, mean over seeds."""
-    fae = [plan.records(job) for job in sweep.jobs(plan, "fae")] if sweep.with_fae else None
-    jobs = sweep.jobs(plan, "slipstream")
-    usual = [] if fae else plan.records(Job("fae"))
+    """A row a value: AUC beside the controls', the drop, T, and what is hot, mean over seeds."""
+    methods = ("slipstream", "fae", "random")
+    jobs = zip(*(sweep.jobs(plan, method) for method in methods), strict=True)
     rows = []
-    for number, (value, job) in enumerate(zip(sweep.values, jobs, strict=True)):
-        logs = plan.records(job)
-        reference = fae[number] if fae else usual
+    for value, kinds in zip(sweep.values, jobs, strict=True):
+        logs, *controls = (plan.records(job) for job in kinds)
         ends, starts = [log[-1] for log in logs], [log[0] for log in logs]
         drops = [drop for end in ends for drop in end["drops"] if "achieved" in drop]
         row: dict[str, Any] = {"value": value, "n": len(logs)}
         row["auc"], row["auc_sd"] = mean_sd([end["auc"] for end in ends])
-        row["fae_auc"] = float(np.mean([log[-1]["auc"] for log in reference]))
-        pairs = zip(ends, reference, strict=True)  # the same seed starts from the same weights
-        differences = np.array([end["auc"] - log[-1]["auc"] for end, log in pairs])
-        row["less_fae"], row["interval"] = float(differences.mean()), half_interval(differences)
+        own, fae, chance = (np.array([log[-1]["auc"] for log in of]) for of in (logs, *controls))
+        row["fae_auc"], row["random_auc"] = float(fae.mean()), float(chance.mean())
+        # The same seed starts from the same weights.
+        for name, difference in (
+            ("less_fae", own - fae),
+            ("less_random", own - chance),
+            ("random_less_fae", chance - fae),
+        ):
+            row[name] = float(difference.mean())
+            row[f"{name}_interval"] = half_interval(difference)
         thresholds = [threshold_of(drop) for drop in drops]
         row["threshold"] = float(np.mean(thresholds)) if drops else math.nan
         shares = [d["achieved"] / max(d["hot_remaining"], 1) for d in drops]
         row["dropped_of_left"] = float(np.mean(shares)) if drops else 0.0
-        row["dropped_of_all"] = float(np.mean([end["dropped_share"] for end in ends]))
+        for name, runs in (("dropped_of_all", logs), ("random_dropped_of_all", controls[1])):
+            row[name] = float(np.mean([log[-1]["dropped_share"] for log in runs]))
         hot = [start["num_hot_inputs"] / start["num_train"] for start in starts]
         row |= {"hot_inputs": float(np.mean(hot)), "hot_rows": starts[0]["num_hot"]}
         row["rows"] = sum(starts[0]["table_sizes"])
@@ -162,23 +181,8 @@ def sweep_figure(name: str) -> Callable[[Plan], Drawn]:
             else:
                 axes.set_xticks(x, [f"{value:g}" for value in x])
         auc, dropped, threshold = panels
-        _auc_lines(auc, rows, x)
-        left = [100 * row["dropped_of_left"] for row in rows]
-        of_all = [100 * row["dropped_of_all"] for row in rows]
-        dropped.plot(x, left, "o-", color=colour)
-        dropped.plot(x, of_all, "o:", color=colour, markersize=3.5)
-        dropped.set_ylim(0, 1.25 * max([*left, *of_all, 1.0]))
-        for text, y in (("of the hot ones left", left), ("of all inputs", of_all)):
-            y = y[len(y) // 3 :]  # above what is below the text
-            dropped.annotate(
-                text,
-                (x[-1], max(y)),
-                (2, 6),
-                textcoords="offset points",
-                color=colour,
-                ha="right",
-                va="bottom",
-            )
+        _auc_lines(auc, rows, x, sweep)
+        _dropped_lines(dropped, rows, x)
         finite = [row["threshold"] if math.isfinite(row["threshold"]) else np.nan for row in rows]
         threshold.plot(x, finite, "o-", color=colour)
         threshold.set_ylim(0, 1.15 * max([v for v in finite if v == v], default=1.0))
@@ -189,39 +193,66 @@ def sweep_figure(name: str) -> Callable[[Plan], Drawn]:
     return draw
 
 
-def _auc_lines(axes: Any, rows: list[dict[str, Any]], x: list[float]) -> None:
-    """Slipstream less FAE, which is the line at 0, with what 95 % of paired seeds leave open."""
-    y = [1e3 * row["less_fae"] for row in rows]
-    half = 1e3 * np.array([row["interval"] for row in rows])
-    colour, blue = METHOD_COLOURS["slipstream"], METHOD_COLOURS["fae"]
-    axes.axhline(0, color=blue)
-    whiskered(axes, x, y, half, colour)
-    error = np.nan_to_num(half)
-    ends = [0.0, *(np.array(y) - error), *(np.array(y) + error)]
-    low, high = min(ends), max(ends)
-    room = high - low or 1.0
-    axes.set_ylim(low - 0.22 * room, high + 0.16 * room)
-    axes.annotate(
-        NAMES["fae"],
-        (1, 0),
-        (4, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        color=blue,
-        va="center",
+def _dropped_lines(axes: Any, rows: list[dict[str, Any]], x: list[float]) -> None:
+    """Shares of the inputs dropped; behind Slipstream's, of all, the random control's."""
+    colour = METHOD_COLOURS["slipstream"]
+    left, of_all, chance = (
+        [100 * row[name] for row in rows]
+        for name in ("dropped_of_left", "dropped_of_all", "random_dropped_of_all")
     )
-    name = NAMES["slipstream"]
-    axes.text(0.98, 0.03, name, transform=axes.transAxes, color=colour, ha="right")
+    axes.plot(x, chance, "-", color=METHOD_COLOURS["random"], linewidth=4, alpha=0.4)
+    axes.plot(x, left, "o-", color=colour)
+    axes.plot(x, of_all, "o:", color=colour, markersize=3.5)
+    axes.set_ylim(0, 1.25 * max([*left, *of_all, *chance, 1.0]))
+    for text, y in (("of the hot ones left", left), ("of all inputs", of_all)):
+        y = y[len(y) // 3 :]  # above what is below the text
+        axes.annotate(
+            text,
+            (x[-1], max(y)),
+            (2, 6),
+            textcoords="offset points",
+            color=colour,
+            ha="right",
+            va="bottom",
+        )
+
+
+def _auc_lines(axes: Any, rows: list[dict[str, Any]], x: list[float], sweep: Sweep) -> None:
+    """Slipstream and its random control less FAE, which is the line at 0, with what 95 % of paired
+    seeds leave open.
+    """
+    ends, labels = [0.0], [Label(NAMES["fae"], METHOD_COLOURS["fae"], x[-1], 0.0)]
+    axes.axhline(0, color=METHOD_COLOURS["fae"])
+    for method, name in (("random", "random_less_fae"), ("slipstream", "less_fae")):
+        y = 1e3 * np.array([row[name] for row in rows])
+        half = 1e3 * np.array([row[f"{name}_interval"] for row in rows])
+        ends += [*(y - np.nan_to_num(half)), *(y + np.nan_to_num(half))]
+        colour = METHOD_COLOURS[method]
+        labels.append(Label(NAMES[method], colour, x[-1], y[-1]))
+        if method == "random" and not (sweep.with_random or sweep.with_fae):
+            banded(axes, x, y, half, colour)  # one kind of run for all values
+            continue
+        # Beside each other: at equal values their whiskers would cover one another.
+        aside = 0.012 * (method == "random")
+        at, span = np.array(x), (x[-1] / x[0] if sweep.is_log else x[-1] - x[0])
+        at = at * span**aside if sweep.is_log else at + aside * span
+        whiskered(axes, at, y, half, colour)
+    room = max(ends) - min(ends) or 1.0
+    axes.set_ylim(min(ends) - 0.08 * room, max(ends) + 0.08 * room)
+    label_lines(axes, labels)
 
 
 def _said(plan: Plan, rows: list[dict[str, Any]], sweep: Sweep) -> str:
-    best = max(rows, key=lambda row: row["less_fae"])
-    worst = min(rows, key=lambda row: row["less_fae"])
+    def told(name: str) -> str:
+        ends = [end(rows, key=lambda row: row[name]) for end in (min, max)]
+        return " to ".join(f"{row[name]:+.4f} at {row['value']:g}{sweep.unit}" for row in ends)
 
-    def told(row: dict[str, Any]) -> str:
-        return f"{row['less_fae']:+.4f} at {row['value']:g}{sweep.unit}"
-
-    said = f"Slipstream less FAE, test AUC: {told(worst)} to {told(best)}. "
+    said = f"Slipstream less FAE, test AUC: {told('less_fae')}; less dropping as many at random: "
+    said += f"{told('less_random')}"
+    if len(plan.seeds) > 1:
+        surely = sum(abs(row["less_random"]) > row["less_random_interval"] for row in rows)
+        said += f", {surely} of {len(rows)} outside their interval"
+    said += ". Green behind the dots: inputs that the random control drops. "
     if sweep.with_fae:
         hot = ", ".join(
             f"{r['value']:g}{sweep.unit} {r['hot_inputs']:.0%} and {r['fae_auc']:.4f}" for r in rows

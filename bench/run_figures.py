@@ -18,6 +18,7 @@ import numpy as np
 
 from bench.colours import COLOURS, colours_of
 from bench.comparison_tables import standard_deviation
+from bench.paper_style import banded
 from bench.run_records import (
     Records,
     all_training_s,
@@ -184,7 +185,9 @@ def _wrapped(name: str, num_seeds: int, width: int) -> str:
 
 
 def curves(args: argparse.Namespace, axes: Any) -> Rows:
-    """Test AUC along training, mean over seeds, against inputs trained or training time."""
+    """Test AUC along training, against inputs trained or training time: mean over seeds, and a band
+    of their standard deviation.
+    """
     found: Rows = []
     against_time = args.name == "times"
     kinds = runs_by_kind(Path(args.runs_dir))
@@ -199,11 +202,13 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
                 | {"auc_sd": standard_deviation(np.array(aucs))}
             )
         mine = [row for row in found if row["run"] == name]
-        axes.plot(
+        banded(
+            axes,
             [row["training_s"] if against_time else row["samples"] / 1e3 for row in mine],
             [row["auc"] for row in mine],
+            [row["auc_sd"] for row in mine],
+            colours[number],
             ("-", "--", ":")[number // len(COLOURS) % 3] + ("o" if len(mine) == 1 else ""),
-            color=colours[number],
             label=_wrapped(name, len(logs), LEGEND_WIDTH),
         )
     axes.set(
@@ -261,14 +266,15 @@ def policies(args: argparse.Namespace, axes: Any) -> Rows:
         color=COLOURS[0],
         label="AUC less the first method's, 95 % of paired seeds",
     )
-    axes.plot(
-        [1e3 * row["stopped_difference"] for row in found],
-        places,
-        "|",
-        color=COLOURS[1],
-        markersize=14,
-        label="the first method stopped after as many inputs",
-    )
+    if _has_stopped(found):
+        axes.plot(
+            [1e3 * row["stopped_difference"] for row in found],
+            places,
+            "|",
+            color=COLOURS[1],
+            markersize=14,
+            label="the first method stopped after as many inputs",
+        )
     names = [
         f"{row['method']} {row['setting']}".rstrip() + f", {row['samples'] / 1e3:,.0f} k"
         for row in found
@@ -306,6 +312,11 @@ def _differences(args: argparse.Namespace) -> Rows:
     return found
 
 
+def _has_stopped(found: Rows) -> bool:
+    """Whether the table has it: not where rates fall at a run's end."""
+    return all(np.isfinite(row["stopped_difference"]) for row in found)
+
+
 def drop(args: argparse.Namespace, axes: Any) -> Rows:
     """AUC against the share of inputs not trained: a line a method and kind of setting."""
     found = _differences(args)
@@ -330,14 +341,15 @@ def drop(args: argparse.Namespace, axes: Any) -> Rows:
             capsize=2,
             label=name,
         )
-    stopped = sorted({(row["dropped_share"], row["stopped_difference"]) for row in found})
-    shares, differences = zip(*stopped, strict=True)
-    axes.plot(
-        [100 * share for share in shares],
-        [1e3 * difference for difference in differences],
-        color="#999999",
-        label="the first method stopped earlier",
-    )
+    if _has_stopped(found):
+        stopped = sorted({(row["dropped_share"], row["stopped_difference"]) for row in found})
+        shares, differences = zip(*stopped, strict=True)
+        axes.plot(
+            [100 * share for share in shares],
+            [1e3 * difference for difference in differences],
+            color="#999999",
+            label="the first method stopped earlier",
+        )
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set(
         xlabel="inputs not trained, % of all",

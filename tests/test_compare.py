@@ -1,12 +1,13 @@
 import math
 import shlex
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 from helpers import MODEL_FLAGS, segregate_small, write_processed
 
 from bench import compare, comparison_tables, methods, run_records
-from slipstream.tools import cli
+from slipstream.tools import cli, runtime
 
 
 def runs_of(*values):
@@ -188,6 +189,33 @@ def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, m
         log.write_text("{}\n")
     run(write_processed(tmp_path / "b/p.npz", 700, seed=1), "--first-seed", "4")
     assert (tmp_path / "runs/baseline-seed4/log.jsonl").exists()
+
+
+def test_changes_beside_a_commit_have_a_checksum(tmp_path, monkeypatch):
+    """Of what they are, also in a module that git does not know: other changes, other runs."""
+    module = tmp_path / "slipstream/tools/runtime.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("a = 1\n")
+    monkeypatch.setattr(runtime, "__file__", str(module))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert runtime.git_commit() is None
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=b commit -qm a"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    found = [runtime.git_commit()]
+    (tmp_path / "notes.txt").write_text("no code\n")
+    assert runtime.git_commit() == found[0] and found[0].isalnum()
+    for path, text in ((module, "a = 2\n"), (module, "a = 3\n"), (tmp_path / "x.py", "new = 1\n")):
+        path.write_text(text)
+        found.append(runtime.git_commit())
+    (tmp_path / "x.py").rename(tmp_path / "slipstream/x.py")
+    for text in ("new = 1\n", "new = 2\n"):
+        (tmp_path / "slipstream/x.py").write_text(text)
+        found.append(runtime.git_commit())
+    assert len(set(found)) == 5 and found[3] == found[2]  # x.py was no part of the package
+    assert all(name.startswith(f"{found[0]}+changes-") for name in found[1:])
+    short = run_records.short_commit(found[1])
+    assert short == found[0][:8] + "+" + found[1].rpartition("-")[2][:6]
+    assert run_records.short_commit("c2+changes") == "c2+"
 
 
 def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch, capsys):

@@ -1,13 +1,15 @@
 """Every figure's command runs on a small log, and its CSV holds what it should."""
 
 import json
+import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
 import pytest
 
-from bench import figures, readme_picture, training_figures
+from bench import figures, paper_style, readme_picture, run_figures, training_figures
 from bench.run_figures import runs_by_kind
 from slipstream.tools import cli
 
@@ -89,6 +91,25 @@ def test_all_figures(tmp_path, runs_here):
     check_change(made)
     check_thresholds(made)
     check_comparison(made)
+
+
+@pytest.mark.parametrize("stopped", [0.69, math.nan])
+def test_a_table_without_runs_stopped_earlier_shows_none(tmp_path, stopped):
+    """As a comparison's where rates fall at a run's end."""
+    values = {"auc": 0.7, "samples": 9, "dropped_share": 0.1, "auc_first_at_samples": stopped}
+    rows = [
+        {"method": method, "setting": "", "metric": name, "n": 2, "mean": value}
+        | {"difference": 0.0, "interval": 0.01}
+        for method in ("fae", "slipstream-cold")
+        for name, value in values.items()
+    ]
+    pandas.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    for draw in (run_figures.policies, run_figures.drop):
+        with paper_style.style():
+            _, [[axes]] = paper_style.new_figure(3)
+            draw(SimpleNamespace(table=tmp_path / "t.csv"), axes)
+        labels = axes.get_legend_handles_labels()[1]
+        assert len(labels) == 1 + math.isfinite(stopped)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import numpy as np
 import pandas
 import pytest
 from helpers import write_processed
+from matplotlib.colors import same_color
 
 import slipstream_train
-from bench import paper_curves, paper_data, paper_figures, paper_page, paper_style
+from bench import paper_curves, paper_data, paper_figures, paper_style
 from bench.colours import COLOURS, METHOD_COLOURS, colours_of, method_of_label
 from bench.paper_runs import Job
 from bench.paper_scaling import scaling
@@ -18,6 +19,7 @@ from bench.paper_sweeps import SWEEPS, rows_of
 from bench.run_records import all_training_s, finished_records
 from slipstream.tools import cli
 from slipstream.tools.npz import open_npz
+from slipstream.tools.runtime import git_commit
 
 NAMES = ["data", "profiling", "change", "curves", "speed_up", "overhead", "sample_rate", "scaling"]
 FLAGS = "--quick --seeds 2 --points 4 --arch-mlp-bot 3-16-8 --hot-emb-gpu-mem 4320".split()
@@ -31,7 +33,7 @@ def make(folder):
     def call(*more, only=NAMES):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(paper_figures, "make_small_log", lambda *_: (processed, None))
-            patch.setattr(paper_page, "DPI", 40)
+            patch.setattr(paper_style, "DPI", 40)
             plan_of = paper_figures.plan_of
             patch.setattr(
                 paper_figures,
@@ -58,8 +60,9 @@ def check_numbers_and_lines(made):
         for name in ("auc", "accuracy"):
             mean = np.mean([end[name] for end in ends])
             assert rows[name].iloc[-1] == pytest.approx(mean, abs=1e-6)
-        seconds = np.mean([all_training_s(end) for end in ends])
-        assert speeds.training_s[method] == pytest.approx(seconds, rel=1e-4)
+        seconds = [all_training_s(end) for end in ends]
+        assert speeds.training_s[method] == pytest.approx(np.median(seconds), rel=1e-4)
+        assert speeds.fastest_s[method] == pytest.approx(min(seconds), rel=1e-4)
         assert speeds.samples[method] == np.mean([end["samples"] for end in ends])
     assert speeds.samples["random"] == speeds.samples["slipstream"] < speeds.samples["fae"]
     with paper_style.style():
@@ -69,6 +72,13 @@ def check_numbers_and_lines(made):
         line = drawn[METHOD_COLOURS[method]]
         assert line.get_ydata() == pytest.approx(rows.auc.tolist(), abs=1e-6)
         assert line.get_xdata() == pytest.approx(rows.training_s.tolist(), rel=1e-4)
+        [band] = [
+            path.vertices
+            for band in picture.axes[0].collections
+            if same_color(band.get_facecolor()[0, :3], METHOD_COLOURS[method])
+            for path in band.get_paths()
+        ]
+        assert band[:, 1].max() == pytest.approx(max(rows.auc + rows.auc_sd), abs=1e-6)
     overhead = pandas.read_csv(made.out / "overhead.csv").set_index(["method", "what"])
     spent = np.mean([end["threshold_s"] for end in ends_of(made, "slipstream")])
     assert overhead.seconds["slipstream", "threshold"] == pytest.approx(spent, rel=1e-4)
@@ -115,7 +125,7 @@ def check_page(made):
     for name in NAMES:
         figure = {**paper_figures.FIGURES, "scaling": paper_figures.SCALING}[name]
         assert f'id="{name}">{figure.title}' in page
-    for text in ("1.2x over FAE", "seeds 1, 2", str(made.plan.claimed["commit"]), "D = 30 %"):
+    for text in ("1.2x over FAE", "seeds 1, 2", str(git_commit()), "D = 30 %"):
         assert text in page
     assert (
         "slipstream-sample_rate0.001-seed*" in page and "Not run: no CSV of bench.scaling" in page
@@ -128,12 +138,15 @@ def check_only_unfinished_runs_are_trained_again(made):
     lines = log.read_text().splitlines(keepends=True)
     before = {path: path.stat().st_mtime_ns for path in made.out.glob("runs/*/log.jsonl")}
     log.write_text("".join(lines[:-1]))
-    made.call(only=["curves"])
+    made.call("--also", "pdf", "svg", only=["curves"])
     assert made.plans[-1].trained == 1
+    assert (made.out / "curves.pdf").read_bytes()[:5] == b"%PDF-"
+    assert "</svg>" in (made.out / "curves.svg").read_text()
     changed = [path for path, at in before.items() if path.stat().st_mtime_ns != at]
     assert changed == [log]
     assert json.loads(log.read_text().splitlines()[-1])["auc"] == json.loads(lines[-1])["auc"]
-    with pytest.raises(ValueError, match="flags differ.*another --out"):
+    again = "flags --drop-percentage was not given, is '20'; choose another --out"
+    with pytest.raises(ValueError, match=again):
         made.call("--drop-percentage", "20", only=["curves"])
 
 
@@ -177,8 +190,9 @@ def test_a_choice_that_is_none_and_an_infinite_threshold():
     drop = {"threshold": [0.1, None], "achieved": 3, "hot_remaining": 10}
 
     def records(job):
-        if job.method == "fae":
-            return [[start, {"auc": 0.7}], [start, {"auc": 0.72}]]
+        if job.method in ("fae", "random"):
+            auc = 0.7 - 0.02 * (job.method == "random")
+            return [[start, {"auc": auc + more, "dropped_share": 0.2}] for more in (0, 0.02)]
         drops = [{"reason": "short"}] if job.setting else [drop]
         end = {"auc": 0.71, "dropped_share": 0.1, "drops": drops}
         return [[start, end], [start, end]]
@@ -186,7 +200,10 @@ def test_a_choice_that_is_none_and_an_infinite_threshold():
     rows = rows_of(plan_with("", records=records), SWEEPS["alpha"])
     usual = next(row for row in rows if row["value"] == 1.0)
     assert usual["threshold"] == np.inf and usual["dropped_of_left"] == 0.3
-    assert usual["less_fae"] == pytest.approx(0) and usual["interval"] > 0.05
+    assert usual["less_fae"] == pytest.approx(0) and usual["less_fae_interval"] > 0.05
+    assert usual["less_random"] == pytest.approx(0.02) and usual["less_random_interval"] > 0.05
+    assert usual["random_less_fae"] == pytest.approx(-0.02) == -usual["less_random"]
+    assert usual["random_less_fae_interval"] == 0 and usual["random_dropped_of_all"] == 0.2
     assert np.isnan(rows[0]["threshold"]) and rows[0]["dropped_of_left"] == 0
     assert rows[0]["hot_inputs"] == 0.5 and rows[0]["rows"] == 11
 
@@ -200,17 +217,44 @@ def test_settings_are_runs_of_their_own():
     names = [job.name for sweep in SWEEPS.values() for job in set(sweep.all_jobs(plan))]
     assert sorted(set(names) & {name for name in names if names.count(name) > 1}) == [
         "fae",
+        "random",
         "slipstream",
     ]
+    # Chance needs runs of its own where the number or the time of the choice changes.
+    assert SWEEPS["alpha"].jobs(plan, "random") == 6 * [Job("random")]
+    assert len(set(SWEEPS["snapshot_window"].jobs(plan, "random"))) == 6
 
 
 def test_what_the_reader_gave_is_usual():
     plan = plan_with("--alpha 0.8 --snapshot-start 40b --schedule phased")
-    alpha = dict(zip(SWEEPS["alpha"].values, SWEEPS["alpha"].jobs(plan, "fae"), strict=True))
-    assert alpha[0.8] == Job("fae") and alpha[1.0].words == ("--alpha", "1")
-    assert Job("fae") not in SWEEPS["snapshot_start"].jobs(plan, "fae")
+    jobs = SWEEPS["alpha"].jobs(plan, "slipstream")
+    alpha = dict(zip(SWEEPS["alpha"].values, jobs, strict=True))
+    assert alpha[0.8] == Job("slipstream") and alpha[1.0].words == ("--alpha", "1")
+    assert Job("slipstream") not in SWEEPS["snapshot_start"].jobs(plan, "slipstream")
     first, second, *_ = paper_curves.schedule_jobs(plan)
     assert first.words == ("--schedule", "interleaved") and second == Job("fae")
+
+
+def test_bars_labels_and_caption_of_the_speed_are_one_statistic():
+    """Medians of seconds: medians of ratios would put random first, and means FAE."""
+    seconds = {"baseline": (10, 20, 40), "fae": (9, 10, 90), "slipstream": (8, 8.5, 50)}
+    seconds["random"] = (4, 9, 20)
+
+    def records(job):
+        return [[{"samples": 10, "auc": 0.7, "training_s": s}] for s in seconds[job.method]]
+
+    more = {"records": records, "seeds": range(3), "machine": {"gpu": "G"}}
+    with paper_style.style():
+        drawn = paper_curves.speed_up(plan_with("", why_no_plain=lambda: "none", **more))
+    [axes] = drawn.picture.axes
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == pytest.approx([1, 2, 20 / 8.5, 20 / 9])
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[2].startswith("2.35x: 8.5 s") and texts[3].startswith("2.22x: 9 s")
+    assert "Slipstream 1.18x over FAE" in drawn.said and "at random 1.11x; FAE 2.00x" in drawn.said
+    [whiskers] = axes.collections[-1:]
+    ends = [path.vertices[:, 0].tolist() for path in whiskers.get_paths()]
+    assert ends[2] == pytest.approx([20 / 50, 20 / 8])
 
 
 @pytest.mark.parametrize("num_seeds", [1, 3])
