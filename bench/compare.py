@@ -14,9 +14,9 @@ its 95 % confidence interval (Student's t) is called a tie. Policies also have t
 where rates are constant, the first method *stopped earlier* stands beside each; where they fall at
 a run's end, the setting that trains FAE as much less is printed, for a run of its own.
 
-About a minute a run on 1 M synthetic rows and 2 cores; `--smoke` makes a small log of its own, and
-takes a minute in all. Seeds of two machines: `--first-seed 11` on the second, then both folders'
-runs in one, and all seeds once more there.
+About a minute a run on 1 M synthetic rows and 2 cores (long ones: `--checkpoint-every 10m`);
+`--smoke` makes a small log of its own, and takes a minute in all. Seeds of two machines:
+`--first-seed 11` on the second, then both folders' runs in one, and all seeds once more there.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def train(run: Run, args: argparse.Namespace, flags: list[str]) -> Records:
     script, words = command_of((method, setting), args, flags)
     command = [sys.executable, str(REPOSITORY / f"{script}.py"), *words, "--seed", str(seed)]
     command += ["--print-freq", "0", "--test-freq", str(args.test_freq)]
-    return run_once(folder, command)
+    return run_once(folder, command, args.checkpoint_every)
 
 
 def claim(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -> None:
@@ -173,6 +173,15 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         "--points", type=cli.positive_int, default=20, help="evaluations an epoch, for curves"
     )
     parser.add_argument("--runs-dir", default="runs/compare", help="folder of this comparison")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=text_of_every,
+        default=None,
+        metavar="10m",
+        help="of each run, in mini-batches or time: one that was interrupted goes on there, to the "
+        "same bits, and the model is deleted when it is finished. It costs disk, and seconds: a "
+        "comparison of times is better without. Not given: it starts again",
+    )
     parser.add_argument("--csv", default=None, help="write the table here; not given: print only")
     parser.add_argument("--markdown", action="store_true", help="print a README's table, too")
     parser.add_argument(
@@ -187,6 +196,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     if args.smoke == has_data:
         parser.error("give --processed-data-file and --segregated-data-dir, or --smoke")
     return args, flags
+
+
+def text_of_every(text: str) -> str:
+    """Check a `--checkpoint-every`, for the trainers to parse."""
+    cli.every(text)
+    return text
 
 
 def setting(text: str) -> tuple[str, str]:
@@ -223,9 +238,10 @@ def train_all(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -> 
         folders = [Path(args.runs_dir) / run_name(run) for run in runs]
         kept = sum(finished_records(folder) is not None for folder in folders)
         if not args.smoke:
+            where = "where its last checkpoint was" if args.checkpoint_every else "from its start"
             print(
                 f"{kept} of {len(runs)} runs are finished and kept in {args.runs_dir}; the same "
-                "command goes on, the run that was interrupted from its start",
+                f"command goes on, the run that was interrupted {where}",
                 file=sys.stderr,
             )
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from slipstream.training.inspection import TRACE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUN_FILES = own_names(("log.jsonl", TRACE))
+OF_CHECKPOINTS = re.compile(
+    r"(?:(?:step-\d+|best)[^/]*/)?(?:checkpoint\.json|state\.npz|vocabulary\.npz)?(?:\.partial)?"
+)
 CLAIM = "comparison.json"
 TOLD = 4  # differences that a refusal lists
 WAIT, OURS = "GOMP_SPINCOUNT", "1000"  # as `slipstream` sets it
@@ -122,16 +126,21 @@ def finished_records(folder: Path) -> Records | None:
     return records
 
 
-def run_once(folder: Path, command: Sequence[str]) -> Records:
+def run_once(folder: Path, command: Sequence[str], checkpoint_every: str | None = None) -> Records:
     """Run a training into `folder`, unless one has finished there before; its log's records.
 
-    Where no bar can be shown, a line says that it has finished. `ValueError`, with what it said: it
-    failed.
+    With `checkpoint_every`, as the trainers' flag has it, one that was cut off goes on where its
+    last checkpoint was, to the same bits; its checkpoints are beside `folder` until it is finished.
+    Where no bar can be shown, a line says that it has. `ValueError`, with what it said: it failed.
     """
     if (records := finished_records(folder)) is not None:
         return records
     remove_ours(folder, RUN_FILES)
     words = [*command, "--runs-dir", str(folder.parent), "--run-name", folder.name]
+    checkpoints = folder.with_name(f"{folder.name}.checkpoints")
+    if checkpoint_every is not None:
+        words += ["--save-model", str(checkpoints), "--load-model", "auto"]
+        words += ["--checkpoint-every", checkpoint_every]
     environment = dict(os.environ)
     if any(word.endswith("plain_dlrm.py") for word in words) and environment.get(WAIT) == OURS:
         del environment[WAIT]  # plain PyTorch's threads wait as they do without this package
@@ -142,6 +151,7 @@ def run_once(folder: Path, command: Sequence[str]) -> Records:
     records = finished_records(folder)
     if done.returncode or records is None:
         raise ValueError(f"{folder.name} failed: {done.stderr.strip() or 'no summary in its log'}")
+    remove_ours(checkpoints, OF_CHECKPOINTS)
     if not sys.stderr.isatty():
         said = f"{folder.name}: finished in {time.perf_counter() - start:.0f} s"
         print(said, file=sys.stderr, flush=True)

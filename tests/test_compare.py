@@ -7,7 +7,9 @@ import pytest
 from helpers import MODEL_FLAGS, segregate_small, write_processed
 
 from bench import compare, comparison_tables, methods, run_records
+from bench.run_records import curve_of, finished_records
 from slipstream.tools import cli, runtime
+from slipstream.training.checkpoint import Checkpoints
 
 
 def runs_of(*values):
@@ -140,6 +142,30 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+def check_checkpoints(run, processed, runs, monkeypatch):
+    """A run that is cut off goes on at its last checkpoint, to the same bits; nothing stays."""
+    seed = ["--first-seed", "2", "--num-seeds", "1"]
+    run(processed, *seed)
+    log = runs / "baseline-seed2/log.jsonl"
+    whole = finished_records(log.parent)
+    log.unlink()
+    names = {path.name for path in runs.iterdir()}
+    save = Checkpoints.save
+
+    def cut_off(self, step, parts):
+        return save(self, step, parts) if step < 15 else interrupt()
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="seed2 failed: interrupt"):
+        patch.setattr(Checkpoints, "save", cut_off)
+        run(processed, *seed, "--checkpoint-every", "5")
+    assert list((runs / "baseline-seed2.checkpoints").glob("step-*10"))
+    run(processed, *seed, "--checkpoint-every", "5")
+    again = finished_records(log.parent)
+    assert again[0]["resumed"] and again[0]["loaded"].endswith("step-0000000010")
+    assert [r["auc"] for r in curve_of(again)] == [r["auc"] for r in curve_of(whole)]
+    assert {path.name for path in runs.iterdir()} == names
+
+
 def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, monkeypatch, capsys):
     def run(processed, *flags):
         folder = segregate_small(processed)
@@ -184,6 +210,7 @@ def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, m
         patch.setattr(run_records.subprocess, "run", interrupt)
         run(first, "--num-seeds", "3")
     assert "1 of 3 runs are finished and kept in " in capsys.readouterr().err
+    check_checkpoints(run, first, tmp_path / "runs", monkeypatch)
     # Nothing is held by a comparison that did not come to a result.
     for log in (tmp_path / "runs").glob("*/log.jsonl"):
         log.write_text("{}\n")
