@@ -126,13 +126,14 @@ def whiskered(axes: Any, x: Any, y: Any, half: Any, colour: str) -> None:
 
 
 def banded(
-    axes: Any, x: Any, y: Any, half: Any, colour: str, style: str = "-", label: str | None = None
-) -> None:
-    """A line, and a band `half` up and `half` down; NaN, as of one seed: none."""
-    axes.plot(x, y, style, color=colour, label=label)
+    axes: Any, x: Any, y: Any, half: Any, colour: str, style: str = "-", alpha: float = 0.13
+) -> Any:
+    """A line, which is returned, and a band `half` up and `half` down; NaN, of one seed: none."""
+    [line] = axes.plot(x, y, style, color=colour)
     y, half = np.array(y, float), np.array(half, float)
     if np.isfinite(half).any():
-        axes.fill_between(x, y - half, y + half, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(x, y - half, y + half, color=colour, alpha=alpha, linewidth=0)
+    return line
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:

@@ -202,15 +202,16 @@ def curves(args: argparse.Namespace, axes: Any) -> Rows:
                 | {"auc_sd": standard_deviation(np.array(aucs))}
             )
         mine = [row for row in found if row["run"] == name]
-        banded(
+        line = banded(
             axes,
             [row["training_s"] if against_time else row["samples"] / 1e3 for row in mine],
             [row["auc"] for row in mine],
             [row["auc_sd"] for row in mine],
             colours[number],
             ("-", "--", ":")[number // len(COLOURS) % 3] + ("o" if len(mine) == 1 else ""),
-            label=_wrapped(name, len(logs), LEGEND_WIDTH),
+            alpha=min(0.13, 0.4 / len(kinds)),  # of many, one over the other, lines stay visible
         )
+        line.set_label(_wrapped(name, len(logs), LEGEND_WIDTH))
     axes.set(
         xlabel="seconds of training, choosing included"
         if against_time
