@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     settings = flags.settings_of(args, prepared.data.num_train)
     drop = drop_flags.settings_of(args, len(prepared.data.hot), settings.training.mini_batch_size)
     with exported_after(args, prepared):
-        return run_training("slipstream", settings, prepared, args.schedule, drop)
+        return run_training(
+            "slipstream", settings, prepared, args.schedule, drop, args.save_dropped
+        )
 
 
 if __name__ == "__main__":

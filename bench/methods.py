@@ -154,7 +154,7 @@ def check_flags(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -
         if parsed.model not in NETWORKS:
             find_network(parsed.model, dict(parsed.model_args))
         if script == "slipstream_train":
-            find_policy(parsed.drop_policy, parsed.alpha)
+            find_policy(parsed.drop_policy, parsed.alpha, dict(parsed.drop_policy_args))
     for name in args.settings:
         if name not in {setting for _, setting in kinds}:
             raise ValueError(f"setting {name}: none of the methods takes a flag of it")

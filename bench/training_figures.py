@@ -15,6 +15,8 @@ from bench.run_figures import Rows
 from slipstream.tools.device import tune_process
 from slipstream.tools.runlog import Clocks, NoLog
 from slipstream.training.build import build_model, build_trainer, network_of
+from slipstream.training.chunks import Moment
+from slipstream.training.cut import find_cut
 from slipstream.training.drop_flags import settings_of as drop_settings_of
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.flags import Settings, settings_of
@@ -24,7 +26,6 @@ from slipstream.training.sets import load_segregated
 from slipstream.training.staleness import (
     num_stale_rows_needed,
     row_change,
-    threshold_for_drop,
 )
 
 NUM_SNAPSHOTS = 12
@@ -135,12 +136,13 @@ class Quantiles(DropRule):
         for alpha in ALPHAS:
             k = num_stale_rows_needed(alpha, num_features)
             self.policy = find_policy("stale", alpha)
-            critical = self._scores(plan, reach, rows, left, np.random.default_rng(0))
+            moment = Moment(self._epoch, reach.step(), np.random.default_rng(0))
+            critical = self._scores(plan, reach, rows, left, moment)
             for percent in range(5, 100, 5):
-                threshold = threshold_for_drop(critical, percent / 100)
+                threshold = find_cut(critical, percent / 100).value
                 self.found.append(
                     {"alpha": alpha, "k": k, "drop_percentage": percent, "inputs": len(left)}
-                    | {"threshold": threshold.value}
+                    | {"threshold": threshold}
                 )
 
 

@@ -40,14 +40,25 @@ def reach(hot, table, cold=None, counts=None):
         cold,
         table.leading_rows,
         lambda inputs, chosen: inputs.slots_of(chosen)[:, 0].float(),
+        table.read,
+        table.dim,
         lambda name: nullcontext(),
         Alone(None, None, None),
+        lambda: 0,
         counts,
     )
 
 
 def run_epoch(
-    drop, seed=0, num_inputs=600, batch_size=20, epochs=1, num_cold=0, slots=None, restored_at=None
+    drop,
+    seed=0,
+    num_inputs=600,
+    batch_size=20,
+    epochs=1,
+    num_cold=0,
+    slots=None,
+    restored_at=None,
+    labels=None,
 ):
     """Train hot batches under a rule; each step touches all rows, or with `slots` those of its
     inputs, and moves row r by r / 1000. Before a batch the rule may be made anew from its state.
@@ -56,7 +67,7 @@ def run_epoch(
     touches_all = slots is None
     if touches_all:
         slots = np.sort(rng.integers(0, NUM_HOT, (num_inputs, NUM_FEATURES)), axis=1)
-    labels = (rng.random(num_inputs) < 0.25).astype(np.int8)
+    labels = (rng.random(num_inputs) < 0.25).astype(np.int8) if labels is None else labels
     hot = Hot(slots, labels)
     weight = torch.zeros(NUM_HOT, 2)
     table = EmbeddingTable(weight, NUM_HOT, 1000, torch.device("cpu"))  # uses `weight` in place
@@ -391,6 +402,20 @@ def test_negatives_only(policy):
     if policy == "stale":
         negatives = [i for i in left if not hot.labels[i]]
         assert_lowest(hot.slots.max(1), gone_hot, negatives)
+
+
+def test_negative_scores_and_nothing_to_drop(tmp_path):
+    """Of all, and of the only click, whose stratum's share is none; T of stale stays 0."""
+    (tmp_path / "own.py").write_text("def worst(chunk):\n    return -1 - chunk.losses()\n")
+    name = f"{tmp_path / 'own.py'}:worst"
+    for settings_ in ({"drop_fraction": 0.0}, {"of_all": 0.0}):
+        _, [(trained, _)], [record] = run_epoch(DropSettings(name, **settings_))
+        assert len(trained) == 600 and record["target"] == record["achieved"] == 0
+    labels = np.zeros(600, np.int8)
+    labels[last := np.random.default_rng(0).permutation(600)[-1]] = 1  # in the epoch's order
+    _, [(trained, _)], [record] = run_epoch(DropSettings(name, stratify=True), labels=labels)
+    assert len(trained) == 600 - record["target"] < 600 and last in trained
+    assert run_epoch(DropSettings(drop_fraction=0.0))[2][0]["threshold"] == 0
 
 
 def test_more_negatives_than_there_are():

@@ -6,13 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slipstream.training.cut import Cut, chosen_mask, find_cut
 from slipstream.training.staleness import (
-    Threshold,
     critical_thresholds,
     num_stale_rows_needed,
     row_change,
-    stale_mask,
-    threshold_for_drop,
 )
 
 NUM_HOT, NUM_FEATURES = 30, 6
@@ -57,7 +55,7 @@ def test_stale_inputs_equal_the_definition(alpha, threshold, has_absent):
     of_inputs = torch.cat([change, torch.tensor([math.inf])])[slots]
     present = torch.from_numpy(slots >= 0) if has_absent else None
     critical = critical_thresholds(of_inputs, present, alpha).numpy()
-    stale = stale_mask(critical, Threshold(threshold), np.random.default_rng(0))
+    stale = chosen_mask(critical, Cut(threshold), np.random.default_rng(0))
     assert np.array_equal(stale, brute_force_stale(slots, before, after, touched, threshold, alpha))
 
 
@@ -68,8 +66,8 @@ def test_stale_inputs_equal_the_definition(alpha, threshold, has_absent):
 @settings(max_examples=200, deadline=None)
 def test_threshold_drops_the_target_exactly_with_ties(values, drop_fraction):
     critical = np.array(values, np.float32)
-    threshold = threshold_for_drop(critical, drop_fraction)
-    stale = stale_mask(critical, threshold, np.random.default_rng(0))
+    threshold = find_cut(critical, drop_fraction)
+    stale = chosen_mask(critical, threshold, np.random.default_rng(0))
     finite = int(np.isfinite(critical).sum())
     assert stale.sum() == min(round(drop_fraction * len(critical)), finite)
     # No kept input is staler than a dropped one: T is the quantile, not any set of that size.
@@ -77,9 +75,23 @@ def test_threshold_drops_the_target_exactly_with_ties(values, drop_fraction):
         assert critical[stale].max() <= critical[~stale].min()
 
 
+def test_ties_go_at_random():
+    """Not the first ones: none of 40 stays, or goes, each time."""
+    cut = find_cut(np.zeros(40), 0.5)
+    masks = [chosen_mask(np.zeros(40), cut, np.random.default_rng(seed)) for seed in range(40)]
+    assert {int(mask.sum()) for mask in masks} == {20}
+    assert 0 < np.min(np.sum(masks, 0)) and np.max(np.sum(masks, 0)) < 40
+
+
+@pytest.mark.parametrize("scores", [[-5.0, -1.0, -0.25], [-math.inf, 0.0], []])
+def test_no_score_is_so_low_that_it_goes_where_none_is_to(scores):
+    cut = find_cut(np.array(scores), 0.0)
+    assert not chosen_mask(np.array(scores), cut, np.random.default_rng(0)).any()
+
+
 def test_threshold_is_the_brute_force_quantile():
     critical = np.random.default_rng(0).random(1000).astype(np.float32)
-    found = threshold_for_drop(critical, 0.3)
+    found = find_cut(critical, 0.3)
     candidates = [t for t in np.sort(critical) if np.sum(critical <= t) == 300]
     assert [np.float32(found.value)] == candidates and found.tie_share == 1
 

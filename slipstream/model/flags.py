@@ -107,8 +107,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     names = [name for name, _ in args.model_args]
     if args.model in SHAPED_BY and (arch := [name for name in names if name.startswith("arch_")]):
         parser.error(f"--model-args {arch[0]}: give --{arch[0].replace('_', '-')}")
-    if len(set(names)) < len(names):
-        parser.error("--model-args names an option twice")
+    cli.check_options(parser, "--model-args", args.model_args)
     if names and args.model == "dlrm":
         parser.error("--model-args goes with another --model; the --arch flags shape dlrm")
     bottom, dim = args.arch_mlp_bot, args.arch_sparse_feature_size

@@ -183,6 +183,15 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def check_options(
+    parser: argparse.ArgumentParser, flag: str, options: list[tuple[str, Any]]
+) -> None:
+    """Refuse a flag's `option`s that name one twice, by `parser.error`."""
+    names = [name for name, _ in options]
+    if len(set(names)) < len(names):
+        parser.error(f"{flag} names an option twice")
+
+
 def layer_sizes(text: str) -> list[int]:
     """Parse layer or table sizes in DLRM's spelling, `13-512-256-64-16`."""
     try:

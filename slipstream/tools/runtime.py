@@ -246,6 +246,23 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def replaced_file(path: str | Path) -> Iterator[IO[str]]:
+    """A text file for the body to write, put in place of `path`, of a link where it leads.
+
+    It is whole or not there. Raises `OSError` (full disk).
+    """
+    target = Path(os.path.realpath(path))
+    partial = room_for(target.with_name(target.name + ".partial"))
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            yield file
+            sync_file(file)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def read_json(path: Path, kind: Any = dict[str, Any], allows_nan: bool = False) -> dict[str, Any]:
     """Read a JSON object, of a kind that `conform` takes.
 

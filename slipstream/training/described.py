@@ -23,6 +23,12 @@ MAX_FLOAT32 = 3.4028234e38
 Float32 = Annotated[float, Meta(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
 Pair = tuple[Count, Count]  # of hot and cold
 Plain = str | float | int | bool | None
+# Of a drop policy's state.
+STATE_TYPES = tuple(
+    np.dtype(name).str
+    for name in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
+    "float16 float32 float64".split()
+)
 # Of state.npz: names begin so, and their types and dimensions (None: any).
 ARRAYS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "rows": (("float32",), 2),
@@ -33,6 +39,8 @@ ARRAYS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "rule.before": (("float32",), 2),
     "rule.touched": (("bool",), 1),
     "rule.change": (("float32",), 1),
+    "drops.state.": (STATE_TYPES, None),
+    "drops.dropped.": (("int64",), 1),
     "plan.hot_inputs": (("int32", "int64"), 1),
     "plan.cold_inputs": (("int32", "int64"), 1),
     "plan.hot_weights": (("float32",), 1),
@@ -220,6 +228,13 @@ class RuleValues(Struct):
     snapshot_at: Count | UnsetType = UNSET
 
 
+class DropsValues(Struct, forbid_unknown_fields=True):
+    """What of the drop rule outlives an epoch; None: its policy has no state."""
+
+    state: list[tuple[str, Literal["array", "tensor", "tensor on the device"]]] | None
+    epochs: list[Count]
+
+
 class StepValues(Struct):
     """Of the loss and the network's optimizer."""
 
@@ -234,6 +249,7 @@ class Values(Struct):
     step: StepValues
     plan: PlanValues | None = None
     rule: RuleValues | None = None
+    drops: DropsValues | None = None
     random: dict[str, Any] | UnsetType = UNSET
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from slipstream.tools import cli
 from slipstream.tools.cli import Flag
+from slipstream.training.dropped import SAVE_DROPPED
 from slipstream.training.dropping import DropSettings
 from slipstream.training.policies import BUILT_IN
 
@@ -20,6 +21,22 @@ def share_or_batches(text: str) -> tuple[float, int]:
     return float(cli.share(text)), 0
 
 
+POLICY_ARGS = Flag(
+    "--drop-policy-args",
+    cli.option,
+    [],
+    "options of a policy of your own: of its function, or of its class's constructor, as keep=0.9",
+    "NAME=VALUE",
+    "+",
+)
+FILE_FLAG = Flag(
+    SAVE_DROPPED,
+    str,
+    None,
+    "write epoch, number, set (hot, cold), row there and label of each input that an epoch did not "
+    "train to this CSV file; not given: none",
+    "FILE",
+)
 FLAGS = (
     Flag(
         "--drop-policy",
@@ -27,9 +44,10 @@ FLAGS = (
         DEFAULTS.policy,
         "what goes. stale: the paper's, inputs whose rows changed least. At random, as many: "
         "random (of the hot inputs), uniform (of all), cold (of the cold ones). none: FAE. Or one "
-        "of your own, path/to/file.py:function",
+        "of your own, path/to/file.py:function, or a class",
         f"{'|'.join(BUILT_IN)}|FILE:NAME",
     ),
+    POLICY_ARGS,
     Flag(
         "--drop-percentage",
         cli.percent,
@@ -115,6 +133,7 @@ FLAGS = (
         "mini-batches of an epoch, below which nothing is dropped: a short one needs all it has; "
         "0: always drop",
     ),
+    FILE_FLAG,
 )
 
 
@@ -129,18 +148,33 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             "--stale-keep-rate and --recalibrate-every exclude each other: reweighted inputs stand "
             "for dropped ones, which would come back"
         )
-    policy = args.drop_policy
-    if policy not in BUILT_IN and ".py:" not in policy:
-        known = ", ".join(BUILT_IN)
-        parser.error(f"--drop-policy: got {policy!r}; expected {known}, or path/to/file.py:name")
-    if args.threshold is not None and args.drop_policy != "stale":
-        parser.error(f"--threshold is stale's; {args.drop_policy} takes --drop-percentage")
+    _check_policy(parser, args)
     if args.threshold is not None and args.drop_of_all < 100:
         parser.error("--threshold takes all that is stale: give --drop-of-all 100 with it")
     if args.stratify_drop and args.drop_negatives_only:
         parser.error("--stratify-drop and --drop-negatives-only exclude each other")
     if 0 < args.drop_percentage < 1:
         print(f"note: --drop-percentage {args.drop_percentage:g} is in percent, not a share")
+
+
+def _check_policy(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse a policy that there is not, and flags of another one; say which ones it ignores."""
+    policy = args.drop_policy
+    if policy not in BUILT_IN and ".py:" not in policy:
+        known = ", ".join(BUILT_IN)
+        parser.error(f"--drop-policy: got {policy!r}; expected {known}, or path/to/file.py:name")
+    if args.threshold is not None and policy != "stale":
+        parser.error(f"--threshold is stale's; {policy} takes --drop-percentage")
+    of_stale = {"--alpha": DEFAULTS.alpha, "--sample-rate": DEFAULTS.sample_rate}
+    given = (args.alpha, args.sample_rate)
+    unread = [flag for flag, value in zip(of_stale, given, strict=True) if value != of_stale[flag]]
+    if unread and policy != "stale":
+        print(f"note: --drop-policy {policy} does not read {', '.join(unread)}")
+    cli.check_options(parser, POLICY_ARGS.name, args.drop_policy_args)
+    if args.drop_policy_args and policy in BUILT_IN:
+        parser.error(f"{POLICY_ARGS.name} goes with a policy of your own")
+    if args.save_dropped and args.inference_only:
+        parser.error(f"{SAVE_DROPPED}: --inference-only trains nothing, and drops nothing")
 
 
 def settings_of(
@@ -173,4 +207,5 @@ def settings_of(
         negatives_only=args.drop_negatives_only,
         count_untouched_as_stale=args.count_untouched_as_stale,
         min_steps=args.drop_min_steps,
+        options=dict(args.drop_policy_args),
     )

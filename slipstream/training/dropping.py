@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,12 @@ import torch
 from torch import Tensor
 
 from slipstream.tools.streams import stream
-from slipstream.training.batching import KIND_NAMES, EpochPlan
-from slipstream.training.policies import CHUNK, Chunk, Policy, WindowRows, find_policy
-from slipstream.training.reach import Reach, Team
-from slipstream.training.staleness import Threshold, stale_mask, threshold_for_drop
+from slipstream.training.batching import EpochPlan
+from slipstream.training.chunks import Moment, WindowRows, chunks_of
+from slipstream.training.cut import Cut, chosen_mask, find_cut
+from slipstream.training.dropped import Lasting
+from slipstream.training.policies import Policy, find_policy
+from slipstream.training.reach import Choosers, Reach
 from slipstream.training.window import Window
 
 CHOICE_BYTES = 53  # measured: candidates, groups, critical thresholds, random orders, weights
@@ -61,6 +62,7 @@ class DropSettings:
         negatives_only: choose among inputs without a click; D stays a share of all.
         count_untouched_as_stale: the original's reading of a row no batch touched.
         min_steps: of an epoch, below which nothing is dropped; 0: always drop.
+        options: of a policy of a reader's own.
     """
 
     policy: str = "stale"
@@ -77,6 +79,7 @@ class DropSettings:
     negatives_only: bool = False
     count_untouched_as_stale: bool = False
     min_steps: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class DropRule:
@@ -88,6 +91,7 @@ class DropRule:
         seed: of samples, ties and kept inputs.
         report: called with a dict of figures at each choice.
         policy: what scores inputs; None: as `settings` name it.
+        keeps_inputs: see `Lasting`.
     """
 
     def __init__(
@@ -97,11 +101,13 @@ class DropRule:
         seed: int,
         report: Callable[[dict[str, Any]], None],
         policy: Policy | None = None,
+        keeps_inputs: bool = False,
     ) -> None:
         if settings.keep_rate and settings.recalibrate_every:
             raise ValueError("got a keep rate and recalibration; expected one of them")
         self.settings, self.num_hot, self.seed, self._report = settings, num_hot, seed, report
-        self.policy = policy or find_policy(settings.policy, settings.alpha)
+        self.policy = policy or find_policy(settings.policy, settings.alpha, settings.options)
+        self.lasting = Lasting(self.policy, keeps_inputs)
         again = settings.recalibrate_every > 0
         self.window = Window(num_hot, settings.count_untouched_as_stale, again)
         self.begin_epoch(0)
@@ -109,14 +115,15 @@ class DropRule:
     def begin_epoch(self, epoch: int) -> None:
         """Forget the last epoch's choice: every input has its chance again."""
         self._epoch, self._choices = epoch, 0
-        self._pool = np.empty(0, np.int64)  # dropped so far in this epoch
+        self._dropped = np.empty(0, np.int64)  # so far in this epoch, by `Chunk.ids`
         self._targets: list[int] = []  # inputs to drop, by group, from the first choice on
         self.window.forget()
         self._active = self.policy.score is not None and self.num_hot > 0
         self._next_start = self.settings.start if self._active else math.inf
 
     def end_epoch(self, plan: EpochPlan) -> None:
-        """Report an epoch without a choice."""
+        """Report an epoch without a choice, and keep what outlives it."""
+        self.lasting.end_epoch(self._epoch, self._dropped)
         if (record := self.without_choice(plan, is_whole=True)) is not None:
             self._report(record)
 
@@ -146,9 +153,14 @@ class DropRule:
     @property
     def num_dropped(self) -> int:
         """Inputs dropped so far in this epoch, less those that came back."""
-        return len(self._pool)
+        return len(self._dropped)
 
-    def state(self, team: Team | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    @property
+    def dropped(self) -> np.ndarray:
+        """Inputs dropped so far in this epoch, less those that came back, by `Chunk.ids`."""
+        return self._dropped
+
+    def state(self, team: Choosers | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Where the epoch's choices stand, for `restore`: plain JSON, and arrays.
 
         Of a `team`, rank 0, for a checkpoint: with what all have touched.
@@ -161,7 +173,7 @@ class DropRule:
         of_window, arrays = self.window.state()
         if team is not None and self.window.touched is not None:
             arrays["touched"] = team.joined(self.window.touched).cpu().numpy()
-        return values | of_window, {"pool": self._pool, **arrays}
+        return values | of_window, {"pool": self._dropped, **arrays}
 
     def restore(
         self,
@@ -176,8 +188,8 @@ class DropRule:
         self._choices, self._targets = int(values["choices"]), [int(n) for n in values["targets"]]
         next_start = values["next_start"]
         self._next_start = math.inf if next_start is None else float(next_start)
-        self._pool = np.array(arrays["pool"])
-        if self._pool.ndim != 1 or self._pool.dtype.kind != "i":
+        self._dropped = np.array(arrays["pool"])
+        if self._dropped.ndim != 1 or self._dropped.dtype.kind != "i":
             raise ValueError("its dropped inputs are not numbers of inputs")
         self.window.restore(values, arrays, dim, device)
 
@@ -212,6 +224,7 @@ class DropRule:
         settings, count, pool = self.settings, reach.count, self.policy.pool
         place = (self._epoch, self._choices)
         rng, for_policy = (stream(self.seed, what, *place) for what in ("choice", "policy"))
+        moment = Moment(self._epoch, reach.step(), for_policy)
         hot = self._candidates(plan, True)
         kinds = {"hot": (True,), "cold": (False,), "all": (True, False)}[pool]
         candidates = np.concatenate([self._candidates(plan, kind) for kind in kinds])
@@ -223,26 +236,27 @@ class DropRule:
             self._targets = [round(fraction * len(group)) for group in of]
 
         def scores_of(inputs: np.ndarray) -> np.ndarray:
-            return self._scores(plan, reach, rows, inputs, for_policy)
+            return self._scores(plan, reach, rows, inputs, moment)
 
         chosen = np.zeros(len(candidates), bool)
-        thresholds = []
+        cuts = []
         for group, target in zip(groups, self._targets, strict=True):
             inputs, fraction = candidates[group], _fraction(target, len(group))
             with count("threshold"):
-                threshold, known = self._find_threshold(scores_of, inputs, fraction, rng)
+                cut, known = self._find_cut(scores_of, inputs, fraction, rng)
             with count("classification"):
                 known = scores_of(inputs) if known is None and len(inputs) else known
                 if known is not None:
-                    chosen[group] = stale_mask(known, threshold, rng)
-            thresholds.append(threshold.value)
-        num_dropped_before = len(self._pool)
+                    chosen[group] = chosen_mask(known, cut, rng)
+            cuts.append(cut.value)
+        num_dropped_before = len(self._dropped)
         with count("classification"):
             dropped, weights = self._keep_some(chosen, groups, rng)
             self._replace(plan, candidates, dropped, weights, rng)
         self._choices += 1
         is_stale = self.policy.name == "stale"
-        goal = self._goal(groups, thresholds, int(chosen.sum()), len(hot))
+        thresholds = [max(cut, 0.0) for cut in cuts]  # of changes: T 0 drops nothing
+        goal = self._goal(groups, cuts, int(chosen.sum()), len(hot))
         self._report(
             {
                 "epoch": self._epoch,
@@ -270,9 +284,9 @@ class DropRule:
         A cold input's number is its own plus that of the hot inputs.
         """
         num_hot = plan.num_hot_inputs
-        of_kind = (self._pool < num_hot) == hot
+        of_kind = (self._dropped < num_hot) == hot
         left = plan.remaining(hot)
-        return np.concatenate([left if hot else left + np.int64(num_hot), self._pool[of_kind]])
+        return np.concatenate([left if hot else left + np.int64(num_hot), self._dropped[of_kind]])
 
     def _labels(self, plan: EpochPlan, reach: Reach, candidates: np.ndarray) -> np.ndarray:
         num_hot = plan.num_hot_inputs
@@ -286,24 +300,11 @@ class DropRule:
         reach: Reach,
         rows: WindowRows,
         candidates: np.ndarray,
-        rng: np.random.Generator,
+        moment: Moment,
     ) -> np.ndarray:
         """The policy's scores of candidates, hot ones first, chunk by chunk."""
-        num_hot, found = plan.num_hot_inputs, []
-        device = rows.change.device
-        is_hot = candidates < num_hot
-        for hot in KIND_NAMES:
-            inputs = reach.hot if hot else reach.cold
-            chosen = candidates[is_hot] if hot else candidates[~is_hot] - num_hot
-            for start in range(0, len(chosen), CHUNK):
-                part = chosen[start : start + CHUNK]
-                slots = inputs.slots_of(part).to(device)
-                labels = torch.from_numpy(np.array(inputs.labels[part])).to(device)
-                losses = partial(reach.losses, inputs, part)
-                own = inputs.weights_of(part)
-                weights = None if own is None else torch.from_numpy(own).to(device)
-                chunk = Chunk(slots, labels, hot, rng, rows, losses, weights)
-                found.append(self.policy.scores(chunk))
+        chunks = chunks_of(reach, plan, rows, candidates, moment)
+        found = [self.policy.scores(chunk) for chunk in chunks]
         return np.concatenate(found) if found else np.empty(0, np.float32)
 
     def _groups(self, labels: np.ndarray) -> list[np.ndarray]:
@@ -314,27 +315,27 @@ class DropRule:
             return [np.arange(len(labels))]
         return [np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)]
 
-    def _find_threshold(
+    def _find_cut(
         self,
         scores_of: Callable[[np.ndarray], np.ndarray],
         inputs: np.ndarray,
         drop_fraction: float,
         rng: np.random.Generator,
-    ) -> tuple[Threshold, np.ndarray | None]:
-        """T, and the scores of all `inputs` where finding it took them all."""
+    ) -> tuple[Cut, np.ndarray | None]:
+        """The cut, and the scores of all `inputs` where finding it took them all."""
         settings = self.settings
         is_stale = self.policy.name == "stale"
         if is_stale and settings.threshold is not None:
-            return Threshold(settings.threshold), None
+            return Cut(settings.threshold), None
         size = self._sample_size(len(inputs), drop_fraction)
         if size < len(inputs):
             sample = rng.choice(inputs, size, replace=False)
-            found = threshold_for_drop(scores_of(sample), drop_fraction)
+            found = find_cut(scores_of(sample), drop_fraction)
             if found.value < math.inf:
                 return found, None
-        # Of a sample that cannot drop its share, T would be infinite: all that can go would.
+        # Of a sample that cannot drop its share, it would be infinite: all that can go would.
         scores = scores_of(inputs)
-        return threshold_for_drop(scores, drop_fraction), scores
+        return find_cut(scores, drop_fraction), scores
 
     def _sample_size(self, num_inputs: int, drop_fraction: float) -> int:
         """From how many of so many inputs T is found."""
@@ -345,7 +346,7 @@ class DropRule:
         return min(num_inputs, max(least, round(rate * num_inputs)))
 
     def _goal(
-        self, groups: list[np.ndarray], thresholds: list[float], achieved: int, num_hot: int
+        self, groups: list[np.ndarray], cuts: list[float], achieved: int, num_hot: int
     ) -> dict[str, Any]:
         """Inputs to choose and chosen (`target`, `achieved`), and `why` where these differ."""
         settings, why = self.settings, None
@@ -362,7 +363,7 @@ class DropRule:
             pass
         elif most < target:
             why = f"only {most:,} of them are left"
-        elif num_sampled < sum(sizes) and max(thresholds) < math.inf:
+        elif num_sampled < sum(sizes) and max(cuts) < math.inf:
             why = f"T was found from a sample of {num_sampled:,} (--sample-rate)"
         elif self.policy.name == "stale":
             why = "a longer --snapshot-window touches more rows"
@@ -395,9 +396,9 @@ class DropRule:
         rng: np.random.Generator,
     ) -> None:
         was_dropped = np.zeros(len(candidates), bool)
-        if len(self._pool):
-            was_dropped = np.isin(candidates, self._pool)
-        self._pool = candidates[dropped]
+        if len(self._dropped):
+            was_dropped = np.isin(candidates, self._dropped)
+        self._dropped = candidates[dropped]
         is_hot = candidates < plan.num_hot_inputs
         for hot in (True, False):
             places = np.flatnonzero(is_hot == hot)

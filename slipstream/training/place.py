@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from slipstream.training.batching import KIND_NAMES, EpochPlan
-from slipstream.training.dropping import DropSettings
-from slipstream.training.progress import Progress
+from slipstream.training.dropping import DropRule, DropSettings
+from slipstream.training.loader import Table
+from slipstream.training.progress import Progress, choices_of
 
 Part = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
 
@@ -64,6 +65,16 @@ def check_place(plan: EpochPlan, progress: Progress, num_train: int, pool: np.nd
     _check_seen(progress, num_train, sum(plan.num_trained.values()) + len(pool))
 
 
+def restore_rule(
+    rule: DropRule, part: Part, plan: EpochPlan, progress: Progress, table: Table
+) -> None:
+    """Have a rule go on where `part` of a checkpoint was taken. `ValueError`: see `check_rule`."""
+    epoch = progress.epoch
+    drops = [record for record in progress.drops if record["epoch"] == epoch]
+    check_rule(part, rule.settings, rule.state()[0]["next_start"], plan, drops)
+    rule.restore(epoch, *part, table.dim, table.device)
+
+
 def check_rule(
     part: Part, settings: DropSettings, first_start: float | None, plan: EpochPlan, drops: list[Any]
 ) -> None:
@@ -77,7 +88,7 @@ def check_rule(
     num_hot, trained = plan.num_hot_inputs, plan.num_trained[True]
     again = settings.recalibrate_every
     num_groups = 2 if settings.stratify and not settings.negatives_only else 1
-    if choices != len([record for record in drops if "reason" not in record]):
+    if choices != len(choices_of(drops)):
         raise ValueError(f"rule.choices: {choices}; the records of the epoch are others")
     if len(targets) != (num_groups if choices else 0) or sum(targets) > plan.num_inputs:
         raise ValueError(f"rule.targets: {targets} after {choices} choices")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from slipstream.tools.metrics import probabilities
-from slipstream.tools.places import room_for
-from slipstream.tools.runtime import sync_file
+from slipstream.tools.runtime import replaced_file
 from slipstream.training.evaluation import outputs_of
 from slipstream.training.trainer import Trainer
 
@@ -22,22 +20,15 @@ def save_predictions(path: str | Path, trainer: Trainer) -> None:
     Raises `OSError` (full disk). Probabilities are float64, and read back as the same numbers.
     """
     data, size = trainer.data, trainer.judge.batch_size
-    target = Path(os.path.realpath(path))
-    partial = room_for(target.with_name(target.name + ".partial"))
     trainer.loader.settle()
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write("set,label,probability\n")
-            for name, inputs in (("test", data.test), ("val", data.val)):
-                logits = outputs_of(trainer.judge.logits_of, inputs, size)
-                scores = probabilities(logits, data.held_out_shift)
-                for start in range(0, len(inputs), PIECE):
-                    part = slice(start, start + PIECE)
-                    labels = np.asarray(inputs.labels[part]).astype(int).tolist()
-                    rows = zip(labels, scores[part].tolist(), strict=True)
-                    file.writelines(f"{name},{label},{score!r}\n" for label, score in rows)
-            sync_file(file)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file(path) as file:
+        file.write("set,label,probability\n")
+        for name, inputs in (("test", data.test), ("val", data.val)):
+            logits = outputs_of(trainer.judge.logits_of, inputs, size)
+            scores = probabilities(logits, data.held_out_shift)
+            for start in range(0, len(inputs), PIECE):
+                part = slice(start, start + PIECE)
+                labels = np.asarray(inputs.labels[part]).astype(int).tolist()
+                rows = zip(labels, scores[part].tolist(), strict=True)
+                file.writelines(f"{name},{label},{score!r}\n" for label, score in rows)
     print(f"predictions: {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,11 @@ def take_progress(progress: Progress, values: Mapping[str, Any]) -> None:
     taken["loss"] = math.nan if values["loss"] is None else values["loss"]
     progress.drops.extend(values["drops"])
     vars(progress).update(vars(Progress(**taken)))
+
+
+def choices_of(drops: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of records of drops those of choices that were made; the others say why there was none."""
+    return [record for record in drops if "reason" not in record]
 
 
 def is_of(records: list[dict[str, Any]], step: int) -> bool:

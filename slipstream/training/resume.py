@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import sys
 from collections.abc import Collection, Mapping
@@ -25,6 +26,7 @@ from slipstream.training.dropping import DropSettings
 from slipstream.training.flags import RunSettings, Settings
 from slipstream.training.growth import is_extended
 from slipstream.training.policies import Policy
+from slipstream.training.progress import choices_of
 from slipstream.training.saved import (
     NETWORK_OPTIMIZER,
     Saved,
@@ -38,6 +40,8 @@ from slipstream.training.sets import PreparedData
 from slipstream.training.trainer import Trainer
 
 OF_A_DAY = ("table sizes", "the log", VOCABULARY)  # another, of a file that extends
+POLICY_FILE, POLICY_ARGS = "policy's file", "--drop-policy-args"  # of a drop rule
+OF_A_POLICY = ("policy", POLICY_FILE, POLICY_ARGS)  # of a reader's own: all of it
 BOTTOM, PRECISION, TEXT = "--arch-mlp-bot", "--precision", "the text of its file"
 RATE = ("learning_rate", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps")
 
@@ -72,8 +76,11 @@ def identity_of(
     if training.loss_function == "wbce" or training.loss_threshold:
         loss = flags(training, "loss_function", "loss_weights", "loss_threshold")
     rule = drop_settings and dataclasses.asdict(drop_settings)
+    if rule:
+        options = rule.pop("options")
+        rule |= {POLICY_ARGS: json.dumps(options, sort_keys=True)} if options else {}
     if rule and policy is not None and policy.plugin.text is not None:
-        rule |= {"policy": policy.name, "policy's file": policy.plugin.sha256}
+        rule |= {"policy": policy.name, POLICY_FILE: policy.plugin.sha256}
     return {
         "model": _model_identity(settings, spec, prepared),
         "data": data,
@@ -132,17 +139,7 @@ def find_saved(
     Raises `ValueError` with what differs for one of another model or other data, and where it lies
     in --save-model also for one of another run; `FileNotFoundError` where there is none.
     """
-    if run.load_model is None:
-        return None, False
-    saved = None
-    if ranks is None or ranks.is_first:
-        is_auto = run.load_model == "auto"
-        folder = run.save_model if is_auto else run.load_model
-        assert folder is not None
-        saved = find_checkpoint(folder) if is_auto else found_checkpoint(folder)
-    if ranks is not None:
-        place, _ = ranks.share(None if saved is None else str(saved.folder.absolute()))
-        saved = None if place is None else saved or open_checkpoint(place)
+    saved = None if run.load_model is None else _named(run, ranks)
     if saved is None:
         return None, False
     with saved.reading():
@@ -152,6 +149,9 @@ def find_saved(
         found = differences(identity["run"], saved.identity["run"])
         if grows:
             found = ["the data are of a later log, which extends its own"]
+        elif found and _is_other_policy_alone(saved, identity["run"]):
+            print(f"note: {found[0]}; nothing has been chosen by it yet")
+            found, saved = [], _without_policy_state(saved)
         if found and is_same_folder(run):
             raise ValueError(f"of another run: {found[0]}; choose another --save-model")
         step = saved.step
@@ -167,6 +167,41 @@ def find_saved(
         if rates:
             print(f"note: from there on otherwise than before: {'; '.join(rates)}")
     return saved, not found and not run.inference_only
+
+
+def _named(run: RunSettings, ranks: Ranks | None) -> Saved | None:
+    """The checkpoint that --load-model names; None: `auto`, and there is none."""
+    saved = None
+    if ranks is None or ranks.is_first:
+        is_auto = run.load_model == "auto"
+        folder = run.save_model if is_auto else run.load_model
+        assert folder is not None
+        saved = find_checkpoint(folder) if is_auto else found_checkpoint(folder)
+    if ranks is not None:
+        place, _ = ranks.share(None if saved is None else str(saved.folder.absolute()))
+        saved = None if place is None else saved or open_checkpoint(place)
+    return saved
+
+
+def _without_policy_state(saved: Saved) -> Saved:
+    drops = saved.values.get("drops")
+    values = {**saved.values, "drops": drops and {**drops, "state": None}}
+    arrays = {name: a for name, a in saved.arrays.items() if not name.startswith("drops.state.")}
+    return dataclasses.replace(saved, values=values, arrays=arrays)
+
+
+def _is_other_policy_alone(saved: Saved, here: Mapping[str, Any]) -> bool:
+    """Whether a run differs by a policy of the reader's own, which has chosen nothing by then."""
+    runs = (here, saved.identity["run"])
+    rules = [run["the drop rule"] or {} for run in runs]
+    if not all(POLICY_FILE in rule for rule in rules):
+        return False
+    mine, other = (
+        {**run, "the drop rule": _without(rule, OF_A_POLICY)}
+        for run, rule in zip(runs, rules, strict=True)
+    )
+    has_chosen = choices_of(saved.values["trainer"]["progress"]["drops"])
+    return not has_chosen and not differences(mine, other)
 
 
 def _check_model_and_data(saved: Saved, identity: dict[str, dict[str, Any]], grows: bool) -> None:
@@ -239,7 +274,11 @@ def go_on(trainer: Trainer, saved: Saved, resumes: bool, log: Log) -> None:
                 step.restore_optimizer(*saved.part("step"))
         return
     trainer.restore(saved)
-    progress = trainer.progress
+    progress, rule = trainer.progress, trainer.drop_rule
+    if rule is not None and not trainer.team.rank:  # which alone chooses
+        with saved.reading():
+            found = (*saved.part("drops"), progress, trainer.data.num_train, trainer.table.device)
+            rule.lasting.restore(*found)
     for kind, records in (
         ("evaluation", progress.evaluations),
         ("validation", progress.validations),

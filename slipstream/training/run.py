@@ -18,7 +18,7 @@ from slipstream.tools.device import choose_device, peak_device_bytes, tune_proce
 from slipstream.tools.output import lost, say_next
 from slipstream.tools.places import output_file
 from slipstream.tools.plugins import Plugin
-from slipstream.tools.runlog import Clocks, Log, NoLog, RunLog, was_busy
+from slipstream.tools.runlog import OVERHEAD, Clocks, Log, NoLog, RunLog, was_busy
 from slipstream.tools.runtime import (
     StopRequest,
     describe_machine,
@@ -34,14 +34,16 @@ from slipstream.training.build import (
 )
 from slipstream.training.checkpoint import Checkpoints, Every, checkpoint_folder
 from slipstream.training.curves import drawn
+from slipstream.training.dropped import SAVE_DROPPED, save_dropped
 from slipstream.training.dropping import DropRule, DropSettings
 from slipstream.training.evaluation import click_rate
-from slipstream.training.flags import RunSettings, Settings, TrainingSettings
+from slipstream.training.flags import Settings, TrainingSettings
 from slipstream.training.held_out import check_held_out, say_weights, settle_correction
 from slipstream.training.inspection import inspected
 from slipstream.training.loader import Table
 from slipstream.training.pictures import draw_network
 from slipstream.training.policies import Policy, check_schedule, find_policy
+from slipstream.training.policy_trial import seeded, try_policy
 from slipstream.training.predictions import save_predictions
 from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
@@ -61,6 +63,7 @@ from slipstream.training.trainer import Trainer
 from slipstream.training.vocabulary_file import keep_vocabulary
 
 NO_LOG: Log = NoLog()
+LEAST_SAID_S = 0.05  # of the choice of inputs, beside training
 METRICS = ("auc", "log_loss", "accuracy", "normalized_entropy")
 
 
@@ -70,14 +73,17 @@ def run_training(
     prepared: PreparedData,
     schedule: str,
     drop_settings: DropSettings | None = None,
+    dropped_file: str | None = None,
 ) -> dict[str, Any]:
     """Train, or evaluate, as asked; returns the log's summary record.
 
-    `schedule` and `drop_settings` are what makes the method, with the data in `prepared`.
+    `schedule` and `drop_settings` are what makes the method, with the data in `prepared`;
+    `dropped_file`: where to write which inputs were dropped.
     """
     run, device = settings.run, choose_device(settings.machine.device)
-    ranks, prepared = processes.current(), _begin(settings, prepared)
-    spec, policy = _network(settings, prepared), _policy(drop_settings, schedule)
+    ranks, prepared = processes.current(), _begin(settings, prepared, dropped_file)
+    spec = _network(settings, prepared)
+    policy = _policy(settings, drop_settings, schedule, device)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
     with ExitStack() as stack:
         folder = None
@@ -88,6 +94,7 @@ def run_training(
         machine = settings.machine
         identity["rate"][PRECISION] = precision = machine.precision
         tuned = tune_process(device, machine.num_threads, precision, machine.deterministic)
+        try_policy(policy, prepared, settings, device)
         model, table = build_model(settings, spec, prepared, device, saved, policy, ranks)
         say_differences(model.network, ranks)
         clocks = Clocks(torch.cuda.synchronize if device.type == "cuda" else None)
@@ -98,16 +105,13 @@ def run_training(
         _log_start(log, method, settings, prepared, table, tuned, own, saved, resumes)
         rule = None
         if drop_settings is not None:
-            report, seed = drop_report(log, progress), settings.training.seed
-            rule = DropRule(drop_settings, prepared.num_hot, seed, report, policy)
-        network = spec.describe() | {"features": describe_features(prepared, settings.model)}
-        checkpoints = _checkpoints(run, folder, identity, network, table, prepared, saved)
+            known = (settings.training.seed, drop_report(log, progress), policy, bool(dropped_file))
+            rule = DropRule(drop_settings, prepared.num_hot, *known)
+        checkpoints = _checkpoints(settings, folder, identity, spec, table, prepared, saved)
         processes.opened()
         stop = stack.enter_context(StopRequest(processes.speaks_of_signals()))
-        trainer = build_trainer(
-            *(settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints),
-            *(stop, ranks),
-        )
+        parts = (settings, prepared, schedule, model, table, rule, log, clocks, None, checkpoints)
+        trainer = build_trainer(*parts, stop, ranks)
         trainer.progress = progress
         if saved is not None:
             go_on(trainer, saved, resumes, log)
@@ -116,7 +120,7 @@ def run_training(
             trainer.evaluate_only() if run.inference_only else trainer.run()
         if trainer.team.signal:
             stop_program(trainer.team.signal, trainer, log)
-        summary = _end(method, trainer, prepared, log, run.save_predictions)
+        summary = _end(method, trainer, prepared, log, run.save_predictions, dropped_file)
     if run_log is not None:
         _say_where(run_log, trainer)
         say_next()
@@ -124,17 +128,18 @@ def run_training(
     return summary
 
 
-def _begin(settings: Settings, prepared: PreparedData) -> PreparedData:
+def _begin(settings: Settings, prepared: PreparedData, dropped_file: str | None) -> PreparedData:
     """Refuse what these data cannot do, and say what will be done with them."""
     judged, is_training = settings.evaluation, not settings.run.inference_only
     names = ("test_freq", "val_freq", "patience", "mlperf_auc_threshold", "mlperf_acc_threshold")
     asked = {f"--{name.replace('_', '-')}": getattr(judged, name) for name in names}
     asked["--save-predictions"] = settings.run.save_predictions
     check_held_out(prepared, asked, not is_training)
-    if file := settings.run.save_predictions:
-        run = settings.run
-        read = (*prepared.files.values(), run.save_model, run.load_model)
-        output_file("--save-predictions", file, (one for one in read if one))
+    run = settings.run
+    for flag, file in (("--save-predictions", run.save_predictions), (SAVE_DROPPED, dropped_file)):
+        if file:
+            read = (*prepared.files.values(), run.save_model, run.load_model)
+            output_file(flag, file, (one for one in read if one))
     if is_training:
         _say_recipe(settings.training, prepared.data.num_train)
         say_weights(prepared)
@@ -160,11 +165,14 @@ def _network(settings: Settings, prepared: PreparedData) -> NetworkSpec:
     return spec
 
 
-def _policy(drop_settings: DropSettings | None, schedule: str) -> Policy | None:
+def _policy(
+    settings: Settings, drop_settings: DropSettings | None, schedule: str, device: torch.device
+) -> Policy | None:
     """What chooses the inputs to drop; None: all are trained."""
     if drop_settings is None:
         return None
-    policy = find_policy(drop_settings.policy, drop_settings.alpha)
+    with seeded(settings.training.seed, device):
+        policy = find_policy(drop_settings.policy, drop_settings.alpha, drop_settings.options)
     check_schedule(policy, schedule)
     return policy
 
@@ -197,10 +205,10 @@ def _say_recipe(training: TrainingSettings, num_train: int) -> None:
 
 
 def _checkpoints(
-    run: RunSettings,
+    settings: Settings,
     folder: Path | None,
     identity: dict[str, dict[str, Any]],
-    network: dict[str, Any],
+    spec: NetworkSpec,
     table: Table,
     prepared: PreparedData,
     saved: Saved | None,
@@ -208,6 +216,8 @@ def _checkpoints(
     """What writes the run's checkpoints, those that it goes on from being there; None: nothing."""
     if folder is None:
         return None
+    run, network = settings.run, spec.describe()
+    network["features"] = describe_features(prepared, settings.model)
     start = saved if is_same_folder(run) else None
     every, slots = Every(*run.checkpoint_every), prepared.slot_of_row
     about = {"vocabulary": keep_vocabulary(folder, prepared), "files": prepared.files}
@@ -256,9 +266,14 @@ def _log_start(
 
 
 def _end(
-    method: str, trainer: Trainer, prepared: PreparedData, log: Log, predictions: str | None
+    method: str,
+    trainer: Trainer,
+    prepared: PreparedData,
+    log: Log,
+    predictions: str | None,
+    dropped_file: str | None,
 ) -> dict[str, Any]:
-    """Log and print the summary; save the predictions where asked for."""
+    """Log and print the summary; save predictions, and what was dropped, where asked for."""
     summary: dict[str, Any] = {}
 
     def end() -> None:
@@ -267,6 +282,8 @@ def _end(
         _print_summary(summary)
         if predictions is not None:
             save_predictions(predictions, trainer)
+        if dropped_file is not None:
+            save_dropped(dropped_file, trainer.dropped, trainer.progress.epoch, prepared.data)
 
     trainer.team.led(end)
     return summary
@@ -342,9 +359,11 @@ def _print_summary(summary: dict[str, Any]) -> None:
     gone = f"; dropped {dropped:,} of {samples + dropped:,} ({summary['dropped_share']:.1%})"
     print(f"trained {samples:,} inputs{hot}{gone if dropped else ''}")
     device_bytes = summary["peak_device_bytes"]
+    choosing = sum(summary.get(name, 0.0) for name in OVERHEAD)
+    beside = f", {choosing:.1f} s of choosing what to drop" if choosing >= LEAST_SAID_S else ""
     print(
         f"{summary['training_s']:.1f} s of training ({summary['samples_per_s']:,.0f} inputs a "
-        f"second), {summary['program_s']:.1f} s in all; at most "
+        f"second){beside}, {summary['program_s']:.1f} s in all; at most "
         f"{summary['peak_rss_bytes'] / 1e6:,.0f} MB of memory"
         + (f" and {device_bytes / 1e6:,.0f} MB on the device" if device_bytes is not None else "")
     )

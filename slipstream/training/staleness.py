@@ -5,7 +5,7 @@ row's *change* is the largest absolute difference of its values. A row is stale 
 An input is stale when at least k = ceil(alpha * F) of its F present rows are, which is when its
 *critical threshold*, the k-th smallest change among them, is below T. So T for a target drop
 percentage D is a quantile of the critical thresholds: one exact vectorised pass where the original
-bisects over [0, 0.1] and may miss.
+bisects over [0, 0.1] and may miss (`slipstream.training.cut`, which serves every policy).
 
 Price: a gather of C values per remaining input.
 
@@ -17,7 +17,6 @@ is the target.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -84,39 +83,3 @@ def _kth_smallest(change: Tensor, k: int) -> Tensor:
     # other core would hold up each of torch's small operations.
     values = change.numpy()
     return torch.from_numpy(values.max(1) if is_all else np.partition(values, k - 1, 1)[:, k - 1])
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Inputs below `value` are stale, and of those exactly at it a share of `tie_share`."""
-
-    value: float
-    tie_share: float = 0.0
-
-
-def threshold_for_drop(critical: np.ndarray, drop_fraction: float) -> Threshold:
-    """T whose drop is `drop_fraction` of `critical` (a sample of critical thresholds), exact with
-    ties.
-
-    Inputs that no finite T makes stale (infinite critical threshold) are never dropped, so the
-    achieved share may be lower.
-    """
-    target = round(drop_fraction * len(critical))
-    if target == 0:
-        return Threshold(0.0)  # no change is below it
-    value = np.partition(critical, target - 1)[target - 1]
-    if value == math.inf:
-        return Threshold(math.inf)
-    below = int(np.count_nonzero(critical < value))
-    ties = int(np.count_nonzero(critical == value))
-    return Threshold(float(value), (target - below) / ties)
-
-
-def stale_mask(critical: np.ndarray, threshold: Threshold, rng: np.random.Generator) -> np.ndarray:
-    """Which inputs are stale: all below T, and the threshold's share of ties, chosen at random."""
-    stale = critical < np.float64(threshold.value)
-    if threshold.tie_share > 0:
-        ties = np.flatnonzero(critical == np.float64(threshold.value))
-        chosen = rng.permutation(len(ties))[: round(threshold.tie_share * len(ties))]
-        stale[ties[chosen]] = True
-    return stale

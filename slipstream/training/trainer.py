@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from slipstream.tools.device import restore_random
@@ -30,11 +29,11 @@ from slipstream.tools.runlog import Clocks, Log
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.batching import EpochPlan, epoch_order, order_check
 from slipstream.training.checkpoint import Checkpoints, Parts
-from slipstream.training.dropping import DropRule, Reach
-from slipstream.training.evaluation import Ends, Interrupted, Judge, losses_of
+from slipstream.training.dropping import DropRule
+from slipstream.training.evaluation import Ends, Interrupted, Judge
 from slipstream.training.keeping import Keeper
 from slipstream.training.loader import Batch, Loader
-from slipstream.training.place import check_epochs, check_place, check_rule
+from slipstream.training.place import check_epochs, check_place, restore_rule
 from slipstream.training.progress import (
     Progress,
     due,
@@ -44,9 +43,10 @@ from slipstream.training.progress import (
     shown,
     take_progress,
 )
+from slipstream.training.reach import reach_of
 from slipstream.training.saved import Saved
 from slipstream.training.schedule import LearningRate
-from slipstream.training.sets import Inputs, TrainingData
+from slipstream.training.sets import TrainingData
 from slipstream.training.step import TrainStep
 from slipstream.training.team import team_of
 
@@ -128,8 +128,8 @@ class Trainer:
             parts=self._parts,
         )
         self.judge = self._make_judge(test_batch_size, ends or Ends(), stop)
-        asked = (self._leading_rows, self._losses, clocks.count, self.team, data.access_counts)
-        self._reach = Reach(data.hot, data.cold, *asked)
+        asked = (test_batch_size, clocks.count, self.team, lambda: self.progress.step)
+        self._reach = reach_of(data, self.loader, *asked)
         self._loss_weight = 0.0
         self._settled_step = 0  # reports and evaluations of this step are done
         self.save_failure: OSError | None = None
@@ -216,6 +216,16 @@ class Trainer:
         enough = self.max_steps > 0 and self.progress.step >= self.max_steps
         return enough or self.progress.reached is not None or self.team.signal is not None
 
+    @property
+    def dropped(self) -> dict[int, np.ndarray]:
+        """The inputs that each epoch dropped, of those that are known, by `Chunk.ids`."""
+        if (rule := self.drop_rule) is None:
+            return {}
+        here = {} if self._plan is None else {self.progress.epoch: rule.dropped}
+        if self._saved is not None and self._saved.values.get("plan") is not None:
+            here = {self.progress.epoch: self._saved.part("rule")[1]["pool"]}  # not gone on with
+        return {**rule.lasting.dropped, **here}
+
     def _finish(self) -> None:
         self._take_loss()
         # Before the evaluations, which may take long: they can be repeated.
@@ -293,10 +303,7 @@ class Trainer:
             rule = saved.part("rule")
             check_place(plan, self.progress, self.data.num_train, rule[1].get("pool", NO_INPUTS))
             if self.drop_rule is not None:
-                drops = [record for record in self.progress.drops if record["epoch"] == epoch]
-                start = self.drop_rule.state()[0]["next_start"]
-                check_rule(rule, self.drop_rule.settings, start, plan, drops)
-                self.drop_rule.restore(epoch, *rule, self.table.dim, self.table.device)
+                restore_rule(self.drop_rule, rule, plan, self.progress, self.table)
         return plan
 
     def _run_until_due(self, plan: EpochPlan, bar: tqdm) -> bool:
@@ -326,15 +333,6 @@ class Trainer:
         newly_dropped = self.drop_rule.num_dropped - before
         self.progress.dropped += newly_dropped
         bar.update(newly_dropped)
-
-    def _leading_rows(self, num_rows: int) -> Tensor:
-        self.loader.settle()
-        return self.table.leading_rows(num_rows)
-
-    def _losses(self, inputs: Inputs, chosen: np.ndarray) -> Tensor:
-        """The model's loss (n,) on each of some training inputs now, whatever their weights."""
-        self.loader.settle()
-        return losses_of(self.team.logits, inputs, chosen, self.judge.batch_size)
 
     def _train_step(self, batch: Batch) -> None:
         assert self._plan is not None
@@ -438,6 +436,8 @@ class Trainer:
             "step": self.step.state(),
             "random": ({}, self.team.random_states()),
         }
+        if self.drop_rule is not None and (lasting := self.drop_rule.lasting.state()) is not None:
+            parts["drops"] = lasting
         if self._plan is not None:
             values["order_check"] = self._order_check
             parts["plan"] = self._plan.state()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.training.policies import WindowRows
+from slipstream.training.chunks import WindowRows
 from slipstream.training.staleness import change_histogram, row_change
 
 
