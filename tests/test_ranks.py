@@ -42,11 +42,24 @@ BATCH = 15  # 2 hot inputs and 1 cold one are left for the last batches: fewer t
 ADAM = "--optimizer rwsadagrad --dense-optimizer adam --learning-rate 0.1".split()
 SHORT = ["--num-batches", 12]
 EARLY = "--alpha 0.5 --snapshot-window 0.2 --drop-min-steps 0".split()
-LOSS_POLICY = """
-pool = "all"
+OFTEN = "--snapshot-start 0.05 --snapshot-window 0.1 --recalibrate-every 0.1".split()
+POLICY = """
+class Score:
+    pool, mean = "all", None
 
-def score(chunk):
-    return chunk.losses()
+    def __call__(self, chunk):
+        losses = chunk.losses()
+        if self.mean is None:
+            self.mean = losses.new_zeros(chunk.num_inputs)
+        known = losses + chunk.rows().abs().mean((1, 2)) + chunk.row_sums().sqrt().mean(1)
+        self.mean[chunk.ids] = 0.5 * self.mean[chunk.ids] + known + 0.01 * chunk.dense.sum(1)
+        return self.mean[chunk.ids]
+
+    def state_dict(self):
+        return {} if self.mean is None else {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean = state.get("mean")
 """
 
 
@@ -72,7 +85,7 @@ def data(tmp_path_factory):
     sizes = (len(prepared.data.hot), len(prepared.data.cold))
     assert [size % BATCH for size in sizes] == [2, 1] and min(sizes) > 5 * BATCH
     adagrad = segregated_of(folder, "adagrad", processed, 120 * 36)
-    (folder / "policy.py").write_text(LOSS_POLICY)
+    (folder / "policy.py").write_text(POLICY)
     several = folder / "several.npz"
     multi = ["--processed-data-file", processed, "--output", several, "--values", *"21413"]
     multi_hot.main([str(word) for word in multi])
@@ -90,7 +103,7 @@ def data(tmp_path_factory):
 def equal_cases(data):
     """Runs that come out the same whatever the number of ranks."""
     plain, adagrad, folder = data["plain"], data["adagrad"], data["folder"]
-    policy = f"{folder / 'policy.py'}:score"
+    policy = f"{folder / 'policy.py'}:Score"
     rows, tests = ["--num-resident"], ["--test-mini-batch-size"]
     found = {
         "sgd": ("fae", words_of(plain, "--learning-rate", 1)),
@@ -101,7 +114,10 @@ def equal_cases(data):
         "all-copies": ("fae", words_of(adagrad, *ADAM, *rows, 1348, *SHORT)),
         "stale": ("slipstream", words_of(adagrad, *ADAM, *EARLY, "--recalibrate-every", 0.2)),
         "weights": ("slipstream", words_of(plain, *EARLY, "--stale-keep-rate", 0.3, *rows, 60)),
-        "losses": ("slipstream", words_of(adagrad, *ADAM, *EARLY, "--drop-policy", policy)),
+        "policy": (
+            "slipstream",
+            words_of(adagrad, *ADAM, *EARLY, "--drop-policy", policy, *rows, 60),
+        ),
         "several": ("fae", words_of(data["several"], *ADAM, "--loss-function", "wbce")),
         "sequences": (
             "slipstream",
@@ -199,7 +215,8 @@ def outcomes(data, ends):
             more[0]["words"] += ["--load-model", "auto"]
         if number == 2:
             whole, parts = folder / "whole", folder / "parts"
-            own = [*chain, "--model", f"{OWN}:Late", "--model-args", "since=15"]
+            own = [*chain, *OFTEN, "--drop-policy", f"{folder / 'policy.py'}:Score"]
+            own += ["--model", f"{OWN}:Late", "--model-args", "since=15"]
             more += [part_of(whole, "whole", 40, *own), part_of(parts, "part", 20, *own)]
             more.append(part_of(parts, "rest", 40, *own, "--load-model", "auto"))
         if number == 3:
@@ -270,8 +287,12 @@ def test_goes_on_with_another_number(data, outcomes, tmp_path):
     and bit for bit as uninterrupted where the number stays.
     """
     folder = data["folder"]
-    assert "snapshot_at" in find_checkpoint(folder / "parts" / "step-0000000020").values["rule"]
+    midway = find_checkpoint(folder / "parts" / "step-0000000020")
+    assert "snapshot_at" in midway.values["rule"] and midway.values["rule"]["choices"] == 1
     assert_same_weights(folder / "whole", folder / "parts")
+    ends = [find_checkpoint(folder / name) for name in ("whole", "parts")]
+    assert np.array_equal(*(end.arrays["drops.state.mean"] for end in ends))
+    assert ends[0].values["rule"]["choices"] > 1
     words = [*words_of(data["adagrad"], *ADAM, *EARLY), "--runs-dir", str(tmp_path)]
     import slipstream_train
 
