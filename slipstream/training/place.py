@@ -35,19 +35,19 @@ def _check_seen(progress: Progress, num_train: int, num_in_epoch: int) -> None:
         )
 
 
-def check_place(plan: EpochPlan, progress: Progress, num_train: int, pool: np.ndarray) -> None:
+def check_place(plan: EpochPlan, progress: Progress, num_train: int, dropped: np.ndarray) -> None:
     """Raise `ValueError` unless each input of the epoch is trained, left or dropped.
 
-    `plan` is as restored; `pool`: the inputs dropped so far, hot ones first, see `DropRule`.
+    `plan` is as restored; `dropped`: those so far, by `Chunk.ids`.
     """
     num_hot, num_inputs = plan.num_hot_inputs, plan.num_inputs
-    if pool.ndim != 1 or pool.dtype != np.int64:
+    if dropped.ndim != 1 or dropped.dtype != np.int64:
         raise ValueError("rule.pool: not numbers of inputs")
-    if len(pool) and not 0 <= pool.min() <= pool.max() < num_inputs:
+    if len(dropped) and not 0 <= dropped.min() <= dropped.max() < num_inputs:
         raise ValueError("rule.pool: inputs that are none of this data set's")
     is_gone = np.zeros(num_inputs, bool)
-    is_gone[pool] = True
-    if int(is_gone.sum()) < len(pool):
+    is_gone[dropped] = True
+    if int(is_gone.sum()) < len(dropped):
         raise ValueError("rule.pool: an input twice")
     for hot, name in KIND_NAMES.items():
         left = plan.remaining(hot)
@@ -55,14 +55,14 @@ def check_place(plan: EpochPlan, progress: Progress, num_train: int, pool: np.nd
             places = left if hot else left + np.int64(num_hot)
             if is_gone[places].any():
                 raise ValueError(f"rule.pool: {name} inputs that are still to be trained")
-        num_dropped = int((pool < num_hot).sum()) if hot else int((pool >= num_hot).sum())
+        num_dropped = int((dropped < num_hot).sum()) if hot else int((dropped >= num_hot).sum())
         num = plan.num_trained[hot] + len(left) + num_dropped
         if num != (num_hot if hot else num_inputs - num_hot):
             raise ValueError(
                 f"plan: {plan.num_trained[hot]} {name} inputs trained, {len(left)} left and "
                 f"{num_dropped} dropped are not all"
             )
-    _check_seen(progress, num_train, sum(plan.num_trained.values()) + len(pool))
+    _check_seen(progress, num_train, sum(plan.num_trained.values()) + len(dropped))
 
 
 def restore_rule(
