@@ -30,6 +30,7 @@ DROP_FLAGS = {
     "--count-untouched-as-stale true": ("count_untouched_as_stale", True),
     "--drop-min-steps 7": ("min_steps", 7),
     "--drop-of-all 12.5": ("of_all", 0.125),
+    "--drop-policy x.py:f --drop-policy-args a=1 b=c": ("options", {"a": 1, "b": "c"}),
 }
 
 
@@ -37,11 +38,15 @@ DROP_FLAGS = {
 def test_drop_flags_reach_the_rule(flag, segregated, monkeypatch):
     seen = []
     monkeypatch.setattr(slipstream_train, "run_training", lambda *values: seen.append(values))
-    slipstream_train.main(["--segregated-data-dir", str(segregated), *MODEL_FLAGS, *flag.split()])
+    words = [*MODEL_FLAGS, *flag.split(), "--save-dropped", "a.csv"]
+    slipstream_train.main(["--segregated-data-dir", str(segregated), *words])
+    *_, drop, file = seen[0]
     expected = (
         vars(DropSettings()) | {"min_steps": MIN_STEPS} | (dict([DROP_FLAGS[flag]]) if flag else {})
     )
-    assert vars(seen[0][-1]) == expected
+    if drop.options:
+        expected["policy"] = "x.py:f"
+    assert vars(drop) == expected and file == "a.csv"
 
 
 class Spy:
