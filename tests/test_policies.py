@@ -25,10 +25,12 @@ from slipstream.tools import cli
 from slipstream.training import policies
 from slipstream.training.batching import EpochPlan
 from slipstream.training.chunks import Chunk, Moment, WindowRows, chunks_of
+from slipstream.training.dropped import Lasting
 from slipstream.training.embedding import EmbeddingTable
 from slipstream.training.flags import settings_of
 from slipstream.training.policies import find_policy
 from slipstream.training.policy_trial import try_policy
+from slipstream.training.progress import Progress
 from slipstream.training.saved import find_checkpoint
 from slipstream.training.sets import load_segregated
 
@@ -338,6 +340,36 @@ def test_a_policy_with_state_goes_on_as_if_never_stopped(segregated, own):
         train(segregated, own, name, *flags[:4], *auto)
 
 
+def test_a_state_that_does_not_fit_is_refused(own):
+    state, device = {"state.calls": np.array(3), "dropped.0": np.array([4, 2])}, torch.device("cpu")
+    kinds = [["mean of all", "array"], ["calls", "tensor"]]
+    state["state.mean_u20_of_u20_all"] = np.arange(9.0)
+    progress = Progress(epoch=1, drops=[{"epoch": 0}])
+
+    def restored(name, values, arrays):
+        lasting = Lasting(find_policy(f"{own}:{name}"), True)
+        lasting.restore(values, arrays, progress, 9, device)
+        return lasting.state()
+
+    values = {"state": kinds, "epochs": [0]}
+    assert restored("Average", values, state)[0] == values
+    without = {key: array for key, array in state.items() if key != "state.calls"}
+    for name, more, arrays, said in (
+        ("losses", {}, state, "own.py:losses has a state there alone"),
+        ("Average", {"state": None}, state, "has a state here alone"),
+        ("losses", {"state": None}, state, "arrays of none"),
+        ("Average", {}, without, "names of the policy's state are not those"),
+        ("Average", {"epochs": []}, state, "its arrays are of others"),
+        ("Average", {"epochs": [1]}, {**without, "dropped.1": state["dropped.0"]}, "of others"),
+        ("Average", {}, {**state, "dropped.0": np.array([9])}, "of another data set"),
+        ("Average", {}, {**state, "dropped.0": np.array([3, 3])}, "one twice"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            restored(name, {**values, **more}, arrays)
+    with pytest.raises(ValueError, match="has a state here alone"):
+        restored("Average", None, {})
+
+
 def test_another_text_goes_on_where_nothing_was_chosen(segregated, own, capsys):
     folder, steps = own.parent, ["--num-batches", 12]
     expected = train(segregated, own, "by_number", "--save-model", folder / "a")
@@ -356,10 +388,14 @@ def test_which_inputs_were_dropped_is_written(segregated, own, capsys):
     files = [own.parent / "a.csv", own.parent / "b.csv"]
     summary = train(segregated, own, "by_number", *flags, "--save-dropped", files[0])
     assert "s of choosing what to drop, " in capsys.readouterr().out
-    for steps in (summary["drops"][0]["step"] + 2, summary["drops"][1]["step"] - 5, 0):
+    first, second = (record["step"] for record in summary["drops"])
+    so_far = []
+    for steps in (first + 2, first + 2, second - 5, 0):  # the second time none is trained
         auto = ["--save-model", own.parent / "m", "--load-model", "auto", "--num-batches", steps]
         train(segregated, own, "by_number", *flags, *auto, "--save-dropped", files[1])
+        so_far.append(files[1].read_text())
     text = files[0].read_text()
+    assert so_far[0] == so_far[1] == so_far[2] and text.startswith(so_far[0])
     assert files[1].read_text() == text and not list(own.parent.glob("*.partial"))
     head, *lines = [line.split(",") for line in text.splitlines()]
     assert head == ["epoch", "input", "set", "row", "label"]
@@ -457,6 +493,7 @@ def test_flags_that_a_policy_does_not_read_are_said(capsys):
         (["--drop-policy-args", "a=1"], "goes with a policy of your own"),
         (["--drop-policy", "x.py:f", "--drop-policy-args", "a=1", "a=2"], "names an option twice"),
         (["--inference-only", "--load-model", "m", "--save-dropped", "f"], "drops nothing"),
+        (["--save-predictions", "f", "--save-dropped", "f"], "name one file"),
     ):
         with pytest.raises(SystemExit):
             slipstream_train.parse_args([*words, *more])

@@ -33,8 +33,8 @@ FILE_FLAG = Flag(
     SAVE_DROPPED,
     str,
     None,
-    "write epoch, number, set (hot, cold), row there and label of each input that an epoch did not "
-    "train to this CSV file; not given: none",
+    "at the end write epoch, number, set (hot, cold), row there and label of each input that an "
+    "epoch did not train to this CSV file; not given: none",
     "FILE",
 )
 FLAGS = (
@@ -153,6 +153,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--threshold takes all that is stale: give --drop-of-all 100 with it")
     if args.stratify_drop and args.drop_negatives_only:
         parser.error("--stratify-drop and --drop-negatives-only exclude each other")
+    if args.save_dropped and args.inference_only:
+        parser.error(f"{SAVE_DROPPED}: --inference-only trains nothing, and drops nothing")
+    if args.save_dropped and args.save_dropped == args.save_predictions:
+        parser.error(f"{SAVE_DROPPED} and --save-predictions name one file")
     if 0 < args.drop_percentage < 1:
         print(f"note: --drop-percentage {args.drop_percentage:g} is in percent, not a share")
 
@@ -173,8 +177,6 @@ def _check_policy(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     cli.check_options(parser, POLICY_ARGS.name, args.drop_policy_args)
     if args.drop_policy_args and policy in BUILT_IN:
         parser.error(f"{POLICY_ARGS.name} goes with a policy of your own")
-    if args.save_dropped and args.inference_only:
-        parser.error(f"{SAVE_DROPPED}: --inference-only trains nothing, and drops nothing")
 
 
 def settings_of(

@@ -74,9 +74,9 @@ class Keeper:
         self.check_loss(self._step.peek_loss_sum())
         with self._clocks.count("paused"):
             self._settle()
-            start = time.perf_counter()
+            start, parts = time.perf_counter(), self._parts()
             try:
-                path = checkpoints.save(step, self._parts())
+                path = checkpoints.save(step, parts)
             except ValueError as error:
                 raise ValueError(self.explain(str(error))) from error
             except OSError as error:
