@@ -206,8 +206,9 @@ def main(argv: list[str] | None = None) -> Path:
         longest = max(map(len, labels), default=0)
         columns = 1 if longest > LONG_LABEL else 2 if longest > MEDIUM_LABEL else 3
         # Of short labels three rows have room as it is.
-        more_rows = len(labels) if columns == 1 else max(-(-len(labels) // columns) - 3, 0)
-        figure.set_figheight(5.2 + 0.2 * more_rows)
+        num_lines = sum(1 + label.count("\n") for label in labels)
+        more_lines = num_lines if columns == 1 else max(-(-num_lines // columns) - 3, 0)
+        figure.set_figheight(5.2 + 0.2 * more_lines)
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
         path = Path(args.output_dir) / f"{args.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

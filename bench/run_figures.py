@@ -37,7 +37,7 @@ UNTOLD = {
     *GENERATED,
     *("seed", "run_name", "runs_dir", "processed_data_file", "segregated_data_dir"),
     *("save_model", "load_model", "checkpoint_every", "keep", "print_freq", "test_freq"),
-    "verbose",
+    *("save_onnx", "save_predictions", "save_dropped", "tensor_board_filename", "verbose"),
     *("val_freq", "drop_policy"),  # which the method's name says
 }
 # How far the ends of averaged runs may lie apart: how many inputs go can depend on the seed.
@@ -128,7 +128,8 @@ def _labels(kinds: list[dict[str, Any]]) -> list[str]:
         elif any(differ("data", name) for name in kind["data"] if name != "sets"):
             words.append("/".join(Path(str(kind["source"])).parts[-2:]))
         for name, value in kind["told"].items():
-            if differ("told", name):
+            # What is not given is told by what others say there.
+            if differ("told", name) and value not in (None, "", []):
                 words.append(f"{name} {_shown(name, value)}")
         labels.append(", ".join(words))
     return labels

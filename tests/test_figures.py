@@ -306,7 +306,9 @@ def test_the_readme_picture_is_of_runs_alone(tmp_path, monkeypatch):
         readme_picture.tabulate(runs)
 
 
-@pytest.mark.parametrize("label", ["run {}", "a run with a longer name {}", "x" * 60 + " {}"])
+@pytest.mark.parametrize(
+    "label", ["run {}", "a run with a longer name {}", "x" * 60 + " {}", "x" * 60 + "\n\n{}"]
+)
 def test_many_lines_leave_room_for_themselves(tmp_path, monkeypatch, label):
     """The legend of 80 runs does not take the whole picture."""
     sizes = []
