@@ -46,6 +46,8 @@ def draw(lines: Lines, measured: Lines, links: Links, title: str, path: Path) ->
                 va="top",
                 **ours,
             )
+            low, high = panels[0][1].get_ylim()
+            panels[0][1].set_ylim(low * (low / high) ** 0.06, high)  # room for the words
         _panel(panels[1][0], weak, "efficiency", f"efficiency, {part:,} inputs a GPU", 100)
         _panel(panels[1][1], strong, "speedup", f"speed-up, {part:,} inputs a step in all")
         for axes in panels[1]:

@@ -49,6 +49,7 @@ from bench.run_records import (  # noqa: E402
     Records,
     all_training_s,
     claim_runs,
+    code_texts,
     curve_of,
     run_once,
     save_table,
@@ -354,7 +355,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for name in ("hot_emb_gpu_mem", "drop_percentage", "points"):
             claimed[name] = getattr(args, name)
         machine = describe_machine(plan.device)
-        claim_runs(Path(args.runs_dir), {**claimed, "commit": git_commit(), "machine": machine}, ())
+        claimed |= {"code": code_texts("bench/plain_dlrm.py"), "machine": machine}
+        claim_runs(Path(args.runs_dir), claimed, ())
         runs: dict[str, list[Records]] = {method: [] for method in args.methods}
         todo = [(method, seed) for seed in seeds for method in args.methods]
         for method, seed in tqdm(todo, desc="runs", disable=None):
