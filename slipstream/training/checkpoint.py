@@ -3,7 +3,8 @@
     <folder>/step-0000001200/checkpoint.json   what it belongs to, where the run stands, the network
                                                with its options, text and features, checksums
                              state.npz         rows, weights, buffers, optimizer, random state; in
-                                               mid-epoch the order so far
+                                               mid-epoch the order so far; what a drop policy
+                                               remembers
     <folder>/best/                             the same, at the best AUC on the validation set
 
 A checkpoint is written under another name, synced and renamed. Rows are stored by table and id, not
