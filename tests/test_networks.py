@@ -1,6 +1,7 @@
 """A network of one's own: seeded, switched, saved with all it has, and refused in one line."""
 
 import json
+import math
 import re
 import shutil
 
@@ -67,6 +68,17 @@ def test_a_last_batch_of_one_input(processed, tmp_path):
     train(processed, "--save-model", tmp_path / "m", batch=4)
     saved = saved_rows(tmp_path / "m")
     assert saved["buffer.steps"] == 858 and saved["buffer.body.1.num_batches_tracked"] == 857
+
+
+def test_what_is_no_mixing_of_inputs(processed, tmp_path, monkeypatch):
+    """Drawing by numpy; and a model that was trained when that was not looked at still loads."""
+    train(processed, "--model-args", "what=numpy", "--num-batches", 2, model=f"{OWN}:Fails")
+    flags, saved = ["--model-args", "what=batch"], ["--save-model", tmp_path / "m"]
+    with monkeypatch.context() as patch:
+        patch.setattr("slipstream.model.networks.MOST_MIXED", math.inf)
+        train(processed, *flags, *saved, "--num-batches", 2, model=f"{OWN}:Fails")
+    flags += ["--load-model", tmp_path / "m", "--inference-only", "true"]
+    train(processed, *flags, model=f"{OWN}:Fails")
 
 
 def test_resume_in_the_middle_of_slipstream(segregated, tmp_path):

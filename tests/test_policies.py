@@ -22,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import fae_train
 import slipstream_train
 from slipstream.tools import cli
+from slipstream.tools.ranks import RankLost
 from slipstream.training import policies
 from slipstream.training.batching import EpochPlan
 from slipstream.training.chunks import Chunk, Moment, WindowRows, chunks_of
@@ -464,6 +465,43 @@ def test_a_trial_leaves_no_trace(segregated, own):
     assert states() == before and policy.plugin.module.seen == []
 
 
+def test_what_a_policy_says_before_its_first_call_is_tried(segregated, own):
+    """A checkpoint before the first choice holds it."""
+    own.write_text(
+        "class Late:\n    def __call__(self, chunk):\n        self.mean = chunk.losses()\n"
+        "        return self.mean\n    def state_dict(self):\n        return {'mean': self.mean}\n"
+        "    def load_state_dict(self, state):\n        self.mean = state['mean']\n"
+    )
+    with pytest.raises(ValueError, match="line 6: AttributeError: 'Late' object has no"):
+        train(segregated, own, "Late")
+
+
+def test_an_output_replaces_nothing_else(segregated, own, tmp_path):
+    """Neither another output, however it is spelled, nor the policy's own file."""
+    same, link = tmp_path / "sub" / ".." / "x.csv", tmp_path / "link.csv"
+    (tmp_path / "sub").mkdir()
+    link.symlink_to("x.csv")
+    for other in (same, link):
+        with pytest.raises(ValueError, match="--save-predictions and --save-dropped name one file"):
+            train(
+                *(segregated, own, "popular", "--save-dropped", tmp_path / "x.csv"),
+                *("--save-predictions", other),
+            )
+    before = own.read_text()
+    with pytest.raises(ValueError, match="--save-dropped .*own.py is read here"):
+        train(segregated, own, "popular", "--save-dropped", own)
+    assert own.read_text() == before
+
+
+def test_a_lost_rank_is_not_the_policys_fault(own):
+    plugin = find_policy(f"{own}:popular").plugin
+    with pytest.raises(RankLost), plugin.running():
+        raise RankLost("control: closed")
+    with pytest.raises(ValueError, match="when it was called: KeyError"), plugin.running():
+        raise KeyError("other")
+    assert cli.option("width=" + "[" * 100_000) == ("width", "[" * 100_000)  # a text
+
+
 def test_rows_that_cold_batches_update_are_touched(tmp_path):
     """The cold inputs' popular row, which no hot input has."""
     ids = np.stack([np.arange(4000) % 2, np.where(np.arange(4000) % 2, np.arange(4000), 0)], axis=1)
@@ -494,7 +532,6 @@ def test_flags_that_a_policy_does_not_read_are_said(capsys):
         (["--drop-policy-args", "a=1"], "goes with a policy of your own"),
         (["--drop-policy", "x.py:f", "--drop-policy-args", "a=1", "a=2"], "names an option twice"),
         (["--inference-only", "--load-model", "m", "--save-dropped", "f"], "drops nothing"),
-        (["--save-predictions", "f", "--save-dropped", "f"], "name one file"),
     ):
         with pytest.raises(SystemExit):
             slipstream_train.parse_args([*words, *more])

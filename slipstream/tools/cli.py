@@ -179,7 +179,7 @@ def option(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected name=value, as width=64")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,24 @@ def choose_device(name: str) -> torch.device:
             "--device cuda: this PyTorch finds no CUDA device; use --device cpu or auto"
         )
     return torch.device(name)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """The same global random numbers for the body each time, and no trace of it thereafter: of
+    PyTorch, on `device`, too, of numpy and of Python.
+    """
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    on_cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng([torch.cuda.current_device()] if on_cuda else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % (1 << 32))
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from slipstream.tools.cli import TRACEBACK_VARIABLE
 from slipstream.tools.places import regular_file
+from slipstream.tools.ranks import RankLost
 
 
 class PluginError(ValueError):
@@ -59,8 +60,8 @@ class Plugin:
         """Errors of a reader's own code become a `PluginError` that says where they came from."""
         try:
             yield
-        except PluginError:
-            raise  # of another file, which this one called
+        except (PluginError, RankLost):
+            raise  # of another file, which this one called; or of no file
         except (Exception, SystemExit) as error:
             if self.path is None or os.environ.get(TRACEBACK_VARIABLE):
                 raise

@@ -107,7 +107,8 @@ def build_model(
     training, machine = settings.training, settings.machine
     features = features_seen(prepared, dim)
     network = build_network(spec, features, training.seed)
-    kept = values_kept(ClickModel(network, layout), features, spec, training.seed)
+    model = ClickModel(network, layout)
+    kept = values_kept(model, features, spec, training.seed, saved is None)
     num_rows, num_resident = int(sizes.sum()), machine.num_resident
     if num_resident == -1:
         # Of several ranks each has a copy of those.

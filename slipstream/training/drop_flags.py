@@ -155,8 +155,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--stratify-drop and --drop-negatives-only exclude each other")
     if args.save_dropped and args.inference_only:
         parser.error(f"{SAVE_DROPPED}: --inference-only trains nothing, and drops nothing")
-    if args.save_dropped and args.save_dropped == args.save_predictions:
-        parser.error(f"{SAVE_DROPPED} and --save-predictions name one file")
     if 0 < args.drop_percentage < 1:
         print(f"note: --drop-percentage {args.drop_percentage:g} is in percent, not a share")
 

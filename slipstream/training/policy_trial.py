@@ -2,20 +2,17 @@
 
 It scores the first inputs of each kind that it chooses among, with made-up labels, losses and rows.
 What it says of its state must be possible to save, and to go on from. Each time its file is run
-anew, and what it remembers of the trial is gone with that; the run's random numbers stay where they
-are. No rank needs another for it.
+anew, and what it remembers of the trial is gone with that (not what modules that it imports keep);
+the run's random numbers stay where they are. No rank needs another for it.
 """
 
 from __future__ import annotations
-
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.tools.device import seeded
 from slipstream.tools.streams import stream, torch_seed
 from slipstream.training.batching import KIND_NAMES
 from slipstream.training.chunks import Chunk, Moment, OnDemand, WindowRows
@@ -24,20 +21,6 @@ from slipstream.training.policies import Policy
 from slipstream.training.sets import PreparedData
 
 NUM_TRIED = 256  # inputs of a kind
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The same global random numbers for the body each time, and no trace of it thereafter."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(torch_seed(seed, "policy"))
-        try:
-            yield
-        finally:
-            np.random.set_state(of_numpy)
-            random.setstate(of_python)
 
 
 def try_policy(
@@ -51,8 +34,10 @@ def try_policy(
     if policy is None or not policy.is_own or settings.run.inference_only:
         return
     seed, data = settings.training.seed, prepared.data
-    with seeded(seed, device):
+    with seeded(torch_seed(seed, "policy"), device):
         tried = policy.anew()
+        if tried.has_state:  # which a checkpoint before the first choice holds
+            policy.anew().restore(*tried.state(), device)
         for hot, name in KIND_NAMES.items():
             if tried.pool in ("all", name) and len(data.hot if hot else data.cold):
                 moment = Moment(0, 0, stream(seed, "policy"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import os
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from slipstream.logs.processed import planted_limit
 from slipstream.model.networks import NetworkSpec
 from slipstream.tools import processes
-from slipstream.tools.device import choose_device, peak_device_bytes, tune_process
+from slipstream.tools.device import choose_device, peak_device_bytes, seeded, tune_process
 from slipstream.tools.output import lost, say_next
 from slipstream.tools.places import output_file
 from slipstream.tools.plugins import Plugin
@@ -25,6 +27,7 @@ from slipstream.tools.runtime import (
     git_commit,
     peak_rss_bytes,
 )
+from slipstream.tools.streams import torch_seed
 from slipstream.training.build import (
     build_model,
     build_trainer,
@@ -43,7 +46,7 @@ from slipstream.training.inspection import inspected
 from slipstream.training.loader import Table
 from slipstream.training.pictures import draw_network
 from slipstream.training.policies import Policy, check_schedule, find_policy
-from slipstream.training.policy_trial import seeded, try_policy
+from slipstream.training.policy_trial import try_policy
 from slipstream.training.predictions import save_predictions
 from slipstream.training.progress import Progress, drop_report, shown
 from slipstream.training.recipe import Recipe, describe
@@ -81,7 +84,7 @@ def run_training(
     `dropped_file`: where to write which inputs were dropped.
     """
     run, device = settings.run, choose_device(settings.machine.device)
-    ranks, prepared = processes.current(), _begin(settings, prepared, dropped_file)
+    ranks, prepared = processes.current(), _begin(settings, prepared, dropped_file, drop_settings)
     spec = _network(settings, prepared)
     policy = _policy(settings, drop_settings, schedule, device)
     identity = identity_of(settings, spec, method, prepared, schedule, drop_settings, policy)
@@ -128,18 +131,31 @@ def run_training(
     return summary
 
 
-def _begin(settings: Settings, prepared: PreparedData, dropped_file: str | None) -> PreparedData:
+def _begin(
+    settings: Settings,
+    prepared: PreparedData,
+    dropped_file: str | None,
+    drop_settings: DropSettings | None,
+) -> PreparedData:
     """Refuse what these data cannot do, and say what will be done with them."""
     judged, is_training = settings.evaluation, not settings.run.inference_only
     names = ("test_freq", "val_freq", "patience", "mlperf_auc_threshold", "mlperf_acc_threshold")
     asked = {f"--{name.replace('_', '-')}": getattr(judged, name) for name in names}
     asked["--save-predictions"] = settings.run.save_predictions
     check_held_out(prepared, asked, not is_training)
-    run = settings.run
-    for flag, file in (("--save-predictions", run.save_predictions), (SAVE_DROPPED, dropped_file)):
+    run, found = settings.run, {}
+    named = (settings.model.model, drop_settings.policy if drop_settings else "")
+    own_files = [name.rpartition(":")[0] for name in named if ".py:" in name]
+    files = {"--save-predictions": run.save_predictions, SAVE_DROPPED: dropped_file}
+    read = [*prepared.files.values(), run.save_model, run.load_model, *own_files]
+    for flag, file in files.items():
         if file:
-            read = (*prepared.files.values(), run.save_model, run.load_model)
-            output_file(flag, file, (one for one in read if one))
+            found[flag] = output_file(flag, file, (one for one in read if one))
+    if onnx := settings.outputs.save_onnx:
+        found["--save-onnx"] = Path(os.path.realpath(onnx))
+    for flag, other in itertools.combinations(found, 2):
+        if found[flag] == found[other]:
+            raise ValueError(f"{flag} and {other} name one file; choose another for one of them")
     if is_training:
         _say_recipe(settings.training, prepared.data.num_train)
         say_weights(prepared)
@@ -171,7 +187,7 @@ def _policy(
     """What chooses the inputs to drop; None: all are trained."""
     if drop_settings is None:
         return None
-    with seeded(settings.training.seed, device):
+    with seeded(torch_seed(settings.training.seed, "policy"), device):
         policy = find_policy(drop_settings.policy, drop_settings.alpha, drop_settings.options)
     check_schedule(policy, schedule)
     return policy

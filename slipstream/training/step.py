@@ -338,7 +338,10 @@ class _StepGraph:
             raise RuntimeError("the network draws on the host, and may do otherwise each step")
         for name, parameter in step._parameters.items():
             if parameter.requires_grad and parameter.grad is None:
-                raise RuntimeError(f"a step does not use {name}, and another one may")
+                raise RuntimeError(
+                    f"a step does not use {name}, and another one may; of a layer that is never "
+                    "used requires_grad_(False) says so"
+                )
         # Gradients are then made within the capture, in the graph's own memory.
         step.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
