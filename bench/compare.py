@@ -193,6 +193,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     has_data = args.processed_data_file is not None and args.segregated_data_dir is not None
     if len({folder_of(method) for method in args.methods}) < len(args.methods):
         parser.error("--methods: two policies of one's own have the same name; rename a file")
+    taken = [flag for flag in ("--seed", "--numpy-rand-seed") if flag in by_flag(flags)]
+    if args.checkpoint_every is not None:
+        taken += [flag for flag in ("--load-model", "--save-model") if flag in by_flag(flags)]
+    if taken:
+        parser.error(f"{taken[0]} is decided by --num-seeds, --first-seed or --checkpoint-every")
     if args.smoke == has_data:
         parser.error("give --processed-data-file and --segregated-data-dir, or --smoke")
     return args, flags

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ METRICS = {
     "auc_first_at_time": "AUC of the first method stopped after as much training time",
 }
 RANDOM = "slipstream-random"
+SAME_SHARE = 0.1  # of the larger one: shares dropped that are so near are as many inputs
 Table = dict[Kind, dict[str, dict[str, Any]]]  # rows by method and setting, then metric
 
 
@@ -92,6 +92,9 @@ def tabulate(results: Mapping[Kind, Sequence[Mapping[str, float]]]) -> Records:
     first = next(iter(values.values()))
     for (method, setting), by_metric in values.items():
         control = values.get((RANDOM, setting)) if is_policy(method) else None
+        if control is not None:  # one that drops as many
+            mine, others = (float(one["dropped_share"].mean()) for one in (by_metric, control))
+            control = control if abs(mine - others) <= SAME_SHARE * max(mine, others) else None
         for metric, own in by_metric.items():
             row: dict[str, Any] = {"method": method, "setting": setting, "metric": metric}
             row |= {"n": int(np.isfinite(own).sum()), "mean": float(own.mean())}
@@ -104,7 +107,7 @@ def tabulate(results: Mapping[Kind, Sequence[Mapping[str, float]]]) -> Records:
 
 def is_policy(method: str) -> bool:
     """Whether dropping at random is a method's control."""
-    return method.startswith("slipstream-") and method != RANDOM
+    return method.startswith("slipstream-") and method not in (RANDOM, "slipstream-none")
 
 
 def by_run(rows: Records) -> Table:
@@ -146,9 +149,22 @@ def print_table(rows: Records, limit: float | None) -> None:
             f"{mean['dropped_share']:>7.1%}  {mean['training_s']:>10.1f}  {there:>11}"
         )
     if over_chance := [(*kind, row["auc"]) for kind, row in table.items() if vs_random(row)]:
-        print("\npolicies less slipstream-random in the same setting, AUC (95 %):")
+        print("\npolicies less slipstream-random, which drops as many, in its setting, AUC (95 %):")
         for method, setting, auc in over_chance:
             print(f"{method:<{width}}{setting:<8}     {difference_of(auc, 'random_')}")
+    for method, setting in table:
+        if (
+            is_policy(method)
+            and (RANDOM, setting) in table
+            and not vs_random(table[method, setting])
+        ):
+            mine, others = (
+                table[name, setting]["dropped_share"]["mean"] for name in (method, RANDOM)
+            )
+            print(
+                f"{method} {setting}".rstrip()
+                + f" drops {mine:.1%} where {RANDOM} drops {others:.1%}: no control of it"
+            )
     print("\n" + legend(has_stopped))
     if limit is not None:
         print(f"planted model's limit: {limit:.4f}")
@@ -199,19 +215,20 @@ def not_dropped(logs: Mapping[Kind, Sequence[Records]]) -> list[str]:
     """A line a kind of run and reason why an epoch of it dropped nothing."""
     lines = []
     for (method, setting), runs in logs.items():
-        reasons: Counter[str] = Counter()
+        reasons: dict[str, set[tuple[int, int]]] = {}
         num_epochs = 0
-        for records in runs:
+        for run, records in enumerate(runs):
             # Not the summary's: a run that ends before the choice says so in its log alone.
             drops = [record for record in records if record["kind"] == "drop"]
             num_epochs += len({drop["epoch"] for drop in drops})
+            dropped = {drop["epoch"] for drop in drops if drop["dropped"]}
             for drop in drops:
                 why = drop.get("reason") or drop.get("why")
-                if why and not drop["dropped"]:
-                    reasons[why] += 1
+                if why and drop["epoch"] not in dropped:
+                    reasons.setdefault(why, set()).add((run, drop["epoch"]))
         lines += [
             f"{method} {setting}".rstrip()
-            + f": nothing dropped in {count} of {num_epochs} epochs of its runs; {why}"
-            for why, count in reasons.items()
+            + f": nothing dropped in {len(epochs)} of {num_epochs} epochs of its runs; {why}"
+            for why, epochs in reasons.items()
         ]
     return lines

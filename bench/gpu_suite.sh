@@ -21,30 +21,34 @@ read -ra methods <<<"${METHODS:-plain+hybrid plain+gpu baseline baseline+serial 
   slipstream+adaptive+bf16}"
 status=0 is_asked_to_end=no
 trap 'is_asked_to_end=yes' INT TERM # the command that runs has heard of it, too
+stage() { # what it is; none is begun once the suite was told to end
+  [ "$is_asked_to_end" = no ] || exit 143
+  echo "== $1"
+}
 export SLIPSTREAM_TRACEBACK=1 # of whatever fails; the rest goes on
 
-echo "== tests marked gpu"
+stage "tests marked gpu"
 if "$PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
   "$PYTHON" -m pytest -p no:cacheprovider -q tests/test_gpu.py || status=$?
 else
   echo "skipped: no pytest or hypothesis here"
 fi
 
-echo "== the GPU against the CPU"
+stage "the GPU against the CPU"
 "$PYTHON" -m bench.gpu_check --device "$DEVICE" --output-dir "$results" || status=$?
 
 # On a log of 2 M rows 256 MB hold every row that occurs: all inputs are hot. 16 MB leave about a
 # quarter of them cold, which is more like 256 MB on the whole of Kaggle.
 # `hot` trains hot inputs alone, to be held against all rows resident.
-echo "== throughput, Kaggle's model and table sizes"
+stage "throughput, Kaggle's model and table sizes"
 "$PYTHON" -m bench.throughput --model kaggle --published-sizes true --rows "$ROWS" \
   --work-dir "$WORK_DIR" --output-dir "$results" --device "$DEVICE" --seconds-alone 0.5 \
   --mini-batch-size "${sizes[@]}" --hot-emb-gpu-mem 16777216 --block-samples 131072 --epochs 2 \
   --methods "${methods[@]}" || status=$?
 
 # Two processes that share the GPUs there are: by gloo where it is one, by NCCL where there are two.
-echo "== two ranks"
-[ "$is_asked_to_end" = yes ] || "$PYTHON" -m bench.scaling --processes 2 --repetitions 1 \
+stage "two ranks"
+"$PYTHON" -m bench.scaling --processes 2 --repetitions 1 \
   --segregated-data-dir "$WORK_DIR/synthetic_${ROWS}_published_seed123_processed_dim16_hot16777216" \
   --mini-batch-size "${sizes[0]}" --num-batches "${BATCHES:-300}" --device "$DEVICE" \
   --runs-dir "$WORK_DIR/two_ranks" --out "$results/scaling_two_ranks_$DEVICE.csv" || status=$?

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import input_segregation
 import slipstream_train
 from bench import plain_dlrm
-from bench.methods import SCRIPTS, script_of, split_setting
+from bench.methods import SCRIPTS, script_of, split_setting, texts_of
 from bench.run_records import (
     RUN_FILES,
     Records,
@@ -55,7 +55,7 @@ PLAIN = "plain"
 # What measures in this process.
 MEASURES = (
     *("bench/paper_data.py", "bench/paper_steps.py", "bench/plain_dlrm.py"),
-    *("bench/training_figures.py", "bench/turns.py"),
+    *("bench/run_figures.py", "bench/training_figures.py", "bench/turns.py"),
 )
 NAMES = {
     PLAIN: "plain PyTorch",
@@ -135,6 +135,7 @@ class Plan:
         self.claimed = {
             "processed": fingerprint(self.path),
             "flags": by_flag(self.flags),
+            "own file": texts_of(self.flags),
             "epochs": self.epochs,
             "points": self.points,
             "budget": self.budget,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.colours import METHOD_COLOURS
-from bench.comparison_tables import half_interval
+from bench.comparison_tables import SAME_SHARE, half_interval
 from bench.paper_runs import NAMES, Drawn, Job, Plan, mean_sd
 from bench.paper_style import (
     SOFT,
@@ -247,12 +247,21 @@ def _said(plan: Plan, rows: list[dict[str, Any]], sweep: Sweep) -> str:
         ends = [end(rows, key=lambda row: row[name]) for end in (min, max)]
         return " to ".join(f"{row[name]:+.4f} at {row['value']:g}{sweep.unit}" for row in ends)
 
-    said = f"Slipstream less FAE, test AUC: {told('less_fae')}; less dropping as many at random: "
-    said += f"{told('less_random')}"
+    said = f"Slipstream less FAE, test AUC: {told('less_fae')}; less its control, which drops at "
+    said += f"random: {told('less_random')}"
     if len(plan.seeds) > 1:
-        surely = sum(abs(row["less_random"]) > row["less_random_interval"] for row in rows)
-        said += f", {surely} of {len(rows)} outside their interval"
-    said += ". Green behind the dots: inputs that the random control drops. "
+        usual = sweep.usual(plan)
+        other = [row for row in rows if row["value"] != usual]  # that one is in all such figures
+        surely = sum(abs(row["less_random"]) > row["less_random_interval"] for row in other)
+        said += f", {surely} of {len(other)} beside the usual setting outside their interval"
+    said += ". Green behind the dots: inputs that the control drops. "
+    unlike = []
+    for row in rows:
+        mine, others = row["dropped_of_all"], row["random_dropped_of_all"]
+        if abs(mine - others) > SAME_SHARE * max(mine, others):
+            unlike.append(f"{row['value']:g}{sweep.unit} {mine:.1%} for {others:.1%}")
+    if unlike:
+        said += f"Where it drops another share the two do not compare: {', '.join(unlike)}. "
     if sweep.with_fae:
         hot = ", ".join(
             f"{r['value']:g}{sweep.unit} {r['hot_inputs']:.0%} and {r['fae_auc']:.4f}" for r in rows

@@ -130,6 +130,7 @@ propose() { # the script's words
     if [[ " $* " == *" --paper "* ]]; then control+=" --paper"; fi
     control+=" --drop-policy random  # the control: as many inputs dropped, at random"$'\n      '
   fi
+  if [[ " $* " == *" --paper "* ]]; then keep="--paper $keep"; fi
   keep="$script $keep"
   if [ -n "$model" ]; then keep="$PYTHON predict.py --load-model $model --raw-data-file $RAW_DATA --output scores.csv"; fi
   export SLIPSTREAM_NEXT="next: $control$keep

@@ -26,7 +26,7 @@ RUN_FILES = own_names(("log.jsonl", TRACE))
 OF_CHECKPOINTS = re.compile(
     r"(?:(?:step-\d+|best)[^/]*/)?(?:checkpoint\.json|state\.npz|vocabulary\.npz)?(?:\.partial)?"
 )
-CLAIM = "comparison.json"
+CLAIM, CHECKPOINTS = "comparison.json", ".checkpoints"
 TOLD = 4  # differences that a refusal lists
 WAIT, OURS = "GOMP_SPINCOUNT", "1000"  # as `slipstream` sets it
 
@@ -137,7 +137,7 @@ def run_once(folder: Path, command: Sequence[str], checkpoint_every: str | None 
         return records
     remove_ours(folder, RUN_FILES)
     words = [*command, "--runs-dir", str(folder.parent), "--run-name", folder.name]
-    checkpoints = folder.with_name(f"{folder.name}.checkpoints")
+    checkpoints = folder.with_name(folder.name + CHECKPOINTS)
     if checkpoint_every is not None:
         words += ["--save-model", str(checkpoints), "--load-model", "auto"]
         words += ["--checkpoint-every", checkpoint_every]
@@ -193,33 +193,48 @@ def claim_runs(
     an entry differs, runs of that kind alone are refused. `flag` names the folder.
     """
     path = folder / CLAIM
-    if any(finished_records(log.parent) for log in folder.glob("*/log.jsonl")):
-        before = read_json(path) if path.exists() else {}
-        differing = [
-            told
-            for key in compared.keys() - set(growing)
-            for told in _differences(key, before.get(key), compared[key])
-        ]
-        if differing:
-            more = f", and {len(differing) - TOLD} more" if len(differing) > TOLD else ""
-            raise ValueError(
-                f"{folder} holds runs of another comparison: {'; '.join(sorted(differing)[:TOLD])}"
-                f"{more}; choose another {flag}, or delete it"
-            )
-        for key in growing:
-            known, now = before.get(key, {}), compared[key]
-            for name in sorted(known.keys() & now):
-                differing = _differences("", known[name], now[name])
-                others = folder.glob(f"{name}-seed*/log.jsonl")
-                if differing and any(finished_records(log.parent) for log in others):
-                    raise ValueError(
-                        f"{folder} holds runs of another {name}: {'; '.join(differing)}; delete "
-                        f"{folder / name}-seed* alone, or choose another {flag}: the other runs "
-                        "there are kept, and used again"
-                    )
-            compared[key] = {**known, **now}
+    before = read_json(path) if path.exists() else {}
+    if any(not isinstance(before.get(key, {}), dict) for key in growing):
+        raise ValueError(f"{path} is damaged; delete it, and the runs beside it")
+    differing = [
+        told
+        for key in compared.keys() - set(growing)
+        for told in _differences(key, before.get(key), compared[key])
+    ]
+    if differing and _finished(folder, ".*"):
+        more = f", and {len(differing) - TOLD} more" if len(differing) > TOLD else ""
+        raise ValueError(
+            f"{folder} holds runs of another comparison: {'; '.join(sorted(differing)[:TOLD])}"
+            f"{more}; choose another {flag}, or delete it"
+        )
+    others = [".*"] if differing else []
+    for key in growing:
+        known, now = before.get(key, {}), compared[key]
+        for name in sorted(known.keys() & now):
+            if not (differing_here := _differences("", known[name], now[name])):
+                continue
+            kind = rf"{re.escape(name)}-seed\d+"
+            if _finished(folder, kind):
+                raise ValueError(
+                    f"{folder} holds runs of another {name}: {'; '.join(differing_here)}; delete "
+                    f"{folder / name}-seed[0-9]* alone, or choose another {flag}: the other runs "
+                    "there are kept, and used again"
+                )
+            others.append(kind)
+        compared[key] = now if differing else {**known, **now}
+    for checkpoints in folder.glob(f"*{CHECKPOINTS}"):  # of unfinished runs that were others
+        if any(re.fullmatch(kind, checkpoints.name.removesuffix(CHECKPOINTS)) for kind in others):
+            remove_ours(checkpoints, OF_CHECKPOINTS)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, compared)
+
+
+def _finished(folder: Path, kind: str) -> bool:
+    """Whether a run has finished there whose name matches."""
+    return any(
+        re.fullmatch(kind, log.parent.name) and finished_records(log.parent)
+        for log in folder.glob("*/log.jsonl")
+    )
 
 
 def _differences(name: str, before: Any, now: Any) -> list[str]:

@@ -357,11 +357,14 @@ def test_signals_end_in_good_order(folder, method, number):
 
 
 def test_a_second_signal_ends_at_once():
-    """Also while the first one's checkpoint is being written."""
+    """Also while the first one's checkpoint is being written. Two at once, as `timeout` tells a
+    process and its group, are one.
+    """
     code = (
-        "import os, signal; from slipstream.tools.runtime import StopRequest\n"
+        "import os, signal, time; from slipstream.tools.runtime import AT_ONCE_S, StopRequest\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT); assert stop.signal == signal.SIGINT\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(AT_ONCE_S + 0.01)\n"
         "    print('on', flush=True); os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('and on', flush=True)"
     )

@@ -44,10 +44,13 @@ def test_the_table_tells_ties_controls_and_who_did_not_get_there(capsys):
     stale, chance = "slipstream-stale", comparison_tables.RANDOM
     results = {("fae", ""): runs_of(0.70, 0.72, 0.74), ("fae", "w"): runs_of(0.69, 0.73, 0.745)}
     results |= {(stale, "d"): runs_of(0.71, 0.73, 0.75), (stale, "e"): runs_of(0.7, 0.7, 0.7)}
-    results[chance, "d"] = runs_of(0.709, 0.7291, 0.7492)
     results[stale, "d"][0]["training_s_to_target"] = math.nan
-    for number, run in enumerate(results[stale, "d"]):
-        run["dropped_share"] = 0.133 + 0.001 * number
+    for setting in ("d", "e"):
+        results[chance, setting] = runs_of(0.709, 0.7291, 0.7492)
+        for method in (stale, chance):  # in e not as many
+            for number, run in enumerate(results[method, setting]):
+                run["dropped_share"] = 0.133 + 0.001 * number
+                run["dropped_share"] += 0.1 * ((method, setting) == (chance, "e"))
     rows = comparison_tables.tabulate(results)
     comparison_tables.print_table(rows, None)
     _, *lines = capsys.readouterr().out.splitlines()
@@ -55,7 +58,8 @@ def test_the_table_tells_ties_controls_and_who_did_not_get_there(capsys):
     assert "13.4%" in lines[2] and "2 of 3" in lines[2] and "1.0" in lines[3]
     at = next(number for number, line in enumerate(lines) if "less slipstream-random" in line)
     assert lines[at + 1].split() == [stale, "d", "+0.0009", "±", "0.0002"]
-    assert not lines[at + 2]  # no other setting has its control, and chance has none
+    assert lines[at + 2] == f"{stale} e drops 13.4% where {chance} drops 23.4%: no control of it"
+    assert not lines[at + 3]  # and chance has none
     [less] = [row for row in rows if row.get("random_interval") and row["metric"] == "auc"]
     assert less["random_difference"] == pytest.approx(0.0009) and less["random_tie"] is False
     head, _, *lines = comparison_tables.markdown(rows).splitlines()
@@ -194,7 +198,7 @@ def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, m
     # A setting, or another text of a policy, is of its runs alone.
     run(first, "--settings", "fast=--learning-rate 0.5 --alpha 0.5")
     run(first, "--settings", "fast=--learning-rate 0.5 --alpha 0.6")  # which a baseline has not
-    again = "flag --learning-rate was '0.5', is '0.6'; delete .*baseline-fast-seed. alone"
+    again = "flag --learning-rate was '0.5', is '0.6'; delete .*baseline-fast-seed.0-9.. alone"
     with pytest.raises(ValueError, match=again):
         run(first, "--settings", "fast=--learning-rate 0.6")
     run(first)
@@ -291,7 +295,7 @@ def test_a_settings_flags_go_to_each_method_that_has_them(tmp_path, monkeypatch,
     compare.main([*data, "--methods", "fae", f"slipstream-{tmp_path}/its.py:score"])
     (tmp_path / "mine.py").write_text("def score(chunk):\n    return -chunk.losses()\n")
     monkeypatch.setattr(compare, "train", pytest.fail)
-    again = "own file slipstream-mine.score was .*; delete .*mine.score-a-seed. alone"
+    again = "own file slipstream-mine.score was .*; delete .*mine.score-a-seed.0-9.. alone"
     with pytest.raises(ValueError, match=again):
         compare.main([*data, *methods, *settings])
     monkeypatch.setattr(compare, "train", train)
@@ -335,3 +339,28 @@ def test_a_method_gets_the_flags_that_its_own_parser_has():
     kept, left_out = split(text, own)
     assert kept == ["--schedule", "phased", *shared, "--alpha", "1"] and left_out == ["--data-size"]
     assert compare.run_name((own, "", 2)) == "slipstream-my_policy.f-seed2"
+
+
+def test_checkpoints_of_other_runs_are_not_gone_on_with(tmp_path):
+    """Of a kind whose flags differ they go; of what is as it was they stay."""
+
+    def claim(common, **flags):
+        kinds = {kind: {"flag": {"--x": value}} for kind, value in flags.items()}
+        run_records.claim_runs(tmp_path, {"code": common, "kinds": kinds}, ("kinds",))
+        return sorted(path.parents[1].name for path in tmp_path.glob("*/*/checkpoint.json"))
+
+    def interrupted(*names):
+        for name in names:
+            step = tmp_path / f"{name}.checkpoints" / "step-0000000005"
+            step.mkdir(parents=True)
+            (step / "checkpoint.json").touch()
+        return sorted(f"{name}.checkpoints" for name in names)
+
+    claim(1, fae=1, stale=1)
+    all_of = interrupted("fae-seed1", "fae-seeds-seed1", "stale-seed2")
+    assert claim(1, fae=1, stale=1) == all_of
+    assert claim(1, fae=2) == all_of[1:]  # not those of a kind that is named alike
+    assert claim(2, fae=2, stale=1) == []
+    (tmp_path / "comparison.json").write_text('{"kinds": []}')
+    with pytest.raises(ValueError, match="is damaged"):
+        claim(2)

@@ -174,7 +174,8 @@ def test_what_was_measured_before_a_signal_is_kept(tmp_path, capsys, monkeypatch
 
     def ask(*values):
         if next(turns) == 3:  # alone, and two blocks, came before
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(2):  # as `timeout` does
+                os.kill(os.getpid(), signal.SIGTERM)
         return plain(*values)
 
     monkeypatch.setattr(throughput, "ask", ask)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -182,18 +183,22 @@ def _cpu_model() -> str:
 STOPPING = b"\nstopping after this mini-batch; once more: at once\n"
 
 
+AT_ONCE_S = 0.3  # two signals so near each other are one request
+
+
 class StopRequest:
     """Notes Ctrl-C, SIGTERM and a lost terminal while the body runs, so that it ends in good order.
 
     `signal` is the number of the first, or None. A second one ends the process at once, unless
-    either is a hang-up: shell and kernel send one each. What was ignored (`nohup`) stays so. It is
-    said where it `speaks`.
+    either is a hang-up: shell and kernel send one each; or it comes within `AT_ONCE_S`: `timeout`
+    tells its child and then the group. What was ignored (`nohup`) stays so. It is said where it
+    `speaks`.
     """
 
     def __init__(self, speaks: bool = True) -> None:
         self.signal: int | None = None
         self._speaks = speaks
-        self._is_asked = False  # by Ctrl-C or SIGTERM
+        self._asked_at = math.inf  # by Ctrl-C or SIGTERM
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -209,9 +214,9 @@ class StopRequest:
 
     def _note(self, number: int, _: object) -> None:
         if number != signal.SIGHUP:
-            if self._is_asked:
+            if time.monotonic() - self._asked_at > AT_ONCE_S:
                 os._exit(128 + number)
-            self._is_asked = True
+            self._asked_at = min(self._asked_at, time.monotonic())
         if self.signal is not None:
             return
         self.signal = number
