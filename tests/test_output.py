@@ -16,7 +16,7 @@ from tqdm import tqdm
 import fae_train
 from bench.fault_scenes import FullDisk, broken_pipe
 from bench.small_log import ROW_FLAGS
-from slipstream.tools import cli, output, runlog
+from slipstream.tools import cli, output, runlog, runtime
 from slipstream.tools.runlog import RunLog
 from slipstream.tools.runtime import StopRequest
 from slipstream.training.saved import find_checkpoint
@@ -108,6 +108,8 @@ def test_signals_after_output_is_lost(monkeypatch):
         return stop.signal, list(ended)
 
     up, term, interrupt = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
+    assert caught(term, term) == (term, [])  # at once
+    monkeypatch.setattr(runtime, "AT_ONCE_S", -1.0)
     assert caught(interrupt) == (interrupt, [])
     assert caught(up, up) == caught(up, term) == (up, [])
     assert caught(term, up) == (term, [])
