@@ -11,7 +11,7 @@ from helpers import write_processed
 from matplotlib.colors import same_color
 
 import slipstream_train
-from bench import paper_curves, paper_data, paper_figures, paper_style
+from bench import paper_curves, paper_data, paper_figures, paper_runs, paper_style
 from bench.colours import COLOURS, METHOD_COLOURS, colours_of, method_of_label
 from bench.paper_runs import Job
 from bench.paper_scaling import scaling
@@ -148,6 +148,10 @@ def check_only_unfinished_runs_are_trained_again(made):
     again = "flags --drop-percentage was not given, is '20'; choose another --out"
     with pytest.raises(ValueError, match=again):
         made.call("--drop-percentage", "20", only=["curves"])
+    with pytest.MonkeyPatch.context() as patch:  # of other code they are other runs
+        patch.setattr(paper_runs, "code_texts", lambda *_: {"step.py": "other"})
+        with pytest.raises(ValueError, match="another comparison: code"):
+            made.call(only=["curves"])
 
 
 def test_figures_of_a_small_log(tmp_path):

@@ -231,6 +231,10 @@ def test_measured_beside_expected(segregated, tmp_path, monkeypatch, capsys):
         cpu_s = 3.0 if "start" in folder.name else 3.9
         (folder / "cpu.json").write_text(json.dumps({"cpu_s": cpu_s}))
     figure = tmp_path / "figures" / "w.png"
+    with monkeypatch.context() as patch:  # of other code they are other runs
+        patch.setattr(scaling, "code_texts", lambda *_: {"step.py": "other"})
+        with pytest.raises(ValueError, match="another comparison: code"):
+            scaling.main(words)
     scaling.main([*words, "--out", str(out), "--figure", str(figure)])
     printed = capsys.readouterr().out
     assert "1.50 (1.50, 1.50)" in printed and "strong scaling" in printed
