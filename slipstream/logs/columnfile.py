@@ -9,7 +9,7 @@ from typing import Any
 
 from slipstream.logs import transforms
 from slipstream.logs.formats import KAGGLE_DAYS, Details, LogFormat, Split, split_of
-from slipstream.logs.spelling import USUAL, Spelling
+from slipstream.logs.spelling import DECIMAL_KINDS, USUAL, Spelling
 from slipstream.tools.places import regular_file
 from slipstream.tools.schema import check_nesting, decode_json
 
@@ -18,7 +18,6 @@ CUSTOM_KEYS = (
     "label, dense, categorical, day, order, weight, separator, decimal, header, quote, columns,"
     " days, nulls, split"
 )
-DECIMAL_KINDS = ("count", "number", "weight")
 Column = tuple[Any, str, Details]  # its name, kind and details
 MAX_BYTES, MAX_ITEMS = 1 << 24, 1 << 20  # of a column file, and values in it
 MAX_VALUES = 4096  # of a list: each is an id column of every row

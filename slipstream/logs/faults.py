@@ -18,12 +18,11 @@ from slipstream.logs.parsing import (
     MEANINGS,
     PATTERNS,
     REQUIRED_KINDS,
-    SPELLED_KINDS,
     is_date,
     split_line,
 )
 from slipstream.logs.rows import SEVERAL_VALUES, BadBlock, calendar
-from slipstream.logs.spelling import Spelling
+from slipstream.logs.spelling import DECIMAL_KINDS, SPELLED_KINDS, Spelling
 
 SAY_VALUES = (
     'say in the column file how many it has at most, as "values": 6, or that it is one: "values": 1'
@@ -121,7 +120,7 @@ def _hint(
         return '; for words say "positive" and "negative" in the column file'
     if kind in ("day", "order") and re.search(rb"[0-9]", value):
         return '; for others say "format" in the column file'
-    if kind not in ("count", "number", "weight"):
+    if kind not in DECIMAL_KINDS:
         return ""
     if kind == "count" and usual is not None and re.fullmatch(number, usual):
         return '; other numbers need "type": "number"'

@@ -15,7 +15,14 @@ import numpy as np
 
 from slipstream.logs.formats import KEY_KINDS, Details, LogFormat
 from slipstream.logs.rows import BadBlock, Rows, import_polars, label_column, no_rows, rows_of
-from slipstream.logs.spelling import FIRST_OF_1900, MONTHS, USUAL, Spelling, pattern_of
+from slipstream.logs.spelling import (
+    FIRST_OF_1900,
+    MONTHS,
+    SPELLED_KINDS,
+    USUAL,
+    Spelling,
+    pattern_of,
+)
 
 MAX_INT32 = 2**31 - 1
 BRACKETED = r"(?s)^[ \t]*\[.*\][ \t]*$"  # a list as Python and JSON write it
@@ -60,7 +67,6 @@ MEANINGS = {
     "day": "a whole number or an ISO date",
     "order": "a number or an ISO date and time",
 }
-SPELLED_KINDS = ("label", "weight", "count", "number", "day", "order")
 REQUIRED_KINDS = ("label", "weight", "behaviour", "id", *KEY_KINDS)  # never empty
 # A log of these kinds alone holds no other byte than these, and its separator.
 PLAIN_KINDS, PLAIN_BYTES = ("label", "count", "hex"), b"0123456789abcdefABCDEF-\n"

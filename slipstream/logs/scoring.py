@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slipstream.logs import taobao
-from slipstream.logs.columnfile import DECIMAL_KINDS, check_separator
+from slipstream.logs.columnfile import check_separator
 from slipstream.logs.containers import PARQUET, kind_of_file
 from slipstream.logs.features import FeatureLayout
 from slipstream.logs.formats import FORMATS, LogFormat, format_of
@@ -25,7 +25,7 @@ from slipstream.logs.parquet import frame_blocks, names_of, typed_names
 from slipstream.logs.parsing import split_line
 from slipstream.logs.rawfile import RawFile, Tally, parse_checked, parsed_blocks
 from slipstream.logs.rows import ABSENT, Rows, folded
-from slipstream.logs.spelling import Spelling
+from slipstream.logs.spelling import DECIMAL_KINDS, Spelling
 from slipstream.logs.transforms import Transforms
 from slipstream.logs.vocabulary import Vocabulary
 

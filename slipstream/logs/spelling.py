@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+DECIMAL_KINDS = ("count", "number", "weight")
+SPELLED_KINDS = ("label", *DECIMAL_KINDS, "day", "order")
 EXAMPLE = '"%d.%m.%Y", or "%m/%d/%Y %I:%M %p"'
 MAX_FORMAT = 100  # characters
 MONTHS = (
