@@ -50,6 +50,7 @@ from bench.methods import (  # noqa: E402
     OWN_POLICY,
     Kind,
     check_flags,
+    code_of,
     command_of,
     flags_in,
     folder_of,
@@ -63,7 +64,6 @@ from bench.run_records import (  # noqa: E402
     Records,
     by_flag,
     claim_runs,
-    code_texts,
     finished_records,
     run_once,
     save_table,
@@ -106,8 +106,7 @@ def claim(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -> None
         "segregated": fingerprint(Path(args.segregated_data_dir) / "embedding_rows.npz"),
         "flags": by_flag(flags),
         "--points": args.points,
-        "code": code_texts(),
-        "own file": texts_of(flags),
+        **code_of(flags),
         "kinds": {},  # a later call may bring more of these
     }
     for method, name in kinds:

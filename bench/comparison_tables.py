@@ -93,8 +93,8 @@ def tabulate(results: Mapping[Kind, Sequence[Mapping[str, float]]]) -> Records:
     for (method, setting), by_metric in values.items():
         control = values.get((RANDOM, setting)) if is_policy(method) else None
         if control is not None:  # one that drops as many
-            mine, others = (float(one["dropped_share"].mean()) for one in (by_metric, control))
-            control = control if abs(mine - others) <= SAME_SHARE * max(mine, others) else None
+            shares = (float(one["dropped_share"].mean()) for one in (by_metric, control))
+            control = control if drop_as_many(*shares) else None
         for metric, own in by_metric.items():
             row: dict[str, Any] = {"method": method, "setting": setting, "metric": metric}
             row |= {"n": int(np.isfinite(own).sum()), "mean": float(own.mean())}
@@ -103,6 +103,11 @@ def tabulate(results: Mapping[Kind, Sequence[Mapping[str, float]]]) -> Records:
                 row |= paired(own, control[metric], "random_")
             rows.append(row)
     return rows
+
+
+def drop_as_many(mine: float, others: float) -> bool:
+    """Whether two shares dropped are near enough for one to be the other's control."""
+    return abs(mine - others) <= SAME_SHARE * max(mine, others)
 
 
 def is_policy(method: str) -> bool:

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import dlrm_s_pytorch
 import fae_train
 import slipstream_train
+from bench.run_records import code_texts
 from slipstream.model.networks import NETWORKS, find_network
 from slipstream.tools import cli
 from slipstream.training.policies import BUILT_IN, find_policy
@@ -158,6 +159,11 @@ def check_flags(kinds: list[Kind], args: argparse.Namespace, flags: list[str]) -
     for name in args.settings:
         if name not in {setting for _, setting in kinds}:
             raise ValueError(f"setting {name}: none of the methods takes a flag of it")
+
+
+def code_of(flags: Sequence[str], *more: str) -> dict[str, Any]:
+    """What a folder of runs claims of their code: ours, see `code_texts`, and what flags name."""
+    return {"code": code_texts(*more), "own file": texts_of(flags)}
 
 
 def texts_of(words: Iterable[str]) -> dict[str, str]:

@@ -19,13 +19,12 @@ from tqdm import tqdm
 import input_segregation
 import slipstream_train
 from bench import plain_dlrm
-from bench.methods import SCRIPTS, script_of, split_setting, texts_of
+from bench.methods import SCRIPTS, code_of, script_of, split_setting
 from bench.run_records import (
     RUN_FILES,
     Records,
     by_flag,
     claim_runs,
-    code_texts,
     finished_records,
     run_once,
 )
@@ -135,11 +134,10 @@ class Plan:
         self.claimed = {
             "processed": fingerprint(self.path),
             "flags": by_flag(self.flags),
-            "own file": texts_of(self.flags),
             "epochs": self.epochs,
             "points": self.points,
             "budget": self.budget,
-            "code": code_texts("bench/plain_dlrm.py"),
+            **code_of(self.flags, "bench/plain_dlrm.py"),
             "machine": {name: self.machine.get(name) for name in ("cpu", "cpu_cores", "gpu")},
         }
 
@@ -301,7 +299,7 @@ class Plan:
     def measured(self, name: str, measure: Callable[[], list[dict[str, Any]]]) -> Any:
         """What was measured in the same way on the same data and machine before, or is now."""
         path = self.out / "work" / f"{name}.json"
-        of = {**self.claimed, "code": code_texts(*MEASURES)}
+        of = {**self.claimed, **code_of(self.flags, *MEASURES)}
         if path.exists():
             with contextlib.suppress(ValueError):  # damaged: measured anew
                 kept = read_json(path)

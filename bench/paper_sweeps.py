@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.colours import METHOD_COLOURS
-from bench.comparison_tables import SAME_SHARE, half_interval
+from bench.comparison_tables import drop_as_many, half_interval
 from bench.paper_runs import NAMES, Drawn, Job, Plan, mean_sd
 from bench.paper_style import (
     SOFT,
@@ -258,7 +258,7 @@ def _said(plan: Plan, rows: list[dict[str, Any]], sweep: Sweep) -> str:
     unlike = []
     for row in rows:
         mine, others = row["dropped_of_all"], row["random_dropped_of_all"]
-        if abs(mine - others) > SAME_SHARE * max(mine, others):
+        if not drop_as_many(mine, others):
             unlike.append(f"{row['value']:g}{sweep.unit} {mine:.1%} for {others:.1%}")
     if unlike:
         said += f"Where it drops another share the two do not compare: {', '.join(unlike)}. "

@@ -123,15 +123,13 @@ say_current() {
 
 # What the trainer of a first run says last: commands for the repository.
 propose() { # the script's words
-  local script control="" keep="--save-model runs/mine/model  # keeps the model: predict.py scores rows"
+  local script paper="" control="" keep="--save-model runs/mine/model  # keeps the model: predict.py scores rows"
   script="./$(basename "$0")"
+  if [[ " $* " == *" --paper "* ]]; then paper=" --paper"; fi
   if [ "$script" = ./run_slipstream.sh ] && [[ " $* " != *" --drop"[-_]"policy"* ]]; then
-    control="$script" # of --paper another
-    if [[ " $* " == *" --paper "* ]]; then control+=" --paper"; fi
-    control+=" --drop-policy random  # the control: as many inputs dropped, at random"$'\n      '
+    control="$script$paper --drop-policy random  # the control: as many inputs dropped, at random"$'\n      '
   fi
-  if [[ " $* " == *" --paper "* ]]; then keep="--paper $keep"; fi
-  keep="$script $keep"
+  keep="$script$paper $keep"
   if [ -n "$model" ]; then keep="$PYTHON predict.py --load-model $model --raw-data-file $RAW_DATA --output scores.csv"; fi
   export SLIPSTREAM_NEXT="next: $control$keep
       $PYTHON -m bench.report runs --output runs/report.html  # all runs on one page

@@ -38,8 +38,8 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/scaling.py`
 import fae_train  # noqa: E402
 import slipstream_train  # noqa: E402
 from bench import scaling_runs  # noqa: E402
-from bench.methods import texts_of  # noqa: E402
-from bench.run_records import claim_runs, code_texts, save_table  # noqa: E402
+from bench.methods import code_of  # noqa: E402
+from bench.run_records import claim_runs, save_table  # noqa: E402
 from bench.scaling_figure import draw  # noqa: E402
 from bench.scaling_model import (  # noqa: E402
     H100_DIM,
@@ -298,8 +298,7 @@ def measure(
     """Run the trainings; the lines of `scaling_runs.measured`, beside the formulas."""
     runs_dir = Path(args.runs_dir)
     compared = {"data": fingerprint(Path(args.segregated_data_dir) / ROWS_FILE), "flags": flags}
-    compared |= {"method": args.method, "mini batch": mini_batch, "code": code_texts()}
-    compared["own file"] = texts_of(flags)
+    compared |= {"method": args.method, "mini batch": mini_batch, **code_of(flags)}
     claim_runs(runs_dir, {**compared, "machine": describe_machine()}, ())
     jobs = scaling_runs.jobs_of(args.processes, args.repetitions)
     runs = scaling_runs.run_all(

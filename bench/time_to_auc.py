@@ -45,12 +45,11 @@ sys.path.insert(0, str(REPOSITORY))  # for `python bench/time_to_auc.py`
 
 import input_segregation  # noqa: E402
 from bench.comparison_tables import standard_deviation  # noqa: E402
-from bench.methods import texts_of  # noqa: E402
+from bench.methods import code_of  # noqa: E402
 from bench.run_records import (  # noqa: E402
     Records,
     all_training_s,
     claim_runs,
-    code_texts,
     curve_of,
     run_once,
     save_table,
@@ -356,8 +355,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for name in ("hot_emb_gpu_mem", "drop_percentage", "points"):
             claimed[name] = getattr(args, name)
         machine = describe_machine(plan.device)
-        claimed |= {"code": code_texts("bench/plain_dlrm.py"), "machine": machine}
-        claimed["own file"] = texts_of(flags)
+        claimed |= {**code_of(flags, "bench/plain_dlrm.py"), "machine": machine}
         claim_runs(Path(args.runs_dir), claimed, ())
         runs: dict[str, list[Records]] = {method: [] for method in args.methods}
         todo = [(method, seed) for seed in seeds for method in args.methods]

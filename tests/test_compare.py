@@ -202,12 +202,12 @@ def test_runs_are_reused_only_for_the_same_data_and_flags(tmp_path, runs_here, m
     with pytest.raises(ValueError, match=again):
         run(first, "--settings", "fast=--learning-rate 0.6")
     run(first)
-    texts = compare.code_texts()
+    texts = methods.code_texts()
     assert "slipstream/training/staleness.py" in texts and "dlrm_s_pytorch.py" in texts
-    monkeypatch.setattr(compare, "code_texts", lambda: texts | {"slipstream/x.py": "a" * 64})
+    monkeypatch.setattr(methods, "code_texts", lambda: texts | {"slipstream/x.py": "a" * 64})
     with pytest.raises(ValueError, match="code slipstream/x.py was not given, is aaaaaaaa; choose"):
         run(first)
-    monkeypatch.setattr(compare, "code_texts", lambda: texts)
+    monkeypatch.setattr(methods, "code_texts", lambda: texts)
     # Who is interrupted is told what is kept.
     capsys.readouterr()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from helpers import write_processed
 from matplotlib.colors import same_color
 
 import slipstream_train
-from bench import paper_curves, paper_data, paper_figures, paper_runs, paper_style
+from bench import methods, paper_curves, paper_data, paper_figures, paper_style
 from bench.colours import COLOURS, METHOD_COLOURS, colours_of, method_of_label
 from bench.paper_runs import Job
 from bench.paper_scaling import scaling
@@ -149,7 +149,7 @@ def check_only_unfinished_runs_are_trained_again(made):
     with pytest.raises(ValueError, match=again):
         made.call("--drop-percentage", "20", only=["curves"])
     with pytest.MonkeyPatch.context() as patch:  # of other code they are other runs
-        patch.setattr(paper_runs, "code_texts", lambda *_: {"step.py": "other"})
+        patch.setattr(methods, "code_texts", lambda *_: {"step.py": "other"})
         with pytest.raises(ValueError, match="another comparison: code"):
             made.call(only=["curves"])
 

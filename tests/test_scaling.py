@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import MODEL_FLAGS, REPOSITORY
 
-from bench import run_records, scaling, scaling_runs
+from bench import methods, run_records, scaling, scaling_runs
 from bench.scaling_figure import apart
 from bench.scaling_model import (
     H100_INPUTS,
@@ -232,7 +232,7 @@ def test_measured_beside_expected(segregated, tmp_path, monkeypatch, capsys):
         (folder / "cpu.json").write_text(json.dumps({"cpu_s": cpu_s}))
     figure = tmp_path / "figures" / "w.png"
     with monkeypatch.context() as patch:  # of other code they are other runs
-        patch.setattr(scaling, "code_texts", lambda *_: {"step.py": "other"})
+        patch.setattr(methods, "code_texts", lambda *_: {"step.py": "other"})
         with pytest.raises(ValueError, match="another comparison: code"):
             scaling.main(words)
     scaling.main([*words, "--out", str(out), "--figure", str(figure)])
